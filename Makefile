@@ -1,0 +1,46 @@
+# The commands of this project. Each does the set-up that it needs, so a fresh clone starts with any of them.
+#
+#   make demo     two Blender processes render, a DataLoader receives: examples/datagen/minimal.py
+#   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
+#   make lint     ruff and mypy
+#   make bench    the benchmarks; a selection: make bench ARGS="-k 480"
+#   make clean    remove the environment and what the tools left
+#
+# PYTHON=/path/to/python3.13 names the Python; VENV=folder puts the environment elsewhere than in .venv.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+
+SET_UP = @tools/set-up "$(VENV)" "$(PYTHON)"
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint format bench clean
+.DEFAULT_GOAL := demo
+
+demo:
+	$(SET_UP)
+	@$(BIN)/python examples/datagen/minimal.py $(ARGS)
+
+test:
+	$(SET_UP) tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint:
+	$(SET_UP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format:
+	$(SET_UP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench:
+	$(SET_UP)
+	@$(BIN)/python -m pytest benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""For type checkers: `blendtorch.btt` is `torch_side`."""
+
+from torch_side import *
