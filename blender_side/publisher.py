@@ -1,0 +1,95 @@
+"""Publishing from Blender: a message of arrays and anything else, once per frame."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from blendtorch_shm.address import resolve
+from blendtorch_shm.transport import open_sink
+
+_lenders: dict[tuple[tuple[int, ...], str], weakref.ref[DataPublisher]] = {}
+"""By shape and dtype, the publisher that last published such an array, so that renderers know where the next one will go."""
+
+
+class DataPublisher:
+    """Sends messages to whoever consumes this instance's socket; each to exactly one consumer.
+
+    On this host a message's arrays lie in shared memory and are never sent: an array made by
+    ``OffScreenRenderer.render()`` is there already, any other one is copied there once. Consumers elsewhere get it over TCP.
+    Works without Blender.
+
+    Args:
+        bind_address: where to listen, as found in ``btargs.btsockets``; also any plain ``tcp://ADDRESS:PORT``.
+        btid: number of this instance; part of each message.
+        send_hwm: messages that may wait to be taken before :meth:`publish` stalls.
+        lingerms: milliseconds that :meth:`close` may spend on sending to TCP consumers, beyond what those already connected need.
+        num_slots: messages that shared memory has room for, those in use by consumers included; default `send_hwm` + 6.
+
+    Raises:
+        PortInUse: another program listens on that port.
+        SegmentError: shared memory is not available, or another living publisher has this socket.
+    """
+
+    def __init__(
+        self,
+        bind_address: str,
+        btid: int | None = None,
+        send_hwm: int = 10,
+        lingerms: int = 0,
+        *,
+        num_slots: int | None = None,
+    ) -> None:
+        self.btid = btid
+        self._sink = open_sink(resolve(bind_address), send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
+
+    def publish(self, **kwargs: Any) -> None:
+        """Send one message; waits for as long as consumers leave no room for it.
+
+        Args:
+            **kwargs: ndarrays of any shape and dtype, Blender's vectors, matrices and buffers (they arrive as ndarrays), NumPy
+                scalars, numbers, strings, bytes, None, and lists, tuples and dicts of all these. Other objects must be
+                picklable, and reach consumers on this host only. A lent array belongs to its receiver afterwards and is read-only.
+
+        Raises:
+            PublishError: a value cannot be sent; names its key. Nothing was sent.
+        """
+        self._sink.publish({"btid": self.btid, **kwargs})
+        for value in kwargs.values():
+            if type(value) is np.ndarray:
+                self._lends((value.shape, value.dtype.str))
+
+    def _lends(self, kind: tuple[tuple[int, ...], str]) -> None:
+        known = _lenders.get(kind)
+        if known is None or known() is not self:
+            _lenders[kind] = weakref.ref(self)
+
+    def close(self) -> None:
+        """Publish no more. What was published is still delivered."""
+        self._sink.close()
+
+    def __enter__(self) -> DataPublisher:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+    """An array in the slot that the next publish will use, or None: then allocate an ordinary one.
+
+    The publisher is the one that last published an array of this shape and dtype.
+
+    Args:
+        shape: of the array.
+        dtype: of its elements.
+
+    Returns:
+        an uninitialised, C-contiguous, writable ndarray; never one that is written to behind its holder's back.
+    """
+    lender = _lenders.get((shape, np.dtype(dtype).str))
+    publisher = None if lender is None else lender()
+    return None if publisher is None else publisher._sink.lend(shape, dtype)

@@ -1,0 +1,80 @@
+"""Every error this project raises on purpose.
+
+::
+
+    BlendtorchError
+    ├── ConfigurationError (ValueError)     an argument, file or environment variable that cannot work
+    ├── LaunchError                         instances could not be started
+    │   ├── BlenderNotFound
+    │   ├── SceneNotFound (FileNotFoundError)
+    │   ├── ScriptNotFound (FileNotFoundError)
+    │   └── PortInUse
+    ├── InstanceDied                        an instance ended while it was still needed
+    ├── StreamTimeout (TimeoutError)        nothing arrived within the patience asked for
+    ├── StreamClosed                        used after close, or closed while waiting
+    ├── SegmentError                        shared memory could not be created, attached or understood
+    │   └── OutOfSharedMemory               ... because it is full
+    ├── PublishError (TypeError)            a value that cannot be published here
+    └── WireError                           bytes from another process that are not a valid message
+
+A message says what happened, with the numbers, and what to do about it. Each class is constructible from that one
+string, because torch rebuilds a worker's exception that way in the training process.
+"""
+
+from __future__ import annotations
+
+
+class BlendtorchError(Exception):
+    """Root of all errors raised on purpose by this project."""
+
+
+class ConfigurationError(BlendtorchError, ValueError):
+    """An argument, file or environment variable that cannot work."""
+
+
+class LaunchError(BlendtorchError):
+    """Instances could not be started."""
+
+
+class BlenderNotFound(LaunchError):
+    """No Blender executable or bpy module where one was looked for."""
+
+
+class SceneNotFound(LaunchError, FileNotFoundError):
+    """The scene file does not exist."""
+
+
+class ScriptNotFound(LaunchError, FileNotFoundError):
+    """The script file does not exist."""
+
+
+class PortInUse(LaunchError):
+    """A TCP port that an instance should listen on is taken by somebody else."""
+
+
+class InstanceDied(BlendtorchError):
+    """An instance ended while it was still needed."""
+
+
+class StreamTimeout(BlendtorchError, TimeoutError):
+    """Nothing arrived within the patience asked for."""
+
+
+class StreamClosed(BlendtorchError):
+    """Used after close, or closed by another thread while waiting."""
+
+
+class SegmentError(BlendtorchError):
+    """Shared memory could not be created, attached or understood."""
+
+
+class OutOfSharedMemory(SegmentError):
+    """The shared-memory file system has no room for a segment."""
+
+
+class PublishError(BlendtorchError, TypeError):
+    """A value that cannot be published on this connection."""
+
+
+class WireError(BlendtorchError):
+    """Bytes from another process that are not a valid message."""

@@ -1,0 +1,129 @@
+"""Where every byte of shared memory lies. Pinned by a golden-byte test; a change here raises :data:`VERSION`.
+
+A *stream* (one socket of one instance) has one control segment and one or more rings::
+
+    control segment   [ StreamHeader | ConsumerRecord × MAX_CONSUMERS ]
+    ring segment      [ RingHeader | state byte × num_slots | SlotRecord × num_slots | slot × num_slots ]
+    slot              [ array, array, ... (each 64-byte aligned) | message header (see wire.py) ]
+
+All integers are little-endian and 8 bytes wide, so that every word is written in one store and has one writer at a time;
+slot states are single bytes, side by side, so that one copy of a few bytes shows the whole ring. Everything starts
+on a cache line; slots start on a page.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VERSION = 1
+CACHE_LINE = 64
+PAGE = 4096
+MAX_CONSUMERS = 256
+"""Consumer processes that can be attached to one stream at a time."""
+MAX_SLOTS = 4096
+"""Slots in one ring."""
+
+STREAM_MAGIC = int.from_bytes(b"btstream", "little")
+RING_MAGIC = int.from_bytes(b"bt--ring", "little")
+
+
+def _words(names: dict[int, str], nbytes: int) -> np.dtype[np.void]:
+    return np.dtype(
+        {"names": list(names.values()), "formats": ["<u8"] * len(names), "offsets": list(names), "itemsize": nbytes}
+    )
+
+
+STREAM_HEADER = _words(
+    {
+        0: "magic",
+        8: "version",
+        16: "key",  # random; announcements carry it
+        24: "epoch",  # how many producers have owned this stream
+        32: "first_ring",  # rings first_ring .. next_ring-1 may exist
+        40: "next_ring",
+        64: "waiting",  # the producer sleeps on the semaphore
+        72: "closed",  # the producer finished in good order
+        128: "published",  # messages committed = the next sequence number
+        136: "stalled_ns",  # time the producer spent waiting for room
+        144: "reclaimed",  # leases of dead consumers made READY again, by the producer
+        152: "first_published_ns",  # CLOCK_MONOTONIC
+        160: "last_published_ns",
+    },
+    4 * CACHE_LINE,
+)
+CONSUMER_RECORD = _words(
+    {
+        0: "pid",  # for people; liveness is the lock
+        8: "delivered",
+        16: "released",
+        24: "copied",  # handed out as copies because the process held too many slots
+        32: "rejected",  # announcements or headers that made no sense
+        40: "reclaimed",
+    },
+    CACHE_LINE,
+)
+RING_HEADER = _words(
+    {
+        0: "magic",
+        8: "version",
+        16: "key",
+        24: "number",
+        32: "num_slots",
+        40: "slot_nbytes",
+    },
+    CACHE_LINE,
+)
+SLOT_RECORD = _words(
+    {
+        0: "generation",  # counts commits of this slot: a claim names the generation it means
+        8: "sequence",  # of the message in it, unbroken per stream
+        16: "owner",  # consumer record of the lease, plus one
+        24: "payload_nbytes",  # arrays
+        32: "header_nbytes",  # message header, right after the arrays (64-byte aligned)
+        40: "flags",
+    },
+    CACHE_LINE,
+)
+
+FLAG_LOCAL_ONLY = 1
+"""The message contains a pickle, and must not leave this host."""
+
+CONTROL_NBYTES = STREAM_HEADER.itemsize + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
+
+
+def word(record: np.dtype[np.void], field: str) -> int:
+    """Index of `field` in a ``memoryview.cast('Q')`` that starts where the record starts."""
+    fields = record.fields
+    if fields is None:
+        raise TypeError(f"{record} is not a record")
+    return fields[field][1] // 8
+
+
+def align(nbytes: int, to: int = CACHE_LINE) -> int:
+    """`nbytes` rounded up to a multiple of `to`."""
+    return -(-nbytes // to) * to
+
+
+def consumer_word(index: int, field: str) -> int:
+    """Word index of a field of consumer record `index` in the control segment."""
+    return (STREAM_HEADER.itemsize + index * CONSUMER_RECORD.itemsize) // 8 + word(CONSUMER_RECORD, field)
+
+
+def states_offset() -> int:
+    """Byte offset of the state bytes in a ring segment."""
+    return RING_HEADER.itemsize
+
+
+def records_offset(num_slots: int) -> int:
+    """Byte offset of the slot records in a ring segment."""
+    return states_offset() + align(num_slots)
+
+
+def slots_offset(num_slots: int) -> int:
+    """Byte offset of the first slot in a ring segment."""
+    return align(records_offset(num_slots) + num_slots * SLOT_RECORD.itemsize, PAGE)
+
+
+def ring_nbytes(num_slots: int, slot_nbytes: int) -> int:
+    """Size of a ring segment; `slot_nbytes` is a multiple of :data:`PAGE`."""
+    return slots_offset(num_slots) + num_slots * slot_nbytes

@@ -1,0 +1,124 @@
+"""Pieces of memory: POSIX shared memory that other processes can map, and private memory with the same face.
+
+A segment is allocated before it is mapped (``posix_fallocate``): a full ``/dev/shm`` is an error message here, and never
+a SIGBUS in the middle of a frame. Nobody unmaps: a mapping goes when the last view of it has gone. Closing is not
+unlinking; :func:`unlink` belongs to the creator and to whoever sweeps after a dead one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+
+import posix_ipc
+
+from .errors import OutOfSharedMemory, SegmentError
+
+_MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
+
+
+class Segment:
+    """`nbytes` of memory: a byte view, and the same bytes as 64-bit words.
+
+    Attributes:
+        name: its POSIX name, or "" for private memory.
+        view: ``memoryview`` of bytes, writable.
+        words: ``memoryview`` of unsigned 64-bit integers over the same memory.
+    """
+
+    def __init__(self, name: str, mapping: mmap.mmap) -> None:
+        self.name = name
+        self.nbytes = len(mapping)
+        self.view = memoryview(mapping)
+        self.words = self.view[: self.nbytes & ~7].cast("Q")
+        self._mapping = mapping
+
+    def prefault(self, offset: int, nbytes: int) -> None:
+        """Map these pages now, in one system call, instead of one page fault each at first use.
+
+        Args:
+            offset: in bytes, a multiple of the page size.
+            nbytes: length in bytes.
+        """
+        with contextlib.suppress(OSError):  # an older kernel: the pages fault in one by one, no harm
+            self._mapping.madvise(_MADV_POPULATE_WRITE, offset, nbytes)
+
+
+def create(name: str, nbytes: int) -> Segment:
+    """Make the shared segment `name` of `nbytes` zero bytes, mode 0600.
+
+    Raises:
+        OutOfSharedMemory: `/dev/shm` has no room for it.
+        SegmentError: it exists already, or cannot be made.
+    """
+    try:
+        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.ExistentialError as error:
+        raise SegmentError(f"The shared-memory segment {name} exists already.") from error
+    except (OSError, posix_ipc.Error) as error:
+        raise _creation_error(name, nbytes, error) from error
+    try:
+        os.posix_fallocate(shared.fd, 0, nbytes)
+        return Segment(name, mmap.mmap(shared.fd, nbytes))
+    except OSError as error:
+        unlink(name)
+        raise _creation_error(name, nbytes, error) from error
+    finally:
+        shared.close_fd()
+
+
+def attach(name: str) -> Segment:
+    """Map the existing shared segment `name`, whole.
+
+    Raises:
+        SegmentError: there is none, or it is empty (its creator has not finished, or died).
+    """
+    try:
+        shared = posix_ipc.SharedMemory(name)
+    except (OSError, posix_ipc.Error) as error:
+        raise SegmentError(f"There is no shared-memory segment {name}: {error}.") from error
+    try:
+        nbytes = os.fstat(shared.fd).st_size
+        if nbytes == 0:
+            raise SegmentError(f"The shared-memory segment {name} is empty.")
+        return Segment(name, mmap.mmap(shared.fd, nbytes))
+    except OSError as error:
+        raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
+    finally:
+        shared.close_fd()
+
+
+def unlink(name: str) -> None:
+    """Remove the name; who has the segment mapped keeps it. A missing one is fine."""
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(name)
+
+
+def private(nbytes: int) -> Segment:
+    """`nbytes` of zeroed memory that belongs to this process."""
+    return Segment("", mmap.mmap(-1, nbytes))
+
+
+def random_key() -> int:
+    """A 64-bit random number, never 0."""
+    return secrets.randbits(64) | 1
+
+
+def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+        space = os.statvfs("/dev/shm")
+        free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+        return OutOfSharedMemory(
+            f"/dev/shm is full: {name} needs {mebibytes(nbytes)}, and {mebibytes(free)} of {mebibytes(total)} are free. "
+            f"Make it larger (docker run --shm-size=2g, or mount -o remount,size=2g /dev/shm), remove what dead programs "
+            f"left in it, or use fewer or smaller slots (send_hwm, resolution)."
+        )
+    return SegmentError(f"Cannot create the shared-memory segment {name} of {mebibytes(nbytes)}: {error}.")
+
+
+def mebibytes(nbytes: int) -> str:
+    """`nbytes` for people."""
+    return f"{nbytes / 2**20:.1f} MiB"

@@ -1,0 +1,158 @@
+"""Where a producer puts messages: the protocol, and the one implementation over a ring.
+
+:class:`RingSink` lays a message into a slot and commits it. What differs between transports is where the ring lives
+and who is told that a message is READY: the :class:`Announcer` s that transport/ makes.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StreamClosed
+from .layout import FLAG_LOCAL_ONLY, align
+from .wire import SMALL_NBYTES, Array, ArraySpec, dtype_name, encode_header, take_apart
+from .writer import Loan, Writer
+
+
+class Sink(Protocol):
+    """Takes messages; each is received exactly once, in order where there is one receiver."""
+
+    def publish(self, fields: Mapping[str, Any]) -> None:
+        """Send one message, waiting for room as long as it takes.
+
+        Raises:
+            PublishError: a value cannot travel on this connection; nothing was sent.
+        """
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """An uninitialised C-contiguous array that the next :meth:`publish` sends without a copy, if there is room for one."""
+
+    def close(self) -> None:
+        """Send no more. What was published is still delivered."""
+
+
+class Announcer(Protocol):
+    """Tells receivers about READY messages. May fail to: an announcement is a hint."""
+
+    def announce(self, announcement: bytes) -> None:
+        """One more message is READY."""
+
+    def close(self) -> None:
+        """The producer is done."""
+
+
+class RingSink:
+    """A sink over a ring.
+
+    Args:
+        writer: the producer's half of the stream; closed with this sink.
+        announcers: told about every message; closed with this sink.
+        trusted: whether messages may contain pickles.
+    """
+
+    def __init__(self, writer: Writer, announcers: Sequence[Announcer], *, trusted: bool) -> None:
+        self._writer = writer
+        self._announcers = announcers
+        self._trusted = trusted
+        self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def publish(self, fields: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._closed:
+                raise StreamClosed("publish() after close().")
+            parts = take_apart(fields, trusted=self._trusted)
+            self._writer.wait_for_room()
+            sequence = self._writer.published
+            loan, lent = self._loan_for(parts.arrays)
+            specs, payload_nbytes = _arrange(parts.arrays, lent, loan.used if loan and lent else 0)
+            header = encode_header(sequence, specs, parts.body)
+            needed = align(payload_nbytes) + len(header)
+            if loan is None or needed > loan.ring.slot_nbytes:
+                if loan is not None:  # too small: what was lent from it is copied this once
+                    self._abandon(loan)
+                    lent = {}
+                    specs, payload_nbytes = _arrange(parts.arrays, lent, 0)
+                    header = encode_header(sequence, specs, parts.body)
+                    needed = align(payload_nbytes) + len(header)
+                loan = self._writer.loan(needed)
+            slot = loan.ring.slots[loan.slot]
+            for i, (array, spec) in enumerate(zip(parts.arrays, specs, strict=True)):
+                if i in lent:
+                    array.flags.writeable = False  # it belongs to the receiver now: a late write is an error, not a torn frame
+                else:
+                    np.copyto(np.ndarray(array.shape, array.dtype, slot, spec.offset), array)
+            announcement = self._writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
+            if loan is self._loan:
+                self._loan = None
+            data = announcement.encode()
+            for announcer in self._announcers:
+                announcer.announce(data)
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes <= SMALL_NBYTES:
+            return None
+        with self._lock:
+            if self._closed:
+                return None
+            if self._loan is None:
+                self._loan = self._writer.try_loan(nbytes) if self._writer.can_lend() else None
+            lent = self._loan.lend(nbytes) if self._loan is not None else None
+        if lent is None:
+            return None
+        root, offset = lent
+        return np.ndarray(shape, dtype, root, offset)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._loan is not None:
+                self._abandon(self._loan)
+        for announcer in self._announcers:
+            announcer.close()
+        self._writer.close()
+
+    def _loan_for(self, arrays: list[Array]) -> tuple[Loan | None, dict[int, int]]:
+        """The current loan if this message should use it, and the offsets of the arrays that already are in it."""
+        loan = self._loan
+        root = None if loan is None else loan.root()
+        if loan is None or root is None:
+            return loan, {}
+        lent = {i: offset for i, array in enumerate(arrays) if (offset := _offset_in(root, array)) is not None}
+        # Lent arrays that are alive but not in this message: the script still needs them, so take another slot.
+        return (loan, lent) if lent else (None, {})
+
+    def _abandon(self, loan: Loan) -> None:
+        loan.ring.abort(loan.slot)
+        if loan is self._loan:
+            self._loan = None
+
+
+def _arrange(arrays: list[Array], lent: dict[int, int], start: int) -> tuple[list[ArraySpec], int]:
+    """Where each array lies in the payload, new ones from byte `start` on; and the payload's size."""
+    specs = []
+    end = start
+    for i, array in enumerate(arrays):
+        offset = lent.get(i)
+        if offset is None:
+            offset = align(end)
+            end = offset + array.nbytes
+        specs.append(ArraySpec(dtype_name(array.dtype), array.shape, offset))
+    return specs, end
+
+
+def _offset_in(root: Array, array: Array) -> int | None:
+    if array.base is not root or not array.flags.c_contiguous:
+        return None
+    return int(array.__array_interface__["data"][0] - root.__array_interface__["data"][0])

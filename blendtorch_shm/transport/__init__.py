@@ -1,0 +1,73 @@
+"""The three ways a message travels, behind :class:`~blendtorch_shm.sink.Sink` and :class:`~blendtorch_shm.source.Source`.
+
+=============  =====================  ==================================================  ===========================
+module         the ring lives in      who is told that a message is READY                 the payload travels
+=============  =====================  ==================================================  ===========================
+``shared``     shared memory          ``ipc://`` PUSH, 40 bytes a message                 not at all
+``tcp``        either                 a thread of the producer, which takes it and        ``tcp://`` PUSH, sent from
+                                      sends it                                            the slot without a copy
+``local``      one process's memory   a queue                                             not at all
+=============  =====================  ==================================================  ===========================
+
+:func:`open_sink` and :func:`open_source` choose by address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..address import Address
+from ..place import PrivatePlace, SharedPlace
+from ..sink import Announcer, RingSink, Sink
+from ..source import Source
+from ..writer import Writer
+from .mixed import MixedSource
+from .shared import PushAnnouncer, shared_source
+from .tcp import TcpForwarder, TcpSource
+
+__all__ = ["open_sink", "open_source"]
+
+
+def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> Sink:
+    """A sink that serves `address` over TCP, and its shared-memory twin if it has one.
+
+    Args:
+        address: where to listen.
+        send_hwm: messages that may wait, unclaimed, before publishing stalls.
+        num_slots: slots per ring; default `send_hwm` + 6.
+        lingerms: extra milliseconds that closing may spend on sending what TCP receivers have not taken.
+
+    Raises:
+        PortInUse: somebody else listens there.
+        SegmentError: no shared memory, or another living process publishes to the same twin.
+    """
+    shared = address.twin is not None
+    place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
+    writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
+    announcers: list[Announcer] = []
+    try:
+        if address.twin is not None:
+            announcers.append(PushAnnouncer(address.twin.endpoint))
+        announcers.append(TcpForwarder(place, address, send_hwm=send_hwm, lingerms=lingerms))
+    except BaseException:
+        for announcer in announcers:
+            announcer.close()
+        writer.close()
+        raise
+    return RingSink(writer, announcers, trusted=shared)
+
+
+def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source:
+    """A source of all `addresses`: shared memory for those with a twin, TCP for the others.
+
+    Args:
+        addresses: any mixture; the producers need not exist yet.
+        queue_size: messages that may queue up here, per instance.
+    """
+    twins = [a.twin for a in addresses if a.twin is not None]
+    plain = [str(a) for a in addresses if a.twin is None]
+    if not plain:
+        return shared_source(twins, queue_size=queue_size)
+    if not twins:
+        return TcpSource(plain, queue_size=queue_size)
+    return MixedSource([shared_source(twins, queue_size=queue_size), TcpSource(plain, queue_size=queue_size)])

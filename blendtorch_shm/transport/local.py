@@ -1,0 +1,59 @@
+"""One process: the ring is private memory, and announcements pass through a queue. For tests, and for producer threads."""
+
+from __future__ import annotations
+
+import queue
+
+from ..place import PrivatePlace
+from ..sink import RingSink
+from ..source import RingSource
+from ..writer import Writer
+
+
+class _QueueAnnouncer:
+    def __init__(self, announcements: queue.SimpleQueue[bytes]) -> None:
+        self._queue = announcements
+
+    def announce(self, announcement: bytes) -> None:
+        self._queue.put(announcement)
+
+    def close(self) -> None:
+        pass
+
+
+class _QueueInbox:
+    def __init__(self, announcements: queue.SimpleQueue[bytes]) -> None:
+        self._queue = announcements
+
+    def get(self, timeout_s: float) -> bytes | None:
+        try:
+            return self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        pass
+
+
+class LocalStream:
+    """A stream within this process.
+
+    Args:
+        send_hwm: messages that may wait, unclaimed, before publishing stalls.
+        num_slots: slots per ring; default `send_hwm` + 6.
+    """
+
+    def __init__(self, *, send_hwm: int = 10, num_slots: int | None = None) -> None:
+        self._place = PrivatePlace()
+        self._announcements: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._send_hwm = send_hwm
+        self._num_slots = num_slots
+
+    def open_sink(self) -> RingSink:
+        """The producer's end."""
+        writer = Writer(self._place, max_ready=self._send_hwm, num_slots=self._num_slots)
+        return RingSink(writer, [_QueueAnnouncer(self._announcements)], trusted=True)
+
+    def open_source(self) -> RingSource:
+        """A consumer's end; any number of them share the messages."""
+        return RingSource([self._place], _QueueInbox(self._announcements))

@@ -1,0 +1,75 @@
+"""Shared memory: the payload stays where it is, an announcement of 40 bytes crosses an ``ipc://`` socket."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import zmq
+
+from ..address import Twin
+from ..errors import SegmentError
+from ..place import SharedPlace
+from ..source import RingSource
+
+
+class PushAnnouncer:
+    """Pushes announcements to the receivers that are connected; with none connected, they find the messages themselves.
+
+    Args:
+        endpoint: ``ipc://`` endpoint to bind.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.linger = 0
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise SegmentError(f"Cannot announce messages on {endpoint}: {error}. Is its launch over?") from error
+
+    def announce(self, announcement: bytes) -> None:
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(announcement, zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class PullInbox:
+    """Announcements of any number of streams, fairly interleaved.
+
+    Args:
+        endpoints: ``ipc://`` endpoints to connect to; they need not exist yet.
+        queue_size: announcements that may queue up here, per stream.
+    """
+
+    def __init__(self, endpoints: Sequence[str], queue_size: int) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.PULL)
+        self.socket.rcvhwm = queue_size
+        self.socket.linger = 0
+        self.socket.reconnect_ivl = 20
+        self.socket.reconnect_ivl_max = 200
+        for endpoint in endpoints:
+            self.socket.connect(endpoint)
+        self._timeout_ms = -1
+
+    def get(self, timeout_s: float) -> bytes | None:
+        timeout_ms = int(timeout_s * 1000)
+        if timeout_ms != self._timeout_ms:
+            self._timeout_ms = self.socket.rcvtimeo = timeout_ms
+        try:
+            return self.socket.recv()
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+def shared_source(twins: Sequence[Twin], *, queue_size: int = 10) -> RingSource:
+    """A source of the shared-memory streams `twins`."""
+    return RingSource([SharedPlace(t) for t in twins], PullInbox([t.endpoint for t in twins], queue_size))

@@ -1,0 +1,264 @@
+"""The producer's half of a stream: loan a slot, fill it, commit it, wait for room."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import layout, segment
+from .errors import OutOfSharedMemory, SegmentError, StreamClosed
+from .layout import PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
+from .locks import PRODUCER_LOCK
+from .place import Place
+from .reader import RESERVE, attach_control, attach_rings, reclaim_dead
+from .ring import Bytes, Ring
+from .segment import Segment
+from .states import State
+from .wire import Announcement
+log = logging.getLogger("blendtorch")
+
+MIN_SLOTS = RESERVE + 1
+_SLOW_WAIT_S = 0.1  # a waiting producer looks at the table at least this often
+_RECLAIM_EVERY_S = 0.5
+_EXPLAIN_EVERY_S = 30.0
+
+_KEY = word(layout.STREAM_HEADER, "key")
+_EPOCH = word(layout.STREAM_HEADER, "epoch")
+_FIRST_RING = word(layout.STREAM_HEADER, "first_ring")
+_NEXT_RING = word(layout.STREAM_HEADER, "next_ring")
+_WAITING = word(layout.STREAM_HEADER, "waiting")
+_CLOSED = word(layout.STREAM_HEADER, "closed")
+_PUBLISHED = word(layout.STREAM_HEADER, "published")
+_STALLED_NS = word(layout.STREAM_HEADER, "stalled_ns")
+_RECLAIMED = word(layout.STREAM_HEADER, "reclaimed")
+_FIRST_NS = word(layout.STREAM_HEADER, "first_published_ns")
+_LAST_NS = word(layout.STREAM_HEADER, "last_published_ns")
+
+
+class Pin(weakref.ref[Bytes]):
+    """Knows until when arrays that a producer was lent are alive; their slot is not loaned again before."""
+
+    __slots__ = ("ring", "slot")
+    ring: Ring
+    slot: int
+
+
+def _unpin(pin: Pin) -> None:
+    if pin.ring.pins.get(pin.slot) is pin:
+        del pin.ring.pins[pin.slot]
+
+
+@dataclass
+class Loan:
+    """A LOANED slot in the producer's hands."""
+
+    ring: Ring
+    slot: int
+    pin: Pin | None = None
+    used: int = 0
+    """Bytes at its start that lent arrays occupy."""
+
+    def root(self) -> Bytes | None:
+        """The array that all lent arrays are built on, while any of them is alive."""
+        return None if self.pin is None else self.pin()
+
+    def lend(self, nbytes: int) -> tuple[Bytes, int] | None:
+        """Room for `nbytes` more: the root array and the offset in it; None if there is not so much."""
+        root = self.root()
+        if root is None:  # what was lent before is gone
+            self.used = 0
+            root = self.ring.bytes_of(self.slot)
+        offset = align(self.used)
+        if offset + nbytes > self.ring.slot_nbytes:
+            return None
+        if self.root() is not root:
+            self.pin = Pin(root, _unpin)
+            self.pin.ring, self.pin.slot = self.ring, self.slot
+            self.ring.pins[self.slot] = self.pin
+        self.used = offset + nbytes
+        return root, offset
+
+
+class Writer:
+    """The producer's half of a stream.
+
+    Args:
+        place: where the stream lives.
+        max_ready: messages that may wait unclaimed before the producer stalls.
+        num_slots: slots per ring; default `max_ready` + 6, so that consumers can hold a few frames each meanwhile.
+
+    Raises:
+        SegmentError: another living process is the producer of this stream.
+        OutOfSharedMemory: no room for the control segment.
+    """
+
+    def __init__(self, place: Place, *, max_ready: int = 10, num_slots: int | None = None) -> None:
+        self.place = place
+        self.max_ready = max(1, max_ready)
+        self.num_slots = max(MIN_SLOTS, self.max_ready + 6 if num_slots is None else num_slots)
+        self.max_ready = min(self.max_ready, self.num_slots - 1)
+        self._locks = place.open_locks()
+        self._closed = False
+        if not self._locks.try_lock(PRODUCER_LOCK):
+            self._locks.close()
+            raise SegmentError(
+                f"Another living process publishes as {place.name}. One instance owns a socket: give each publisher "
+                f"a socket name of its own (named_sockets), or close the first."
+            )
+        try:
+            self._control = self._create_or_adopt()
+            self._words = self._control.words
+            self.key = self._words[_KEY]
+            self._room = place.open_room(create=True)
+            self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
+        except BaseException:
+            self._locks.unlock(PRODUCER_LOCK)
+            self._locks.close()
+            raise
+
+    def _create_or_adopt(self) -> Segment:
+        try:
+            control = attach_control(self.place)
+        except SegmentError:  # none yet, or one that its creator never finished
+            self.place.unlink("")
+            control = self.place.create("", layout.CONTROL_NBYTES)
+            control.words[_KEY] = segment.random_key()
+            control.words[word(layout.STREAM_HEADER, "version")] = VERSION
+            control.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC
+        control.words[_EPOCH] += 1
+        control.words[_CLOSED] = 0
+        return control
+
+    def _adopt_rings(self) -> list[Ring]:
+        """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void."""
+        rings = list(attach_rings(self.place, self._control, self.key))
+        for ring in rings:
+            ring.abort_all()
+        return rings
+
+    @property
+    def published(self) -> int:
+        """Messages committed so far: the next sequence number."""
+        return self._words[_PUBLISHED]
+
+    def has_room(self) -> bool:
+        """Whether a message may be committed now: fewer than `max_ready` wait to be claimed."""
+        return sum(ring.count(State.READY) for ring in self._rings) < self.max_ready
+
+    def try_loan(self, nbytes: int) -> Loan | None:
+        """A slot with room for `nbytes`, if the current ring's slots are large enough and one is free now."""
+        if not self._rings or nbytes > self._rings[-1].slot_nbytes:
+            return None
+        ring = self._rings[-1]
+        slot = ring.loan()
+        return None if slot is None else Loan(ring, slot)
+
+    def can_lend(self) -> bool:
+        """Whether a script may be lent one more slot: what it keeps must not starve the stream."""
+        return bool(self._rings) and len(self._rings[-1].pins) < RESERVE - 1
+
+    def loan(self, nbytes: int) -> Loan:
+        """A slot with room for `nbytes`, waiting for one as long as it takes; opens a larger ring if needed.
+
+        Raises:
+            OutOfSharedMemory: a larger ring is needed, and does not fit into shared memory.
+            StreamClosed: closed meanwhile.
+        """
+        if not self._rings or nbytes > self._rings[-1].slot_nbytes:
+            self._open_ring(nbytes)
+        loan = self.try_loan(nbytes)
+        while loan is None:
+            self._wait(self._rings[-1].has_free)
+            loan = self.try_loan(nbytes)
+        return loan
+
+    def wait_for_room(self) -> None:
+        """Return when :meth:`has_room`."""
+        if not self.has_room():
+            self._wait(self.has_room)
+
+    def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> Announcement:
+        """Make the loan's message READY, under the sequence number :attr:`published`."""
+        words = self._words
+        sequence = words[_PUBLISHED]
+        generation = loan.ring.commit(loan.slot, sequence, payload_nbytes, header, flags)
+        words[_PUBLISHED] = sequence + 1
+        words[_LAST_NS] = now = time.monotonic_ns()
+        if sequence == 0:
+            words[_FIRST_NS] = now
+        if len(self._rings) > 1:
+            self._retire_rings()
+        return Announcement(self.key, loan.ring.number, loan.slot, generation)
+
+    def close(self) -> None:
+        """Stop publishing. READY messages stay for the consumers; the launcher removes the memory."""
+        if self._closed:
+            return
+        self._closed = True
+        for ring in self._rings:
+            ring.abort_all()
+        self._words[_CLOSED] = 1
+        self._locks.unlock(PRODUCER_LOCK)
+        self._locks.close()
+        self._room.release()
+
+    def _open_ring(self, nbytes: int) -> None:
+        """Slots for messages of `nbytes` from now on; by half larger at least, so that slowly growing messages open few rings."""
+        slot_nbytes = align(nbytes + nbytes // 16, PAGE)
+        if self._rings:
+            slot_nbytes = max(slot_nbytes, align(self._rings[-1].slot_nbytes * 3 // 2, PAGE))
+        number = self._words[_NEXT_RING]
+        num_slots = self.num_slots
+        while True:
+            try:
+                memory = self.place.create(f".{number}", ring_nbytes(num_slots, slot_nbytes))
+                break
+            except OutOfSharedMemory as error:
+                if num_slots == MIN_SLOTS:
+                    raise
+                num_slots = max(MIN_SLOTS, num_slots // 2)
+                log.warning("%s Trying with %d slots, which lets the producer run less far ahead.", error, num_slots)
+        self._rings.append(Ring.format(memory, self.key, number, num_slots, slot_nbytes))
+        self.max_ready = min(self.max_ready, num_slots - 1)
+        self._words[_NEXT_RING] = number + 1
+        self._retire_rings()
+
+    def _retire_rings(self) -> None:
+        """Remove earlier rings whose messages have all been consumed."""
+        for ring in self._rings[:-1]:
+            if ring.count(State.FREE) == ring.num_slots:
+                self.place.unlink(f".{ring.number}")
+                self._rings.remove(ring)
+        self._words[_FIRST_RING] = self._rings[0].number
+
+    def _wait(self, enough: Callable[[], bool]) -> None:
+        words = self._words
+        start = reclaimed = explained = time.monotonic()
+        try:
+            while not enough():
+                if self._closed:
+                    raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
+                words[_WAITING] = 1
+                if enough():
+                    break
+                self._room.acquire(_SLOW_WAIT_S)
+                now = time.monotonic()
+                if now - reclaimed > _RECLAIM_EVERY_S:
+                    reclaimed = now
+                    words[_RECLAIMED] += reclaim_dead(self._rings, self._locks)
+                if now - explained > _EXPLAIN_EVERY_S:
+                    explained = now
+                    log.warning("Publishing has waited for room for %.0f s: %s.", now - start, self._explain())
+        finally:
+            words[_WAITING] = 0
+            words[_STALLED_NS] += int((time.monotonic() - start) * 1e9)
+
+    def _explain(self) -> str:
+        ring = self._rings[-1]
+        return (
+            f"of {ring.num_slots} slots, {ring.count(State.READY)} hold messages that nobody has taken and "
+            f"{ring.count(State.LEASED)} are in use by consumers"
+        )
