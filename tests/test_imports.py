@@ -1,0 +1,148 @@
+"""Who may import whom, and the two names that users know."""
+
+import ast
+import pickle
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLENDER = {"bpy", "bpy_extras", "bgl", "bmesh", "gpu", "gpu_extras", "mathutils"}
+TORCH = {"torch", "torchvision"}
+PACKAGES = {
+    "blendtorch_shm": BLENDER | TORCH | {"blender_side", "torch_side", "blendtorch", "psutil"},
+    "blender_side": TORCH | {"torch_side", "blendtorch", "psutil"},
+    "torch_side": BLENDER | {"blendtorch"},
+    "blendtorch": BLENDER | TORCH,
+}
+
+
+def run(program: str, *, without: set[str] | None = None) -> str:
+    """Run `program` in a fresh interpreter where the modules `without` cannot be imported; return its output."""
+    prelude = f"import sys\nsys.modules.update(dict.fromkeys({sorted(without or ())!r}))\n"
+    done = subprocess.run([sys.executable, "-c", prelude + program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported_by(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(str(node.module))
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_imports_what_its_package_must_not_know(package: str) -> None:
+    trespassers = {
+        str(file.relative_to(ROOT)): names
+        for file in sorted((ROOT / package).rglob("*.py"))
+        if (names := imported_by(file) & PACKAGES[package])
+    }
+    assert not trespassers
+
+
+def submodules(package: str) -> list[str]:
+    return sorted(
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in (ROOT / package).rglob("*.py")
+        if file.name != "__main__.py"
+    )
+
+
+@pytest.mark.parametrize("package", ["blendtorch_shm", "torch_side"])
+def test_every_module_of_the_core_and_of_the_training_side_loads_without_blender(package: str) -> None:
+    without = PACKAGES[package] if package == "blendtorch_shm" else BLENDER
+    run(
+        f"from importlib import import_module\nfor name in {submodules(package)!r}: import_module(name)",
+        without=without,
+    )
+
+
+def test_the_blender_side_publishes_without_blender_and_without_torch() -> None:
+    run(
+        "import blendtorch.btb as btb\nbtb.parse_blendtorch_args, btb.DataPublisher, btb.Signal",
+        without=BLENDER | PACKAGES["blender_side"] - {"blendtorch"},
+    )
+
+
+def test_importing_blendtorch_imports_neither_side() -> None:
+    loaded = run("import blendtorch\nprint(*sys.modules)").split()
+    assert not {name.partition(".")[0] for name in loaded} & (BLENDER | TORCH | {"torch_side", "blender_side", "numpy"})
+
+
+@pytest.mark.parametrize(("alias", "package"), [("blendtorch.btt", "torch_side"), ("blendtorch.btb", "blender_side")])
+def test_an_alias_is_the_package_itself_whichever_is_imported_first(alias: str, package: str) -> None:
+    for first, second in [(alias, package), (package, alias)]:
+        run(
+            f"import {first}, {second}\n"
+            f"assert sys.modules[{alias!r}] is sys.modules[{package!r}]\n"
+            f"assert {alias} is {package}\n"
+            f"assert {package}.__name__ == {package}.__spec__.name == {package!r}\n",
+            without=BLENDER,
+        )
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import blendtorch.btt.launcher\nassert blendtorch.btt.launcher is sys.modules['torch_side.launcher']",
+        "from blendtorch.btt import launcher\nimport torch_side.launcher\nassert launcher is torch_side.launcher",
+        (
+            "from blendtorch.btt.dataset import RemoteIterableDataset\n"
+            "import torch_side\nassert RemoteIterableDataset is torch_side.RemoteIterableDataset"
+        ),
+        "from blendtorch import btb, btt\nassert (btb.__name__, btt.__name__) == ('blender_side', 'torch_side')",
+        (
+            "import torch_side.launcher\nfrom blendtorch.btt.launcher import BlenderLauncher\n"
+            "assert BlenderLauncher is torch_side.launcher.BlenderLauncher"
+        ),
+    ],
+)
+def test_submodules_are_the_same_objects_however_they_are_imported(program: str) -> None:
+    run(program, without=BLENDER)
+
+
+def test_subpackages_alias_too(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "__init__.py").touch()
+    (inner / "leaf.py").write_text("from . import __name__ as parent\n")
+    run(
+        f"import torch_side; torch_side.__path__.append({str(tmp_path)!r})\n"
+        "import blendtorch.btt.inner.leaf as leaf\n"
+        "import torch_side.inner.leaf\n"
+        "assert leaf is torch_side.inner.leaf\n"
+        "assert leaf.parent == 'torch_side.inner' and leaf.__spec__.parent == 'torch_side.inner'\n"
+    )
+
+
+def test_what_is_not_there_is_an_ordinary_import_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"torch_side\.nowhere"):
+        import_module("blendtorch.btt.nowhere")
+    with pytest.raises(ModuleNotFoundError, match=r"blendtorch\.other"):
+        import_module("blendtorch.other")
+
+
+def test_classes_pickle_under_their_real_name() -> None:
+    import blendtorch.btt as btt
+
+    data = pickle.dumps(btt.RemoteIterableDataset)
+    assert b"torch_side" in data
+    assert b"blendtorch.btt" not in data
+    assert pickle.loads(data) is btt.RemoteIterableDataset
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_is_typed_and_installed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin == str(ROOT / package / "__init__.py")
