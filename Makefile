@@ -12,6 +12,9 @@ VENV ?= .venv
 PYTHON ?=
 ARGS ?=
 
+# The environment holds all that is needed, and nothing else should be found.
+unexport PYTHONPATH PYTHONHOME
+
 SET_UP = @tools/set-up "$(VENV)" "$(PYTHON)"
 BIN = $(VENV)/bin
 
