@@ -1,0 +1,145 @@
+"""What an instance runs first: it finds the packages, opens the scene and runs the user's script.
+
+One command line serves every form, with our own options between the first ``--`` and the second::
+
+    blender scene.blend --python bootstrap.py -- --script cube.blend.py --packages DIR:DIR -- -btid 0 ...
+    python -u bootstrap.py -- --scene scene.blend --script cube.blend.py --packages DIR:DIR -- -btid 0 ...
+
+The script then sees ``sys.argv`` as if it had been started directly. Whatever happens to it, the instance ends: with a
+traceback and exit code 1 when it raises, and with 0 when it is done, unless a Blender with a window still plays its animation.
+
+Runs before any package can be found: standard library only.
+"""
+
+import sys
+
+if __name__ == "__main__" and sys.path and sys.path[0] == __file__.rpartition("/")[0]:
+    del sys.path[0]  # python puts this folder there, and our signal.py would stand in for the standard library's
+
+import argparse
+import atexit
+import os
+import traceback
+import types
+from typing import Any
+
+
+def main() -> None:
+    """Run the instance that the command line describes."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    options = _take_own_options()
+    for directory in options.packages.split(os.pathsep):
+        if directory and directory not in sys.path:
+            sys.path.append(directory)  # behind everything: Blender's own numpy wins
+    sys.path.insert(0, os.path.dirname(options.script))
+    in_blender = "bpy" in sys.modules
+    if options.scene is not None and not in_blender:
+        import bpy
+
+        if options.scene:
+            bpy.ops.wm.open_mainfile(filepath=options.scene, use_scripts=True)
+    _say_started()
+    before = _Activity()
+    code = run_script(options.script)
+    if not in_blender:
+        sys.exit(code)
+    if code != 0:
+        leave(code)
+    import bpy
+
+    if not bpy.app.background and not before.goes_on():
+        leave(0)
+
+
+def run_script(path: str) -> int:
+    """Run the script as ``__main__`` and return the exit code that plain Python would end with."""
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=path, __builtins__=__builtins__)
+    sys.modules["__main__"] = module
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        exec(compile(source, path, "exec"), module.__dict__)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        here = error.__traceback__
+        trace = here.tb_next if here is not None and here.tb_next is not None else here
+        traceback.print_exception(type(error), error, trace)
+        return 1
+    return 0
+
+
+def leave(code: int) -> None:
+    """End a Blender executable at once: what was registered to run at exit runs, nothing is asked, nothing is saved."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _Activity:
+    """What keeps a Blender with a window busy once the script is over: handlers, timers, playback."""
+
+    def __init__(self) -> None:
+        bpy = sys.modules.get("bpy")
+        self._num_handlers = 0
+        self._num_timers = 0
+        if bpy is None or bpy.app.background:
+            return
+        self._num_handlers = self._count_handlers()
+        register = bpy.app.timers.register
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._num_timers += 1
+            return register(*args, **kwargs)
+
+        bpy.app.timers.register = counted
+
+    def goes_on(self) -> bool:
+        """Whether the script left something that runs on."""
+        import bpy
+
+        playing = any(window.screen.is_animation_playing for window in bpy.context.window_manager.windows)
+        return playing or self._num_timers > 0 or self._count_handlers() > self._num_handlers
+
+    @staticmethod
+    def _count_handlers() -> int:
+        import bpy
+
+        handlers = bpy.app.handlers
+        return sum(len(getattr(handlers, name)) for name in dir(handlers) if isinstance(getattr(handlers, name), list))
+
+
+def _take_own_options() -> argparse.Namespace:
+    """Parse our own options and take them out of ``sys.argv``."""
+    first = sys.argv.index("--")
+    second = sys.argv.index("--", first + 1)
+    parser = argparse.ArgumentParser(prog="bootstrap.py", allow_abbrev=False)
+    parser.add_argument("--script", required=True)
+    parser.add_argument("--scene", help="import bpy and open this scene, or its own one if empty")
+    parser.add_argument("--packages", default="")
+    options = parser.parse_args(sys.argv[first + 1 : second])
+    before = [options.script if os.path.abspath(a) == os.path.abspath(__file__) else a for a in sys.argv[:first]]
+    sys.argv[:] = before + sys.argv[second:]
+    return options
+
+
+def _say_started() -> None:
+    """Tell the launcher that the script begins, and which temporary directory Blender made for itself."""
+    status = os.environ.get("BLENDTORCH_STATUS")
+    if status:
+        bpy = sys.modules.get("bpy")
+        try:
+            with open(os.path.splitext(status)[0] + ".started", "w") as file:
+                file.write(bpy.app.tempdir if bpy is not None else "")
+        except OSError as error:  # the launch is over, or was copied from launch_info.commands
+            print(f"Cannot report to the launcher: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""BlenderLauncher: starts Blender instances, watches over them, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ipaddress
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import blender_side
+from blendtorch_shm.address import ENVIRONMENT_VARIABLE, Address, Twin, twins_to_env
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, LaunchError, SceneNotFound, ScriptNotFound
+from blendtorch_shm.launch_directory import (
+    LAUNCH_VARIABLE,
+    MAX_SOCKET_NAME,
+    STATUS_VARIABLE,
+    LaunchDirectory,
+    renderer_path,
+    sweep,
+)
+from blendtorch_shm.launch_info import LaunchInfo
+
+from .display import VirtualDisplay
+from .finder import Paths, Runtime, find_runtime
+from .instance_packages import package_folders
+from .ports import DEFAULT_START_PORT, PortReservations
+from .process import Instance, Supervisor
+from .utils import get_primary_ip
+
+__all__ = ["BlenderLauncher"]
+
+_HEADLESS_SINCE = (5, 1)
+"""From this version on, Blender draws off-screen in background."""
+_MAX_SEED = 2**31 - 1
+
+StrPath = str | os.PathLike[str]
+
+
+class BlenderLauncher:
+    """Runs a script in several Blender instances for as long as a ``with`` block lasts.
+
+    On entry, `launch_info` is filled in and the instances are started; they are not waited for, since whoever reads from them waits
+    anyway. When the block ends, in whatever way (SIGINT and SIGTERM included), the instances and everything that they
+    started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel kills the
+    instances, and the next launch removes the rest.
+
+    An instance that dies is reported at once with its exit code and the end of its log.
+
+    Args:
+        scene: the .blend file to open. '' or None: Blender's start-up scene.
+        script: the Python script to run in each instance.
+        num_instances: how many instances to run. They are numbered from 0: their `btid`.
+        named_sockets: names of the sockets that the script binds, such as ``['DATA']``. Each instance gets an address for each.
+        start_port: the first TCP port. The default means the first free ports from there on, so that launches run
+            side by side; any other number is taken at its word, and an error if it is in use.
+        bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. Processes of this host use shared memory in any case.
+        instance_args: for each instance, further command-line arguments for its script.
+        proto: 'tcp'.
+        blend_path: directories in which to look for a Blender executable, before anything else.
+        seed: the first instance gets this as ``-btseed``, the next one more, and so on. None: a random one.
+        background: run a Blender executable without a window (``--background``), also where it could have one.
+        blender: what runs an instance: a Blender executable, a Python interpreter that has the bpy module, or ``'python'``, the running
+            interpreter, for scripts that need no Blender. None: an executable in `blend_path`, else the bpy module of the
+            running interpreter (no window, needs no display), else an executable on the PATH.
+        env: further environment variables, for all instances or as one dict for each.
+        progress: tell on standard error what is going on.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+        SceneNotFound, ScriptNotFound: the file does not exist.
+        BlenderNotFound: on entry: there is nothing to run an instance with.
+        PortInUse: on entry: somebody else has a port that was asked for.
+        LaunchError: on entry: anything else that keeps an instance from starting.
+    """
+
+    def __init__(
+        self,
+        scene: StrPath | None,
+        script: StrPath,
+        num_instances: int = 1,
+        named_sockets: Sequence[str] | None = None,
+        start_port: int = DEFAULT_START_PORT,
+        bind_addr: str = "127.0.0.1",
+        instance_args: Sequence[Sequence[object]] | None = None,
+        proto: str = "tcp",
+        blend_path: Paths | None = None,
+        seed: int | None = None,
+        background: bool = False,
+        *,
+        blender: StrPath | None = None,
+        env: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.num_instances = _integer("num_instances", num_instances, 1, 9999)
+        self.start_port = _integer("start_port", start_port, 1, 65535)
+        self.named_sockets = _socket_names(named_sockets)
+        self.scene = _existing_file("scene", scene, SceneNotFound) if scene else ""
+        self.script = _existing_file("script", script, ScriptNotFound)
+        self.instance_args = _arguments(instance_args, self.num_instances)
+        self.env = _environments(env, self.num_instances)
+        last_seed = _MAX_SEED - self.num_instances
+        self.seed = random.randrange(last_seed) if seed is None else _integer("seed", seed, 0, last_seed)
+        if proto != "tcp":
+            raise ConfigurationError(
+                f"proto={proto!r}: only 'tcp' is supported; on this host shared memory is used in any case."
+            )
+        if not isinstance(bind_addr, str):
+            raise ConfigurationError(f"bind_addr must be a str such as '127.0.0.1' or 'primaryip', not {bind_addr!r}.")
+        if blender is not None and not isinstance(blender, (str, os.PathLike)):
+            raise ConfigurationError(f"blender must be a path or 'python', not {blender!r}.")
+        self.bind_addr = bind_addr
+        self.blend_path = blend_path
+        self.background = background
+        self.blender = blender
+        self.progress = progress
+        self._launch_info: LaunchInfo | None = None
+        self._supervisor: Supervisor | None = None
+        self._ports: PortReservations | None = None
+        self._display: VirtualDisplay | None = None
+        self._cleanup = contextlib.ExitStack()
+
+    @property
+    def launch_info(self) -> LaunchInfo:
+        """Addresses, commands and processes of the instances.
+
+        Raises:
+            LaunchError: nothing was launched yet.
+        """
+        if self._launch_info is None:
+            raise LaunchError(
+                "Nothing is launched yet. Use the launcher in a with statement: with BlenderLauncher(...) as bl:"
+            )
+        return self._launch_info
+
+    def __enter__(self) -> BlenderLauncher:
+        if self in _running:
+            raise LaunchError(
+                "This launcher is already running. For more instances use num_instances, or a second launcher."
+            )
+        _remember(self)
+        self._cleanup.callback(_forget, self)
+        try:
+            self._launch()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def assert_alive(self) -> None:
+        """Do nothing if all instances run.
+
+        Raises:
+            InstanceDied: some do not. The message holds exit codes and the ends of their logs.
+        """
+        dead = [] if self._supervisor is None else self._supervisor.dead()
+        if dead:
+            raise InstanceDied("\n".join(instance.obituary for instance in dead))
+
+    def wait(self) -> list[int]:
+        """Wait until all instances have ended by themselves.
+
+        Returns:
+            their exit codes, negative for a signal.
+        """
+        if self._supervisor is not None:
+            self._supervisor.wait()
+        return [process.wait() for process in self.launch_info.processes or ()]
+
+    def close(self) -> None:
+        """End all instances and remove what they leave. In any process but the one that launched them, do nothing."""
+        if self in _running:
+            self._cleanup.close()  # each step is taken whatever becomes of the others
+
+    # -- on entry -----------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        runtime = find_runtime(self.blender, self.blend_path)
+        if self.scene and runtime.kind == "python":
+            raise ConfigurationError(f"scene={self.scene!r} needs Blender. With blender='python', pass scene=''.")
+        sweep()
+        directory = LaunchDirectory.create()
+        self._cleanup.callback(directory.remove)
+        folders = package_folders(runtime, directory.path, self._tell)
+        addresses = self._addresses(directory)
+        self._tell(
+            f"starting {self.num_instances} instance{'s' if self.num_instances > 1 else ''} with {runtime}, "
+            f"logs in {directory.path}"
+        )
+        self._cleanup.callback(self._stop_display)
+        self._supervisor = Supervisor(directory, self._tell)
+        self._cleanup.callback(self._supervisor.stop)
+        environment = {**os.environ, LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
+        background = self.background or runtime.kind != "executable"
+        if not background and not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):
+            if runtime.version >= _HEADLESS_SINCE:
+                background = True
+            else:
+                log_path = f"{directory.path}/display.log"
+                display: VirtualDisplay = self._supervisor.call(lambda: VirtualDisplay.start(log_path))
+                self._display = display
+                environment["DISPLAY"] = display.name
+        instances = [
+            Instance(
+                btid,
+                self._command(runtime, background, folders, btid, addresses),
+                {
+                    **environment,
+                    ENVIRONMENT_VARIABLE: twins_to_env(column[btid] for column in addresses.values()),
+                    STATUS_VARIABLE: renderer_path(directory.path, btid),
+                    **self.env[btid],
+                },
+            )
+            for btid in range(self.num_instances)
+        ]
+        self._supervisor.start(instances)
+        processes = [instance.process for instance in instances if instance.process is not None]
+        self._launch_info = LaunchInfo(addresses, [shlex.join(i.command) for i in instances], processes)
+
+    def _addresses(self, directory: LaunchDirectory) -> dict[str, list[Address]]:
+        """An address, with its shared-memory twin, for each socket of each instance."""
+        host = _numeric_address(self.bind_addr)
+        self._ports = PortReservations(host)
+        self._cleanup.callback(self._ports.close)
+        ports = iter(self._ports.reserve(len(self.named_sockets) * self.num_instances, self.start_port))
+        return {
+            name: [
+                Address(f"tcp://{host}:{next(ports)}", Twin(directory.path, directory.launch, name, btid))
+                for btid in range(self.num_instances)
+            ]
+            for name in self.named_sockets
+        }
+
+    def _command(
+        self, runtime: Runtime, background: bool, folders: list[str], btid: int, addresses: dict[str, list[Address]]
+    ) -> list[str]:
+        """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
+        bootstrap = str(Path(blender_side.__file__).parent / "bootstrap.py")
+        own = ["--script", self.script, "--packages", os.pathsep.join(folders)]
+        if runtime.kind == "executable":
+            command = [runtime.path, *(["--background"] if background else [])]
+            command += [*([self.scene] if self.scene else []), "--enable-autoexec", "--python", bootstrap]
+        else:
+            command = [runtime.path, "-u", bootstrap]
+            own += ["--scene", self.scene] if runtime.kind == "module" else []
+        script_args = ["-btid", str(btid), "-btseed", str(self.seed + btid)]
+        if addresses:
+            script_args += ["-btsockets", *(f"{name}={column[btid]}" for name, column in addresses.items())]
+        return [*command, "--", *own, "--", *script_args, *self.instance_args[btid]]
+
+    def _tell(self, news: str) -> None:
+        if self.progress:
+            print(f"blendtorch: {news}", file=sys.stderr, flush=True)
+
+    def _stop_display(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def _forget_in_child(self) -> None:
+        """In a forked child: nothing of this is ours, but the copies of the descriptors would keep the ports."""
+        if self._ports is not None:
+            self._ports.close()
+        self._cleanup.pop_all()
+
+
+# -- the end of this process ----------------------------------------------------------------------------------------
+
+_running: list[BlenderLauncher] = []
+"""The launchers of this process that must be closed, oldest first."""
+
+
+def _remember(launcher: BlenderLauncher) -> None:
+    if not _running:
+        try:
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, _on_sigterm)
+        except ValueError:  # not the main thread; then the kernel ends the instances, and the next launch sweeps
+            pass
+    _running.append(launcher)
+
+
+def _forget(launcher: BlenderLauncher) -> None:
+    _running.remove(launcher)
+    if not _running:
+        _restore_sigterm()
+
+
+def _restore_sigterm() -> None:
+    try:
+        if signal.getsignal(signal.SIGTERM) == _on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except ValueError:
+        pass
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@atexit.register
+def _close_all() -> None:
+    for launcher in reversed(_running[:]):
+        launcher.close()
+
+
+def _in_forked_child() -> None:
+    """A forked child, such as a DataLoader worker, launched nothing: it neither ends instances nor keeps their ports."""
+    for launcher in _running:
+        launcher._forget_in_child()
+    _running.clear()
+    _restore_sigterm()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
+# -- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise ConfigurationError(f"{name} must be an int, not {value!r}.")
+    if not lowest <= value <= highest:
+        raise ConfigurationError(f"{name}={value} is not between {lowest} and {highest}.")
+    return int(value)
+
+
+def _existing_file(name: str, value: Any, error: type[SceneNotFound] | type[ScriptNotFound]) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigurationError(f"{name} must be a path, not {value!r}.")
+    path = os.path.abspath(os.path.expanduser(os.fspath(value)))
+    if not os.path.isfile(path):
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise error(f"{name} {os.fspath(value)!r} {what} (looked for {path}).")
+    return path
+
+
+def _socket_names(names: Any) -> list[str]:
+    if names is None:
+        return []
+    if isinstance(names, str):
+        raise ConfigurationError(f"named_sockets must be a list of names: did you mean [{names!r}]?")
+    if not isinstance(names, Sequence):
+        raise ConfigurationError(f"named_sockets must be a list of names, not {names!r}.")
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}", name):
+            raise ConfigurationError(
+                f"named_sockets: {name!r} is not a name of 1 to {MAX_SOCKET_NAME} letters, digits and underscores."
+            )
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"named_sockets has a name twice: {list(names)}.")
+    return list(names)
+
+
+def _arguments(instance_args: Any, num_instances: int) -> list[list[str]]:
+    if instance_args is None:
+        return [[] for _ in range(num_instances)]
+    example = f"a list with one list of arguments per instance, such as {[['--color', 'red']] * min(num_instances, 2)}"
+    if not isinstance(instance_args, Sequence) or isinstance(instance_args, str):
+        raise ConfigurationError(f"instance_args must be {example}, not {instance_args!r}.")
+    if any(isinstance(args, str) or not isinstance(args, Sequence) for args in instance_args):
+        raise ConfigurationError(f"instance_args must be {example}, not {instance_args!r}.")
+    if len(instance_args) != num_instances:
+        raise ConfigurationError(
+            f"instance_args has {len(instance_args)} lists for {num_instances} instances. It must be {example}."
+        )
+    for args in instance_args:
+        for arg in args:
+            if not isinstance(arg, (str, int, float, os.PathLike)):
+                raise ConfigurationError(f"instance_args: {arg!r} is neither a str, a number nor a path.")
+    return [[str(arg) for arg in args] for args in instance_args]
+
+
+def _environments(env: Any, num_instances: int) -> list[Mapping[str, str]]:
+    per_instance = [env or {}] * num_instances if env is None or isinstance(env, Mapping) else env
+    if not isinstance(per_instance, Sequence) or len(per_instance) != num_instances:
+        raise ConfigurationError(
+            f"env must be a dict, or a list of {num_instances} dicts, one per instance, not {env!r}."
+        )
+    for variables in per_instance:
+        if not isinstance(variables, Mapping) or not all(
+            isinstance(item, str) for pair in variables.items() for item in pair
+        ):
+            raise ConfigurationError(f"env: {variables!r} is not a dict of str to str.")
+    return list(per_instance)
+
+
+def _numeric_address(bind_addr: str) -> str:
+    """`bind_addr` as an IPv4 address, which is what ZeroMQ can bind."""
+    if bind_addr == "primaryip":
+        return get_primary_ip()
+    if bind_addr == "*":
+        return "0.0.0.0"
+    try:
+        return str(ipaddress.IPv4Address(bind_addr))
+    except ValueError:
+        pass
+    try:
+        return socket.gethostbyname(bind_addr)
+    except OSError as error:
+        raise ConfigurationError(
+            f"bind_addr={bind_addr!r} is neither an IPv4 address nor a host name that is known here ({error}). "
+            f"'127.0.0.1' is this host alone, 'primaryip' the address of the default route."
+        ) from error
