@@ -95,21 +95,22 @@ class FileLocks(ThreadLocks):
             ) from error
 
     def try_lock(self, number: int) -> bool:
-        if not super().try_lock(number):
-            return False
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except (BlockingIOError, PermissionError):
-            super().unlock(number)
-            return False
-        except OSError as error:
-            super().unlock(number)
-            raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
-        return True
+        with self._guard:
+            if number in self._held:
+                return False
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+            except (BlockingIOError, PermissionError):
+                return False
+            except OSError as error:
+                raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
+            self._held.add(number)
+            return True
 
     def unlock(self, number: int) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
-        super().unlock(number)
+        with self._guard:
+            self._held.discard(number)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
 
     def is_held(self, number: int) -> bool:
         if super().is_held(number):

@@ -12,7 +12,6 @@ its member lock, and whoever notices makes them READY again (:func:`reclaim_dead
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import multiprocessing.util
 import os
@@ -58,15 +57,27 @@ class Claimed(NamedTuple):
 class Lease(weakref.ref[Bytes]):
     """Ends when the array that it refers to has gone. Works from any thread, and takes no lock that could be held."""
 
-    __slots__ = ("generation", "reader", "ring", "slot")
-    reader: Reader
-    ring: Ring
-    slot: int
-    generation: int
+    __slots__ = ("terms",)
+    terms: tuple[Reader, Ring, int, int]
+    """Whose it is, and which ring, slot and generation it is about."""
 
 
 def _lease_ended(lease: Lease) -> None:
-    lease.reader.end(lease)
+    lease.terms[0].end(lease)
+
+
+class Counter:
+    """A word in shared memory that only this process writes."""
+
+    __slots__ = ("_at", "_words")
+
+    def __init__(self, words: memoryview, at: int) -> None:
+        self._words = words
+        self._at = at
+
+    def add(self, n: int) -> None:
+        """Count `n` more."""
+        self._words[self._at] += n
 
 
 class Reader:
@@ -97,10 +108,10 @@ class Reader:
         except BaseException:
             self._locks.close()
             raise
-        at = self._word
-        self._words[at("pid")] = self._pid
-        self._delivered, self._released, self._copied, self._rejected = (
-            itertools.count(self._words[at(name)] + 1) for name in ("delivered", "released", "copied", "rejected")
+        self._words[consumer_word(self._index, "pid")] = self._pid
+        self._delivered, self._released, self._copied, self._rejected, self._reclaimed = (
+            Counter(self._words, consumer_word(self._index, name))
+            for name in ("delivered", "released", "copied", "rejected", "reclaimed")
         )
         _register(self)
 
@@ -151,7 +162,7 @@ class Reader:
                 return None
         finally:
             self._locks.unlock(number)
-        self._words[self._word("delivered")] = next(self._delivered)
+        self._delivered.add(1)
         try:
             header, payload_nbytes, _ = ring.message(slot)
         except SegmentError:
@@ -163,17 +174,17 @@ class Reader:
             payload = payload.copy()
             self._release(ring, slot, generation)
             if payload_nbytes:
-                self._words[self._word("copied")] = next(self._copied)
+                self._copied.add(1)
                 self._say_hoarding(ring)
         else:
             lease = Lease(root, _lease_ended)
-            lease.reader, lease.ring, lease.slot, lease.generation = self, ring, slot, generation
+            lease.terms = (self, ring, slot, generation)
             self._leases[id(lease)] = lease
         return Claimed(header, payload)
 
     def reject(self) -> None:
         """Count a message or announcement that made no sense."""
-        self._words[self._word("rejected")] = next(self._rejected)
+        self._rejected.add(1)
 
     # -- ending leases ------------------------------------------------------------------------------------------
 
@@ -181,13 +192,14 @@ class Reader:
         """Release the slot of `lease`; only the process that made the lease does."""
         if os.getpid() != self._pid or self._leases.pop(id(lease), None) is None:
             return
-        self._release(lease.ring, lease.slot, lease.generation)
+        _, ring, slot, generation = lease.terms
+        self._release(ring, slot, generation)
         if self._closing and not self._leases:
             self._leave()
 
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._index + 1):
-            self._words[self._word("released")] = next(self._released)
+            self._released.add(1)
         if self._words[_WAITING]:
             self._room.release()
 
@@ -229,9 +241,6 @@ class Reader:
         """Seconds since the last commit."""
         return (time.monotonic_ns() - self._words[_LAST_NS]) / 1e9
 
-    def _word(self, field: str) -> int:
-        return consumer_word(self._index, field)
-
     def _ring(self, number: int) -> Ring | None:
         ring = self._rings.get(number)
         if ring is None and number < self._words[_NEXT_RING]:
@@ -258,7 +267,7 @@ class Reader:
             self._last_reclaim = now
             reclaimed = reclaim_dead(self._all_rings(), self._locks)
             if reclaimed:
-                self._words[self._word("reclaimed")] += reclaimed
+                self._reclaimed.add(reclaimed)
                 log.warning("Took back %d messages that a dead consumer of %s had held.", reclaimed, self.place.name)
 
     def _say_hoarding(self, ring: Ring) -> None:

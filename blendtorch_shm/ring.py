@@ -31,6 +31,7 @@ _OWNER = word(layout.SLOT_RECORD, "owner")
 _PAYLOAD_NBYTES = word(layout.SLOT_RECORD, "payload_nbytes")
 _HEADER_NBYTES = word(layout.SLOT_RECORD, "header_nbytes")
 _FLAGS = word(layout.SLOT_RECORD, "flags")
+_READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
 
 
@@ -115,8 +116,13 @@ class Ring:
     def ready(self) -> list[int]:
         """The READY slots, oldest message first."""
         states = bytes(self._states)
-        slots = [i for i, state in enumerate(states) if state == State.READY]
-        slots.sort(key=self.sequence)
+        slots = []
+        slot = states.find(_READY)
+        while slot >= 0:
+            slots.append(slot)
+            slot = states.find(_READY, slot + 1)
+        if len(slots) > 1:
+            slots.sort(key=self.sequence)
         return slots
 
     def sequence(self, slot: int) -> int:
@@ -184,9 +190,9 @@ class Ring:
 
     def _find_free(self) -> int | None:
         states = bytes(self._states)
-        slot = states.find(State.FREE)
+        slot = states.find(_FREE)
         while slot in self.pins:
-            slot = states.find(State.FREE, slot + 1)
+            slot = states.find(_FREE, slot + 1)
         return None if slot < 0 else slot
 
     def abort(self, slot: int) -> None:
@@ -223,16 +229,17 @@ class Ring:
 
     def claim(self, slot: int, generation: int, owner: int) -> bool:
         """Lease the READY slot to `owner` if it still is that generation. The caller holds the slot's lock."""
-        if self._states[slot] != State.READY or self.generation(slot) != generation:
+        at = self._first_record + slot * _RECORD_WORDS
+        if self._states[slot] != _READY or self._words[at + _GENERATION] != generation:
             return False
-        self._words[self._record(slot) + _OWNER] = owner
+        self._words[at + _OWNER] = owner
         self._move(slot, Event.CLAIM)
         return True
 
     def release(self, slot: int, generation: int, owner: int) -> bool:
         """End `owner`'s lease. False if the lease is no longer its own."""
         at = self._record(slot)
-        if self._states[slot] != State.LEASED or self._words[at] != generation or self._words[at + _OWNER] != owner:
+        if self._states[slot] != _LEASED or self._words[at + _GENERATION] != generation or self._words[at + _OWNER] != owner:
             return False
         self._move(slot, Event.RELEASE)
         return True

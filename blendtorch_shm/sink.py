@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
-from .wire import SMALL_NBYTES, Array, ArraySpec, dtype_name, encode_header, take_apart
+from .wire import SMALL_NBYTES, Array, arrange, encode_header, take_apart
 from .writer import Loan, Writer
 
 
@@ -69,32 +69,29 @@ class RingSink:
             if self._closed:
                 raise StreamClosed("publish() after close().")
             parts = take_apart(fields, trusted=self._trusted)
-            self._writer.wait_for_room()
-            sequence = self._writer.published
-            loan, lent = self._loan_for(parts.arrays)
-            specs, payload_nbytes = _arrange(parts.arrays, lent, loan.used if loan and lent else 0)
-            header = encode_header(sequence, specs, parts.body)
-            needed = align(payload_nbytes) + len(header)
-            if loan is None or needed > loan.ring.slot_nbytes:
-                if loan is not None:  # too small: what was lent from it is copied this once
-                    self._abandon(loan)
-                    lent = {}
-                    specs, payload_nbytes = _arrange(parts.arrays, lent, 0)
-                    header = encode_header(sequence, specs, parts.body)
-                    needed = align(payload_nbytes) + len(header)
-                loan = self._writer.loan(needed)
+            writer = self._writer
+            writer.wait_for_room()
+            loan, lent = self._loan_for(parts.large)
+            specs, payload_nbytes = arrange(parts, lent, loan.used if loan and lent else 0)
+            header = encode_header(writer.published, specs, parts)
+            if loan is not None and align(payload_nbytes) + len(header) > loan.ring.slot_nbytes:
+                self._abandon(loan)  # too small: what was lent from it is copied, this once
+                loan, lent = None, {}
+                specs, payload_nbytes = arrange(parts, lent, 0)
+                header = encode_header(writer.published, specs, parts)
+            if loan is None:
+                loan = writer.loan(align(payload_nbytes) + len(header))
             slot = loan.ring.slots[loan.slot]
-            for i, (array, spec) in enumerate(zip(parts.arrays, specs, strict=True)):
+            for i, array in enumerate(parts.large):
                 if i in lent:
-                    array.flags.writeable = False  # it belongs to the receiver now: a late write is an error, not a torn frame
+                    array.flags.writeable = False  # it is its receiver's now: a late write is an error, not a torn frame
                 else:
-                    np.copyto(np.ndarray(array.shape, array.dtype, slot, spec.offset), array)
-            announcement = self._writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
+                    np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
+            announcement = writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
-            data = announcement.encode()
             for announcer in self._announcers:
-                announcer.announce(data)
+                announcer.announce(announcement)
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)
@@ -137,19 +134,6 @@ class RingSink:
         loan.ring.abort(loan.slot)
         if loan is self._loan:
             self._loan = None
-
-
-def _arrange(arrays: list[Array], lent: dict[int, int], start: int) -> tuple[list[ArraySpec], int]:
-    """Where each array lies in the payload, new ones from byte `start` on; and the payload's size."""
-    specs = []
-    end = start
-    for i, array in enumerate(arrays):
-        offset = lent.get(i)
-        if offset is None:
-            offset = align(end)
-            end = offset + array.nbytes
-        specs.append(ArraySpec(dtype_name(array.dtype), array.shape, offset))
-    return specs, end
 
 
 def _offset_in(root: Array, array: Array) -> int | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from .errors import SegmentError, WireError
 from .place import Place
-from .reader import Claimed, Reader
+from .reader import Reader
 from .wire import Announcement, Message, decode
 
 log = logging.getLogger("blendtorch")
@@ -60,22 +60,24 @@ class RingSource:
         self._complained: set[str] = set()
 
     def receive(self, timeout_s: float) -> Message | None:
-        deadline = time.monotonic() + timeout_s
+        now = time.monotonic()
+        deadline = now + timeout_s
         while True:
-            now = time.monotonic()
             if self._looking or now >= self._next_look:
                 message = self._look()
                 if message is not None:
                     return message
-            data = self._inbox.get(min(IDLE_S, max(0.0, deadline - now)))
+            data = self._inbox.get(IDLE_S if timeout_s >= IDLE_S else timeout_s)
             if data is not None:
                 message = self._redeem(data)
                 if message is not None:
                     return message
             else:
                 self._looking = True
+                now = time.monotonic()
                 if now >= deadline:
                     return None
+                timeout_s = deadline - now
 
     def close(self) -> None:
         self._inbox.close()
@@ -92,7 +94,7 @@ class RingSource:
         self._attach()
         for key, reader in list(self._readers.items()):
             self._readers[key] = self._readers.pop(key)  # to the end: instances take turns
-            message = self._open(reader, reader.take_oldest)
+            message = self._open(reader)
             if message is not None:
                 self._looking = True
                 return message
@@ -119,11 +121,12 @@ class RingSource:
         if reader is None:
             self._looking = True  # of a stream that has just begun: attach, and take its messages in order
             return None
-        return self._open(reader, lambda: reader.take(announcement))
+        return self._open(reader, announcement)
 
-    def _open(self, reader: Reader, take: Callable[[], Claimed | None]) -> Message | None:
+    def _open(self, reader: Reader, announcement: Announcement | None = None) -> Message | None:
+        """Take and decode the announced message, or the oldest one."""
         try:
-            claimed = take()
+            claimed = reader.take(announcement) if announcement else reader.take_oldest()
             return None if claimed is None else decode(claimed.header, claimed.payload, trusted=True)
         except (WireError, SegmentError) as error:
             reader.reject()

@@ -56,6 +56,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 """The whole machine: (state, event) -> next state. What is not listed cannot happen."""
 
-SOURCE = {event: state for state, event in TRANSITIONS}
-TARGET = {event: after for (_, event), after in TRANSITIONS.items()}
+SOURCE = {event: int(state) for state, event in TRANSITIONS}
+TARGET = {event: int(after) for (_, event), after in TRANSITIONS.items()}
 """Each event starts in one state and ends in one, so a transition is one comparison and one store."""

@@ -1,8 +1,9 @@
 """The bytes of a message and of an announcement. Typed and validated; arrays are never pickled.
 
 A *message* is the dict that a script publishes. It becomes a payload, the raw bytes of its large arrays, each 64-byte aligned,
-and a header: msgpack of :class:`Header`. Where an array stood, the body holds a reference to it. In shared memory the payload
-lies at the start of a slot and the header right behind it; over TCP they are the two frames of one ZeroMQ message.
+and a header: msgpack of :class:`Header`, the same dict with nothing where its arrays stood, and a list of what they are. In
+shared memory the payload lies at the start of a slot and the header right behind it; over TCP they are the two frames of one
+ZeroMQ message.
 
 Arrays up to :data:`SMALL_NBYTES` travel inside the header and arrive as copies, so that keeping a label does not keep a
 picture's slot occupied. What msgpack does not know by itself (tuples, NumPy scalars, dicts with other keys than strings) has
@@ -32,14 +33,23 @@ Array = npt.NDArray[Any]
 SMALL_NBYTES = 2048
 """Arrays up to this many bytes travel inside the header."""
 
-_ARRAY, _SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
+_NESTED_ARRAY, _NESTED_SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
 _PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSU]\d+|\?|V\d+|[mM]8(\[\w+\])?)")
 _MAX_DEPTH = 64
+_IN_BODY = -1
 
 
-class ArraySpec(msgspec.Struct, array_like=True, frozen=True):
-    """A large array of the message: `dtype` (see :func:`dtype_name`), `shape`, and byte `offset` in the payload."""
+class ArraySpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An array of the message.
 
+    Attributes:
+        key: the field it stands in, or None if deeper inside a field.
+        dtype: see :func:`dtype_name`.
+        shape: its shape; C order.
+        offset: of its bytes in the payload, or -1 if they are in the body, in its place.
+    """
+
+    key: str | None
     dtype: str
     shape: tuple[int, ...]
     offset: int
@@ -51,7 +61,7 @@ class Header(msgspec.Struct, array_like=True, frozen=True):
     version: int
     sequence: int
     arrays: list[ArraySpec]
-    body: msgspec.Raw
+    fields: dict[str, Any]
 
 
 class Message(NamedTuple):
@@ -63,44 +73,72 @@ class Message(NamedTuple):
 
 @dataclass
 class Parts:
-    """A message taken apart: encoded body, the large arrays, and the first key that needed a pickle, if any."""
+    """A message taken apart: what msgpack can say of it, its arrays, and the first key that needed a pickle, if any."""
 
-    body: bytes = b""
-    arrays: list[Array] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    small: list[ArraySpec] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    large: list[Array] = field(default_factory=list)
     pickled: str | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_header_decoder = msgspec.msgpack.Decoder(Header)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------
 
 
 def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
-    """Encode the body of a message and collect its large arrays (C-contiguous or not; none is copied).
+    """Separate a message's arrays from the rest of it. None is copied but the small ones.
 
     Raises:
         PublishError: a value needs pickle and the connection is not `trusted`, or it cannot be pickled.
     """
     parts = Parts()
-    walk = _Walk(parts, trusted)
-    body = {}
+    walk: _Walk | None = None
     for key, value in fields.items():
-        walk.key = key
-        body[key] = walk(value)
-    parts.body = _encode(body)
+        kind = type(value)
+        if kind is np.ndarray and (name := dtype_name(value.dtype)):
+            if value.nbytes > SMALL_NBYTES:
+                parts.keys.append(key)
+                parts.large.append(value)
+                value = None
+            else:
+                parts.small.append(ArraySpec(key, name, value.shape, _IN_BODY))
+                value = value.tobytes()
+        elif kind not in _AS_IT_IS:
+            walk = walk or _Walk(parts, trusted)
+            walk.key = key
+            value = walk(value)
+        parts.fields[key] = value
     return parts
 
 
-def encode_header(sequence: int, arrays: list[ArraySpec], body: bytes) -> bytes:
-    """The header of a message whose arrays lie where `arrays` says."""
-    return _encode(Header(VERSION, sequence, arrays, msgspec.Raw(body)))
+def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> tuple[list[ArraySpec], int]:
+    """Say where each array goes.
+
+    Args:
+        parts: of the message.
+        lent: payload offsets of the large arrays that are in place already, by their number.
+        start: first byte of the payload that is free for the others.
+
+    Returns:
+        the specs, those of `parts.large` first, and the payload's size in bytes.
+    """
+    specs = []
+    end = start
+    for i, array in enumerate(parts.large):
+        offset = lent.get(i, -1)
+        if offset < 0:
+            offset = align(end)
+            end = offset + array.nbytes
+        specs.append(ArraySpec(parts.keys[i], dtype_name(array.dtype), array.shape, offset))
+    return specs + parts.small, end
 
 
-def header_room(parts: Parts) -> int:
-    """Upper bound of the encoded header's size in bytes."""
-    return 64 + len(parts.body) + sum(64 + len(dtype_name(a.dtype)) + 9 * a.ndim for a in parts.arrays)
+def encode_header(sequence: int, specs: list[ArraySpec], parts: Parts) -> bytes:
+    """The header of a message whose arrays lie where `specs` says."""
+    return _encode(Header(VERSION, sequence, specs, parts.fields))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -115,6 +153,9 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
         if np.lib.format.descr_to_dtype(ast.literal_eval(description)) == dtype:
             return description
     return ""
+
+
+_AS_IT_IS = frozenset([float, str, bool, bytes, type(None)])
 
 
 class _Walk:
@@ -132,7 +173,7 @@ class _Walk:
             return self.array(value)
         if kind is int:
             return value if -(2**63) <= value < 2**63 else msgspec.msgpack.Ext(_BIG_INT, str(value).encode())
-        if kind is float or kind is str or kind is bool or value is None or kind is bytes:
+        if kind in _AS_IT_IS:
             return value
         if kind is dict:
             if all(type(key) is str for key in value):
@@ -164,9 +205,10 @@ class _Walk:
         if not name:
             return self.pickled(value)
         if value.nbytes <= SMALL_NBYTES:
-            return msgspec.msgpack.Ext(_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
-        self.parts.arrays.append(value)
-        return msgspec.msgpack.Ext(_ARRAY, _encode(len(self.parts.arrays) - 1))
+            return msgspec.msgpack.Ext(_NESTED_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
+        self.parts.keys.append(None)
+        self.parts.large.append(value)
+        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(len(self.parts.large) - 1))
 
     def pickled(self, value: Any) -> Any:
         what = f"publish({self.key}=...) contains a {type(value).__module__}.{type(value).__qualname__}"
@@ -206,14 +248,26 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
         WireError: these bytes are not a valid message, or it contains a pickle and is not `trusted`.
     """
     try:
-        head = _header_decoder.decode(header)
+        head = (_trusted_decoder if trusted else _decoder).decode(header)
         if head.version != VERSION:
             raise WireError(
                 f"A message has wire format {head.version}, this program understands {VERSION}: "
                 f"use the same version of blendtorch-shm on both sides."
             )
-        arrays = [_view(spec, payload) for spec in head.arrays]
-        return Message(head.sequence, _BodyDecoder(arrays, trusted).decode(head.body))
+        fields = head.fields
+        nested: list[Array | None] = []
+        for spec in head.arrays:
+            key, offset = spec.key, spec.offset
+            if offset >= 0:
+                array = _array(dtype_of(spec.dtype), spec.shape, payload, offset)
+            else:
+                array = _array(dtype_of(spec.dtype), spec.shape, bytearray(fields[key]), 0)  # type: ignore[index]
+            if key is None:
+                nested.append(array)
+            else:
+                nested.append(None)
+                fields[key] = array
+        return Message(head.sequence, _with_arrays(fields, nested) if any(a is not None for a in nested) else fields)
     except WireError:
         raise
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError, LookupError, MemoryError) as error:
@@ -241,61 +295,84 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _view(spec: ArraySpec, payload: npt.NDArray[np.uint8]) -> Array:
-    dtype = dtype_of(spec.dtype)
-    nbytes = _nbytes(dtype, spec.shape)
-    if spec.offset < 0 or spec.offset + nbytes > payload.nbytes:
-        raise WireError(f"An array of {nbytes} bytes at {spec.offset} lies outside the payload of {payload.nbytes} bytes.")
-    array: Array = np.ndarray(spec.shape, dtype, buffer=payload, offset=spec.offset)  # type: ignore[arg-type]
-    return array if array.flags.aligned else array.copy()
+def _array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < 0 or min(shape, default=0) < 0 or offset + nbytes > len(buffer):
+        raise WireError(f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes.")
+    array: Array = np.ndarray(shape, dtype, buffer, offset)
+    return array if offset % dtype.alignment == 0 and array.flags.aligned else array.copy()
 
 
-def _nbytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    if any(n < 0 for n in shape):
-        raise WireError(f"An array has the shape {shape}.")
-    return math.prod(shape) * dtype.itemsize
+class _Reference(NamedTuple):
+    """Stands where a nested large array belongs."""
+
+    number: int
 
 
-class _BodyDecoder:
-    def __init__(self, arrays: list[Array], trusted: bool) -> None:
-        self.arrays = arrays
-        self.trusted = trusted
+def _with_arrays(value: Any, arrays: list[Array | None]) -> Any:
+    if type(value) is _Reference:
+        array = arrays[value.number]
+        if array is None:
+            raise WireError(f"Array {value.number} is in two places.")
+        return array
+    if type(value) is dict:
+        return {k: _with_arrays(v, arrays) for k, v in value.items()}
+    if type(value) is list:
+        return [_with_arrays(v, arrays) for v in value]
+    if type(value) is tuple:
+        return tuple(_with_arrays(v, arrays) for v in value)
+    return value
 
-    def decode(self, body: Any) -> dict[str, Any]:
-        return msgspec.msgpack.decode(body, type=dict[str, Any], ext_hook=self.extension)
 
-    def extension(self, code: int, data: memoryview) -> Any:
-        if code == _ARRAY:
-            index = msgspec.msgpack.decode(data, type=int)
-            if not 0 <= index < len(self.arrays):
-                raise WireError(f"Array {index} of {len(self.arrays)} does not exist.")
-            return self.arrays[index]
-        if code == _SMALL_ARRAY:
-            name, shape, raw = msgspec.msgpack.decode(data, type=tuple[str, tuple[int, ...], bytes])
-            dtype = dtype_of(name)
-            if _nbytes(dtype, shape) != len(raw):
-                raise WireError(f"An array of shape {shape} and dtype {name} cannot have {len(raw)} bytes.")
-            return np.ndarray(shape, dtype, buffer=bytearray(raw))
-        if code == _TUPLE:
-            return tuple(self.any(data, list[Any]))
-        if code == _SCALAR:
-            name, raw = msgspec.msgpack.decode(data, type=tuple[str, bytes])
-            return np.frombuffer(raw, dtype_of(name), 1)[0]
-        if code == _MAPPING:
-            return dict(self.any(data, list[tuple[Any, Any]]))
-        if code == _BIG_INT:
-            return int(bytes(data))
-        if code == _PICKLE:
-            if not self.trusted:
-                raise WireError("A message from an unauthenticated connection contains a pickle; it was not read.")
-            try:
-                return pickle.loads(data)
-            except Exception as error:
-                raise WireError(f"A published object cannot be unpickled here: {error!r}") from error
-        raise WireError(f"Extension type {code} is unknown.")
+_small_array_decoder = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...], bytes])
+_scalar_decoder = msgspec.msgpack.Decoder(tuple[str, bytes])
+_index_decoder = msgspec.msgpack.Decoder(int)
 
-    def any(self, data: memoryview, kind: Any) -> Any:
-        return msgspec.msgpack.decode(data, type=kind, ext_hook=self.extension)
+
+def _extension(code: int, data: memoryview) -> Any:
+    if code == _NESTED_ARRAY:
+        number = _index_decoder.decode(data)
+        if number < 0:
+            raise WireError(f"Array {number} does not exist.")
+        return _Reference(number)
+    if code == _NESTED_SMALL_ARRAY:
+        name, shape, raw = _small_array_decoder.decode(data)
+        return _array(dtype_of(name), shape, bytearray(raw), 0)
+    if code == _TUPLE:
+        return tuple(_list_decoder.decode(data))
+    if code == _SCALAR:
+        name, raw = _scalar_decoder.decode(data)
+        return np.frombuffer(raw, dtype_of(name), 1)[0]
+    if code == _MAPPING:
+        return dict(_pairs_decoder.decode(data))
+    if code == _BIG_INT:
+        return int(bytes(data))
+    raise WireError(
+        "A message from an unauthenticated connection contains a pickle; it was not read."
+        if code == _PICKLE
+        else f"Extension type {code} is unknown."
+    )
+
+
+def _trusted_extension(code: int, data: memoryview) -> Any:
+    if code == _TUPLE:
+        return tuple(_trusted_list_decoder.decode(data))
+    if code == _MAPPING:
+        return dict(_trusted_pairs_decoder.decode(data))
+    if code == _PICKLE:
+        try:
+            return pickle.loads(data)
+        except Exception as error:
+            raise WireError(f"A published object cannot be unpickled here: {error!r}") from error
+    return _extension(code, data)
+
+
+_decoder = msgspec.msgpack.Decoder(Header, ext_hook=_extension)
+_list_decoder = msgspec.msgpack.Decoder(list[Any], ext_hook=_extension)
+_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_extension)
+_trusted_decoder = msgspec.msgpack.Decoder(Header, ext_hook=_trusted_extension)
+_trusted_list_decoder = msgspec.msgpack.Decoder(list[Any], ext_hook=_trusted_extension)
+_trusted_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_trusted_extension)
 
 
 # -- announcements ----------------------------------------------------------------------------------------------

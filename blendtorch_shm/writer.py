@@ -146,7 +146,10 @@ class Writer:
 
     def has_room(self) -> bool:
         """Whether a message may be committed now: fewer than `max_ready` wait to be claimed."""
-        return sum(ring.count(State.READY) for ring in self._rings) < self.max_ready
+        ready = 0
+        for ring in self._rings:
+            ready += ring.count(State.READY)
+        return ready < self.max_ready
 
     def try_loan(self, nbytes: int) -> Loan | None:
         """A slot with room for `nbytes`, if the current ring's slots are large enough and one is free now."""
@@ -180,8 +183,12 @@ class Writer:
         if not self.has_room():
             self._wait(self.has_room)
 
-    def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> Announcement:
-        """Make the loan's message READY, under the sequence number :attr:`published`."""
+    def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> bytes:
+        """Make the loan's message READY, under the sequence number :attr:`published`.
+
+        Returns:
+            its announcement.
+        """
         words = self._words
         sequence = words[_PUBLISHED]
         generation = loan.ring.commit(loan.slot, sequence, payload_nbytes, header, flags)
@@ -191,7 +198,7 @@ class Writer:
             words[_FIRST_NS] = now
         if len(self._rings) > 1:
             self._retire_rings()
-        return Announcement(self.key, loan.ring.number, loan.slot, generation)
+        return Announcement(self.key, loan.ring.number, loan.slot, generation).encode()
 
     def close(self) -> None:
         """Stop publishing. READY messages stay for the consumers; the launcher removes the memory."""
