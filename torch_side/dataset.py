@@ -1,0 +1,213 @@
+"""Messages of Blender instances as a PyTorch dataset."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import data
+
+from blendtorch_shm.address import Address
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
+from blendtorch_shm.launch_directory import InstanceReport, instance_reports
+from blendtorch_shm.transport import open_source
+
+log = logging.getLogger("blendtorch")
+
+DEFAULT_TIMEOUTMS = 120_000
+"""Patience for the next message: Blender starts, and its first EEVEE frame may compile shaders for tens of seconds."""
+_LOOK_EVERY_S = 0.25
+_TELL_EVERY_S = 10.0
+
+ItemTransform = Callable[[Any], Any]
+
+
+class RemoteIterableDataset(data.IterableDataset[Any]):
+    """The messages that Blender instances publish, each once, fairly interleaved.
+
+    Messages of instances on this host lie in shared memory, and so do the tensors of an item: a slot is used again when the last
+    tensor (or view, or NumPy array of one) over it has gone. Instances elsewhere are received over TCP. Works with any number of
+    DataLoader workers, forked or spawned: they share the messages, and `max_items` altogether.
+
+    Args:
+        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
+            mean TCP.
+        queue_size: messages (announcements of messages, where shared memory is used) that may queue up per worker and instance.
+        timeoutms: patience for the next message, in milliseconds.
+        max_items: length of the dataset.
+        item_transform: called with each item before it becomes tensors; see :meth:`_item`.
+        record_path_prefix: see :meth:`enable_recording`.
+        output: ``'torch'`` turns every ndarray of an item into a tensor over the same memory, ``'numpy'`` leaves them.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        queue_size: int = 10,
+        timeoutms: int = DEFAULT_TIMEOUTMS,
+        max_items: int = 100000,
+        item_transform: ItemTransform | None = None,
+        record_path_prefix: str | None = None,
+        *,
+        output: str = "torch",
+    ) -> None:
+        texts = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not texts or not all(isinstance(a, str) for a in texts):
+            raise ConfigurationError(
+                f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
+            )
+        if output not in ("torch", "numpy"):
+            raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
+        self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
+        self.queue_size = queue_size
+        self.timeoutms = timeoutms
+        self.item_transform = item_transform
+        self.output = output
+        self.stream_length(max_items)
+        if record_path_prefix is not None:
+            self.enable_recording(record_path_prefix)
+
+    def stream_length(self, max_items: int) -> None:
+        """Set the number of items that one iteration yields, over all workers together."""
+        if max_items < 0:
+            raise ConfigurationError(f"max_items={max_items} is negative.")
+        self.max_items = max_items
+
+    def enable_recording(self, prefix: str) -> None:
+        """Not available yet.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            f"Recording (record_path_prefix={str(prefix)!r}) is not available in this version; leave it out."
+        )
+
+    def __len__(self) -> int:
+        return self.max_items
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = data.get_worker_info()
+        index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return self._stream(self.max_items // workers + (index < self.max_items % workers))
+
+    def _item(self, item: dict[str, Any]) -> Any:
+        """Turn a message into what users get; override it or pass `item_transform`.
+
+        Args:
+            item: the message: ``btid`` and what the script published. Its ndarrays are writable, and lie in the message's slot.
+
+        Returns:
+            anything. Its ndarrays (in dicts, lists and tuples too) become tensors afterwards.
+        """
+        return item if self.item_transform is None else self.item_transform(item)
+
+    def _stream(self, count: int) -> Iterator[Any]:
+        if count == 0:
+            return
+        source = open_source(self.addresses, queue_size=self.queue_size)
+        try:
+            for received in range(count):
+                message = source.receive(_LOOK_EVERY_S)
+                if message is None:
+                    watch = _Watch(self, received, count)
+                    while message is None:
+                        watch.look()
+                        message = source.receive(_LOOK_EVERY_S)
+                item = self._item(message.fields)
+                items = [to_tensors(item) if self.output == "torch" else item]
+                del message, item
+                yield items.pop()  # what is yielded keeps the slot, and nothing in here does
+        finally:
+            source.close()
+
+
+class _Watch:
+    """Waits with the user: says what the instances do meanwhile, and when waiting on makes no sense."""
+
+    def __init__(self, dataset: RemoteIterableDataset, received: int, count: int) -> None:
+        self._timeout_s = dataset.timeoutms / 1000
+        self._addresses = dataset.addresses
+        self._progress = f"{received} of {count} items"
+        self._start = self._told = time.monotonic() - _LOOK_EVERY_S
+        self._all_exited = False
+
+    def look(self) -> None:
+        """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
+        waited_s = time.monotonic() - self._start
+        reports = self._reports()
+        if self._all_exited:  # and still nothing arrived since we saw that
+            raise InstanceDied(
+                f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n{_describe(reports)}"
+            )
+        self._all_exited = len(reports) == len(self._addresses) and all(r.state == "exited" for r in reports.values())
+        if waited_s > self._timeout_s:
+            raise StreamTimeout(
+                f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), "
+                f"{self._progress} had.\n{_describe(reports) or self._remote()}\n"
+                f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms."
+            )
+        if time.monotonic() - self._told > _TELL_EVERY_S:
+            self._told = time.monotonic()
+            log.warning("Waiting for %.0f s for a message (%s).\n%s", waited_s, self._progress, _describe(reports))
+
+    def _reports(self) -> dict[int, InstanceReport]:
+        twins = [a.twin for a in self._addresses if a.twin is not None]
+        reports: dict[int, InstanceReport] = {}
+        for directory in {t.directory for t in twins}:
+            wanted = {t.btid for t in twins if t.directory == directory}
+            reports.update({r.btid: r for r in instance_reports(directory) if r.btid in wanted})
+        return reports
+
+    def _remote(self) -> str:
+        return (
+            f"Nothing is known about the instances at {', '.join(self._addresses)}: do they run, and can this host reach "
+            f"those ports?"
+        )
+
+
+def _describe(reports: dict[int, InstanceReport]) -> str:
+    lines = []
+    for btid, report in sorted(reports.items()):
+        state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
+        lines.append(f"instance {btid}: {state}; it last logged:")
+        lines.extend(f"    {line}" for line in report.log_tail.splitlines()[-8:] or ["(nothing)"])
+    return "\n".join(lines)
+
+
+def to_tensors(value: Any) -> Any:
+    """`value` with each ndarray in it, in dicts, lists and tuples too, as a tensor over the same memory.
+
+    Arrays that torch has no dtype for (strings, records) stay as they are; read-only ones, and those with negative strides
+    or foreign byte order, are copied.
+    """
+    kind = type(value)
+    if kind is np.ndarray:
+        try:
+            return torch.from_numpy(value if value.flags.writeable else value.copy())
+        except ValueError:  # negative strides, or byte order
+            return _to_tensor_by_copy(value)
+        except TypeError:  # no such dtype in torch
+            return value
+    if kind is dict:
+        return {k: to_tensors(v) for k, v in value.items()}
+    if kind is list:
+        return [to_tensors(v) for v in value]
+    if isinstance(value, tuple):
+        items = [to_tensors(v) for v in value]
+        return kind(*items) if hasattr(value, "_fields") else kind(items)
+    return value
+
+
+def _to_tensor_by_copy(array: np.ndarray[Any, Any]) -> Any:
+    try:
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except TypeError:
+        return array
