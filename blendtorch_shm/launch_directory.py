@@ -39,7 +39,7 @@ MAX_SOCKET_NAME = 32
 
 _LOCK = "launcher.lock"
 _NAME = re.compile(r"\.?blendtorch-([0-9a-f]{8})")
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Linux keeps POSIX shared memory and semaphores
+_SHARED_MEMORY = "/dev/shm"
 _LONGEST_BASE = 107 - len("/blendtorch-01234567/") - MAX_SOCKET_NAME - len("-12345.sock")
 """sockaddr_un leaves 107 bytes for the path of a socket."""
 _ABANDONED_S = 60.0
@@ -221,7 +221,7 @@ def read_note(path: str) -> str:
 def _candidates() -> list[str]:
     """Directories in which launches live, best first."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return [*([runtime] if runtime else []), tempfile.gettempdir(), "/tmp"]  # noqa: S108 - made with mkdir, mode 0700
+    return [*([runtime] if runtime else []), tempfile.gettempdir(), "/tmp"]
 
 
 def _base() -> str:

@@ -131,7 +131,8 @@ def _named_runtime(blender: str) -> Runtime:
         if os.path.basename(blender) == blender:
             exists = "is not on the PATH"
         raise BlenderNotFound(
-            f"blender={blender!r} {exists}. It can be a Blender executable, a Python interpreter that has the bpy module, or 'python'."
+            f"blender={blender!r} {exists}. It can be a Blender executable, a Python interpreter that has the bpy module, "
+            f"or 'python'."
         )
     path = os.path.abspath(path)  # not realpath: the interpreter of a virtual environment is a link
     if not re.fullmatch(r"python[0-9.]*", os.path.basename(path)):
@@ -169,6 +170,9 @@ def _probe(path: str, mtime_ns: int, kind: Literal["executable", "module"]) -> R
     try:
         done = subprocess.run(
             command,
+            env=dict(
+                os.environ
+            ),  # explicit: a bpy imported into this process changes C's environment, but not Python's
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

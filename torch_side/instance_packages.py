@@ -1,7 +1,7 @@
 """The packages that an instance needs, put where its Python finds them: nobody has to install anything into Blender.
 
-Where the Python of the instance has the launcher's version, it uses the launcher's own. Otherwise what it lacks is downloaded once
-into a folder of this user. Both come last on its path, so that the packages that Blender brings along win.
+Where the Python of the instance has the launcher's version, it uses the launcher's own. Otherwise what it lacks is
+downloaded once into a folder of this user. Both come last on its path, so that the packages that Blender brings along win.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from blendtorch_shm.errors import LaunchError
 from .finder import DEPENDENCIES, Runtime
 
 _OURS = ("blendtorch", "blendtorch_shm", "blender_side")
+OUR_FOLDER = str(Path(blendtorch_shm.__file__).parent.parent)
+"""Where our packages are; the Blender side must not be imported here, since that imports bpy."""
 _LAST_PYTHON_WITH_OLD_NUMPY = (3, 11)
 """Blender's own modules are built against numpy 1 up to this Python, and do not import with numpy 2 (3.4: ``aud``)."""
 _TIMEOUT_S = 600.0
@@ -40,11 +42,10 @@ def package_folders(runtime: Runtime, launch_directory: str, tell: Callable[[str
     Raises:
         LaunchError: packages are missing and cannot be downloaded.
     """
-    ours = str(Path(blendtorch_shm.__file__).parent.parent)
     same_python = runtime.python == sys.version_info[:2]
-    folders = [ours]
-    if not same_python and any(Path(ours, module).exists() for module in DEPENDENCIES.values()):
-        folders = [_links(ours, launch_directory)]  # the other packages there are for another Python
+    folders = [OUR_FOLDER]
+    if not same_python and any(Path(OUR_FOLDER, module).exists() for module in DEPENDENCIES.values()):
+        folders = [_links(launch_directory)]  # the other packages there are for another Python
     if runtime.missing and same_python:
         folders += [folder for folder in map(_home_of, runtime.missing) if folder is not None]
     elif runtime.missing:
@@ -52,12 +53,12 @@ def package_folders(runtime: Runtime, launch_directory: str, tell: Callable[[str
     return list(dict.fromkeys(folders))
 
 
-def _links(ours: str, launch_directory: str) -> str:
+def _links(launch_directory: str) -> str:
     folder = Path(launch_directory, "packages")
     folder.mkdir(exist_ok=True)
     for name in _OURS:
         with contextlib.suppress(FileExistsError):
-            (folder / name).symlink_to(Path(ours, name))
+            (folder / name).symlink_to(Path(OUR_FOLDER, name))
     return str(folder)
 
 

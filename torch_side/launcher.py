@@ -13,11 +13,9 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import blender_side
 from blendtorch_shm.address import ENVIRONMENT_VARIABLE, Address, Twin, twins_to_env
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, LaunchError, SceneNotFound, ScriptNotFound
 from blendtorch_shm.launch_directory import (
@@ -32,7 +30,7 @@ from blendtorch_shm.launch_info import LaunchInfo
 
 from .display import VirtualDisplay
 from .finder import Paths, Runtime, find_runtime
-from .instance_packages import package_folders
+from .instance_packages import OUR_FOLDER, package_folders
 from .ports import DEFAULT_START_PORT, PortReservations
 from .process import Instance, Supervisor
 from .utils import get_primary_ip
@@ -49,10 +47,10 @@ StrPath = str | os.PathLike[str]
 class BlenderLauncher:
     """Runs a script in several Blender instances for as long as a ``with`` block lasts.
 
-    On entry, `launch_info` is filled in and the instances are started; they are not waited for, since whoever reads from them waits
-    anyway. When the block ends, in whatever way (SIGINT and SIGTERM included), the instances and everything that they
-    started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel kills the
-    instances, and the next launch removes the rest.
+    On entry, `launch_info` is filled in and the instances are started; they are not waited for, since whoever reads from
+    them waits anyway. When the block ends, in whatever way (SIGINT and SIGTERM included), the instances and everything that
+    they started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel
+    kills the instances, and the next launch removes the rest.
 
     An instance that dies is reported at once with its exit code and the end of its log.
 
@@ -60,18 +58,20 @@ class BlenderLauncher:
         scene: the .blend file to open. '' or None: Blender's start-up scene.
         script: the Python script to run in each instance.
         num_instances: how many instances to run. They are numbered from 0: their `btid`.
-        named_sockets: names of the sockets that the script binds, such as ``['DATA']``. Each instance gets an address for each.
-        start_port: the first TCP port. The default means the first free ports from there on, so that launches run
-            side by side; any other number is taken at its word, and an error if it is in use.
-        bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. Processes of this host use shared memory in any case.
+        named_sockets: names of the sockets that the script binds, such as ``['DATA']``. Each instance gets an address for
+            each, in the order of names first and instances second.
+        start_port: the first TCP port. The default means the first free ports from there on, so that launches run side by
+            side; any other number is taken at its word, and is an error if it is in use.
+        bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. Processes of this host use
+            shared memory in any case.
         instance_args: for each instance, further command-line arguments for its script.
         proto: 'tcp'.
         blend_path: directories in which to look for a Blender executable, before anything else.
         seed: the first instance gets this as ``-btseed``, the next one more, and so on. None: a random one.
         background: run a Blender executable without a window (``--background``), also where it could have one.
-        blender: what runs an instance: a Blender executable, a Python interpreter that has the bpy module, or ``'python'``, the running
-            interpreter, for scripts that need no Blender. None: an executable in `blend_path`, else the bpy module of the
-            running interpreter (no window, needs no display), else an executable on the PATH.
+        blender: what runs an instance: a Blender executable, a Python interpreter that has the bpy module, or
+            ``'python'``, the running interpreter, for scripts that need no Blender. None: an executable in `blend_path`,
+            else the bpy module of the running interpreter (it needs no display), else an executable on the PATH.
         env: further environment variables, for all instances or as one dict for each.
         progress: tell on standard error what is going on.
 
@@ -249,7 +249,7 @@ class BlenderLauncher:
         self, runtime: Runtime, background: bool, folders: list[str], btid: int, addresses: dict[str, list[Address]]
     ) -> list[str]:
         """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
-        bootstrap = str(Path(blender_side.__file__).parent / "bootstrap.py")
+        bootstrap = os.path.join(OUR_FOLDER, "blender_side", "bootstrap.py")
         own = ["--script", self.script, "--packages", os.pathsep.join(folders)]
         if runtime.kind == "executable":
             command = [runtime.path, *(["--background"] if background else [])]

@@ -1,9 +1,9 @@
 """TCP ports for instances, held for them until they bind, and for as long as the launch lives.
 
-A port is held by two sockets. A TCP socket bound to it, not listening and with ``SO_REUSEADDR``, keeps ordinary programs away, while the
-instance's own bind (ZeroMQ sets ``SO_REUSEADDR`` too) succeeds beside it; it fails where somebody listens, and not on
-connections of an earlier launch that are still in TIME_WAIT. Two launchers would both get such a socket, so they settle
-it by a UNIX socket in the abstract name space: one holder, same network namespace as the port, gone with its process.
+A port is held by two sockets. A TCP socket bound to it, not listening and with ``SO_REUSEADDR``, keeps ordinary programs
+away, while the instance's own bind (ZeroMQ sets ``SO_REUSEADDR`` too) succeeds beside it; it fails where somebody listens,
+and not on connections of an earlier launch that are still in TIME_WAIT. Two launchers would both get such a socket, so they
+settle it by a UNIX socket in the abstract name space: one holder, same network namespace as the port, gone with its process.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class PortReservations:
                 if error.errno == errno.EADDRINUSE:
                     return False
                 raise ConfigurationError(
-                    f"Cannot listen on port {port} of bind_addr {self._address}: {error.strerror}. It must be an address of this host, ports below 1024 need privileges; "
-                    f"'primaryip' stands for that of the default route."
+                    f"Cannot listen on port {port} of bind_addr {self._address}: {error.strerror}. bind_addr must be an "
+                    f"address of this host ('primaryip': that of the default route); ports below 1024 need privileges."
                 ) from error
             undo.pop_all()
             self._held += [name, tcp]

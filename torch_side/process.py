@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from blendtorch_shm.errors import LaunchError
@@ -100,6 +101,10 @@ class Instance:
     obituary: str = ""
     """How it ended: exit code, age, and the tail of its log."""
 
+    def has_exited(self) -> bool:
+        """Whether its process is gone, and its obituary written."""
+        return self.state == "exited"
+
 
 class Supervisor:
     """Starts processes, watches them, and ends them all.
@@ -137,12 +142,12 @@ class Supervisor:
             LaunchError: the system refused to make a process.
         """
         for instance in instances:
-            self.call(lambda instance=instance: self._start(instance))
+            self.call(partial(self._start, instance))
 
     def wait(self) -> None:
         """Wait until every instance has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: all(i.state == "exited" for i in self.instances))
+            self._changed.wait_for(lambda: all(i.has_exited() for i in self.instances))
 
     def dead(self) -> list[Instance]:
         """The instances that have ended, noticed or not yet noticed by the thread."""
@@ -150,8 +155,8 @@ class Supervisor:
             for instance in self.instances:
                 if instance.process is not None and instance.process.poll() is not None and instance.state != "exited":
                     self._wake()
-                    self._changed.wait_for(lambda instance=instance: instance.state == "exited", timeout=GRACE_S)
-            return [i for i in self.instances if i.state == "exited"]
+                    self._changed.wait_for(instance.has_exited, GRACE_S)
+            return [i for i in self.instances if i.has_exited()]
 
     def stop(self) -> None:
         """End every process of the launch: SIGTERM, up to :data:`GRACE_S` seconds of patience, then SIGKILL.
