@@ -1,46 +1,44 @@
-"""Signals: lists of callables that are invoked one after another."""
+"""Signals: callables that are invoked one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
 class Signal:
     """Something that callables can be connected to.
 
-    What a callable needs is bound when it is added; whoever invokes the signal may pass further arguments, which come first::
+    What a callable needs is bound when it is added; what the invocation passes comes after it::
 
         finished = Signal()
-        finished.add(print, 'episodes', sep=': ')
-        finished.invoke('cube')  # prints "cube: episodes"
+        finished.add(print, 'finished:', sep='\\t')
+        finished.invoke('episode 3')  # prints "finished:<tab>episode 3"
     """
 
     def __init__(self) -> None:
-        self._slots: list[Callable[..., Any]] = []
+        self._connected: list[partial[Any]] = []
 
-    def add(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """Connect `fn`, called as `fn(*invoked, *args, **kwargs)`.
+    def add(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> partial[Any]:
+        """Connect `fn`, to be called as `fn(*args, *invoked, **kwargs)`.
 
         Returns:
-            a handle to give to `remove`.
+            a handle for `remove`.
         """
+        handle = partial(fn, *args, **kwargs)
+        self._connected.append(handle)
+        return handle
 
-        def bound(*invoked: Any) -> Any:
-            return fn(*invoked, *args, **kwargs)
-
-        self._slots.append(bound)
-        return bound
-
-    def remove(self, handle: Callable[..., Any]) -> None:
+    def remove(self, handle: partial[Any]) -> None:
         """Disconnect what `add` returned `handle` for.
 
         Raises:
             ValueError: it is not connected.
         """
-        self._slots.remove(handle)
+        self._connected.remove(handle)
 
-    def invoke(self, *args: Any) -> None:
-        """Call what is connected, in the order it was added. An exception stops there and reaches the caller."""
-        for bound in list(self._slots):
-            bound(*args)
+    def invoke(self, *args: Any, **kwargs: Any) -> None:
+        """Call everything connected, in the order of `add`. An exception ends that and reaches whoever invoked."""
+        for handle in tuple(self._connected):
+            handle(*args, **kwargs)
