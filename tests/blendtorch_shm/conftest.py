@@ -1,0 +1,77 @@
+"""A stream for each way a message travels, opened and removed by the test that uses it."""
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.sink import Sink
+from blendtorch_shm.source import Source
+from blendtorch_shm.transport import open_sink, open_source
+from blendtorch_shm.transport.local import LocalStream
+
+
+@pytest.fixture
+def launch_directory() -> Iterator[LaunchDirectory]:
+    directory = LaunchDirectory.create()
+    yield directory
+    directory.remove()
+
+
+@pytest.fixture
+def twin(launch_directory: LaunchDirectory) -> Twin:
+    return Twin(launch_directory.path, launch_directory.launch, "DATA", 0)
+
+
+@dataclass
+class Transport:
+    """How to open either end; what is open is closed after the test."""
+
+    name: str
+    open_sink: Callable[..., Sink]
+    open_source: Callable[..., Source]
+    trusted: bool
+
+
+@pytest.fixture(params=["shared", "tcp", "local"])
+def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    opened: list[Sink | Source] = []
+
+    def remember(end: Sink | Source) -> Sink | Source:
+        opened.append(end)
+        return end
+
+    if request.param == "local":
+        made: dict[str, LocalStream] = {}
+
+        def stream(send_hwm: int = 10, num_slots: int | None = None) -> LocalStream:
+            return made.setdefault("stream", LocalStream(send_hwm=send_hwm, num_slots=num_slots))
+
+        yield Transport(
+            "local",
+            lambda **kwargs: remember(stream(**kwargs).open_sink()),
+            lambda: remember(stream().open_source()),
+            trusted=True,
+        )
+    else:
+        if request.param == "shared":
+            address = Address(f"tcp://127.0.0.1:{free_port()}", request.getfixturevalue("twin"))
+        else:
+            address = Address(f"tcp://127.0.0.1:{free_port()}")
+        yield Transport(
+            request.param,
+            lambda **kwargs: remember(open_sink(address, **kwargs)),
+            lambda: remember(open_source([address])),
+            trusted=request.param == "shared",
+        )
+    for end in reversed(opened):
+        end.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,318 @@
+"""What every transport does alike."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blendtorch_shm.errors import PublishError, StreamClosed
+from blendtorch_shm.source import Source
+from blendtorch_shm.wire import Message
+
+from .conftest import Transport
+
+PATIENCE_S = 20.0
+
+
+def receive(source: Source) -> dict[str, Any]:
+    message = source.receive(PATIENCE_S)
+    assert message is not None, "no message arrived"
+    return message.fields
+
+
+def picture(i: int, shape: tuple[int, ...] = (48, 64, 3)) -> np.ndarray:
+    return np.full(shape, i % 256, np.uint8)
+
+
+def publish_in_background(transport: Transport, count: int, **kwargs: Any) -> threading.Thread:
+    sink = transport.open_sink(**kwargs)
+
+    def run() -> None:
+        for i in range(count):
+            sink.publish({"image": picture(i), "i": i})
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_messages_arrive_in_order_and_once(transport: Transport) -> None:
+    producer = publish_in_background(transport, 100)
+    source = transport.open_source()
+    received = [receive(source) for _ in range(100)]
+    producer.join()
+    assert [item["i"] for item in received] == list(range(100))
+    for i, item in enumerate(received):
+        np.testing.assert_array_equal(item["image"], picture(i))
+    assert source.receive(0.1) is None
+
+
+def test_sequence_numbers_are_unbroken(transport: Transport) -> None:
+    producer = publish_in_background(transport, 30)
+    source = transport.open_source()
+    sequences = []
+    for _ in range(30):
+        message = source.receive(PATIENCE_S)
+        assert isinstance(message, Message)
+        sequences.append(message.sequence)
+    producer.join()
+    assert sequences == list(range(30))
+
+
+VALUES: dict[str, Any] = {
+    "int": -5,
+    "largest": 2**63 - 1,
+    "huge": 2**200,
+    "float": 0.1,
+    "inf": float("inf"),
+    "str": "Würfel",
+    "bytes": b"\0\1",
+    "none": None,
+    "bool": True,
+    "empty_list": [],
+    "list": [1, "a", [2.5, None]],
+    "tuple": (1, (2, "b"), []),
+    "dict": {"a": {"b": [1, 2]}, "c": (3,)},
+    "int_keys": {1: "one", (2, 3): "pair"},
+}
+
+
+def test_plain_values_arrive_as_they_were_published(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish(VALUES)
+    fields = receive(source)
+    assert fields == VALUES
+    assert list(fields) == list(VALUES)
+    assert {k: type(v) for k, v in fields.items()} == {k: type(v) for k, v in VALUES.items()}
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(1.5), np.int64(-3), np.bool_(True), np.uint8(255), np.complex128(1j), np.str_("x"), np.datetime64("2026-11-24")]
+)
+def test_numpy_scalars_keep_their_type(transport: Transport, value: np.generic) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"value": value})
+    received = receive(source)["value"]
+    assert received == value
+    assert type(received) is type(value)
+
+
+ARRAYS = {
+    "small": np.arange(16.0).reshape(8, 2),
+    "large": np.arange(3000, dtype=np.int32).reshape(30, 100),
+    "scalar": np.array(3.5),
+    "empty": np.empty((0, 3), np.float32),
+    "fortran": np.asfortranarray(np.arange(3000.0).reshape(50, 60)),
+    "strided": np.arange(9000, dtype=np.uint16).reshape(90, 100)[::3, ::-2],
+    "bool": np.arange(5000) % 3 == 0,
+    "complex": np.arange(900) * 1j,
+    "text": np.array(["a", "bcd"] * 500),
+    "big_endian": np.arange(2000, dtype=">f8"),
+    "records": np.zeros(300, [("xy", "<f4", (2,)), ("id", "<i8")]),
+    "times": np.arange(1000).astype("M8[ms]"),
+    "half": np.arange(3000, dtype=np.float16),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_arrive_with_values_shape_and_dtype_and_writable(transport: Transport, name: str) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"before": 1, "array": ARRAYS[name], "nested": {"deep": [(ARRAYS[name],)]}})
+    fields = receive(source)
+    for received in (fields["array"], fields["nested"]["deep"][0][0]):
+        assert type(received) is np.ndarray
+        assert received.dtype == ARRAYS[name].dtype
+        np.testing.assert_array_equal(received, ARRAYS[name], strict=True)
+        assert received.flags.writeable
+        assert received.flags.aligned
+        assert received.flags.c_contiguous
+
+
+def test_fields_may_come_go_and_change_size_from_message_to_message(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    messages = [
+        {"a": picture(0)},
+        {},
+        {"b": picture(1, (200, 200, 4)), "a": picture(2)},
+        {"c": "only text"},
+        {"a": picture(3, (500, 400, 4)), "meshes": [{"v": np.ones((n, 3), np.float32)} for n in (1, 1000, 3)]},
+        {"a": picture(4, (10, 10))},
+    ]
+    for message in messages:
+        sink.publish(message)
+    for message in messages:
+        np.testing.assert_equal(receive(source), message)
+
+
+def test_a_producer_that_is_ahead_waits_for_room(transport: Transport) -> None:
+    producer = publish_in_background(transport, 60, send_hwm=3)
+    producer.join(0.3)
+    assert producer.is_alive()
+    source = transport.open_source()
+    assert [receive(source)["i"] for _ in range(60)] == list(range(60))
+    producer.join(PATIENCE_S)
+    assert not producer.is_alive()
+
+
+def test_several_receivers_share_the_messages(transport: Transport) -> None:
+    producer = publish_in_background(transport, 60)
+    sources = [transport.open_source() for _ in range(3)]
+    received: list[int] = []
+
+    def run(source: Source) -> None:
+        while (message := source.receive(1.0)) is not None:
+            received.append(message.fields["i"])
+
+    threads = [threading.Thread(target=run, args=(s,)) for s in sources]
+    for thread in threads:
+        thread.start()
+    for thread in [*threads, producer]:
+        thread.join(PATIENCE_S)
+    assert sorted(received) == list(range(60))
+
+
+def test_keeping_every_item_does_not_stop_the_stream(transport: Transport) -> None:
+    producer = publish_in_background(transport, 100, send_hwm=5, num_slots=8)
+    source = transport.open_source()
+    kept = [receive(source) for _ in range(100)]
+    producer.join()
+    for i, item in enumerate(kept):
+        np.testing.assert_array_equal(item["image"], picture(i))
+
+
+def test_what_was_published_before_closing_still_arrives(transport: Transport) -> None:
+    source = transport.open_source()
+    sink = transport.open_sink()
+    sink.publish({"i": 0, "image": picture(0)})
+    assert receive(source)["i"] == 0  # connected by now
+    for i in range(1, 4):
+        sink.publish({"i": i, "image": picture(i)})
+    sink.close()
+    assert [receive(source)["i"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_arrays_outlive_their_source(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(7)})
+    image = receive(source)["image"]
+    source.close()
+    for i in range(5):
+        sink.publish({"image": picture(i)})
+    np.testing.assert_array_equal(image, picture(7))
+
+
+def test_publishing_after_close_is_an_error(transport: Transport) -> None:
+    sink = transport.open_sink()
+    sink.close()
+    with pytest.raises(StreamClosed):
+        sink.publish({"i": 1})
+
+
+class Custom:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+def test_any_picklable_object_travels_where_the_connection_is_trusted_and_is_an_error_elsewhere(
+    transport: Transport,
+) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    if transport.trusted:
+        sink.publish({"meta": {"deep": Custom(3)}, "set": {1, 2}})
+        fields = receive(source)
+        assert fields["meta"]["deep"].value == 3
+        assert fields["set"] == {1, 2}
+    else:
+        with pytest.raises(PublishError, match=r"publish\(meta=\.\.\.\).*Custom"):
+            sink.publish({"ok": 1, "meta": {"deep": Custom(3)}})
+        sink.publish({"i": 1})
+        assert receive(source) == {"i": 1}
+
+
+def test_an_object_that_cannot_be_pickled_is_an_error_that_names_its_key(transport: Transport) -> None:
+    sink = transport.open_sink()
+    with pytest.raises(PublishError, match=r"publish\(callback="):
+        sink.publish({"callback": lambda: None})
+
+
+def test_a_message_that_contains_itself_is_an_error(transport: Transport) -> None:
+    sink = transport.open_sink()
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(PublishError, match="nested"):
+        sink.publish({"endless": endless})
+
+
+def test_a_lent_array_arrives_without_a_copy_on_the_producers_side(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(0)})
+    assert receive(source)["image"][0, 0, 0] == 0
+    for i in range(1, 40):
+        lent = sink.lend((48, 64, 3), np.uint8)
+        assert lent is not None
+        lent[...] = i
+        sink.publish({"image": lent, "i": i})
+        with pytest.raises(ValueError, match="read-only"):
+            lent[...] = 0
+        fields = receive(source)
+        np.testing.assert_array_equal(fields["image"], picture(i))
+
+
+def test_a_view_of_a_lent_array_and_several_lent_arrays_arrive_right(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    for i in range(10):
+        left, right = (sink.lend((48, 64, 3), np.uint8) for _ in range(2))
+        left = np.empty((48, 64, 3), np.uint8) if left is None else left
+        right = np.empty((48, 64, 3), np.uint8) if right is None else right
+        left[...] = i
+        right[...] = i + 100
+        message = {"left": left[10:30], "mirrored": right[:, ::-1], "right": right, "whole": left, "other": picture(i)}
+        sink.publish(message)
+        fields = receive(source)
+        np.testing.assert_equal(fields, message)
+
+
+def test_a_lent_array_that_is_not_published_can_be_kept(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(0)})
+    receive(source)
+    kept = []
+    for i in range(1, 30):
+        raw = sink.lend((48, 64, 3), np.uint8)
+        if raw is None:
+            raw = np.empty((48, 64, 3), np.uint8)
+        raw[...] = i
+        kept.append(raw)
+        sink.publish({"image": raw // 2, "i": i})
+        np.testing.assert_array_equal(receive(source)["image"], picture(i) // 2)
+    for i, raw in enumerate(kept, 1):
+        np.testing.assert_array_equal(raw, picture(i))
+
+
+def test_a_lent_array_that_was_published_is_not_overwritten_while_it_is_kept(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(0)})
+    receive(source)
+    kept = []
+    for i in range(1, 30):
+        lent = sink.lend((48, 64, 3), np.uint8)
+        if lent is None:
+            lent = np.empty((48, 64, 3), np.uint8)
+        lent[...] = i
+        sink.publish({"image": lent})
+        kept.append(lent)
+        np.testing.assert_array_equal(receive(source)["image"], picture(i))
+    for i, lent in enumerate(kept, 1):
+        np.testing.assert_array_equal(lent, picture(i))
+
+
+def test_slots_come_back_when_the_last_view_has_gone(transport: Transport) -> None:
+    sink, source = transport.open_sink(num_slots=4), transport.open_source()
+    for i in range(20):
+        sink.publish({"image": picture(i)})
+        view = receive(source)["image"][3:5, ::2, :1].T
+        for j in range(6):  # more than the ring has slots
+            sink.publish({"image": picture(i + 100 + j)})
+            np.testing.assert_array_equal(receive(source)["image"], picture(i + 100 + j))
+        assert (view == i).all()
