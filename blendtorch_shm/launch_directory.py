@@ -152,15 +152,6 @@ def processes_of(launch: str) -> list[int]:
     return pids
 
 
-def signal_all(launch: str, number: signal.Signals) -> list[int]:
-    """Send a signal to all processes of a launch, and return their process ids."""
-    pids = processes_of(launch)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-    return pids
-
-
 def log_path(directory: str, btid: int) -> str:
     """Where the instance's standard output and error go."""
     return f"{directory}/instance-{btid:02d}.log"
@@ -254,7 +245,10 @@ def _sweep_one(path: str, launch: str) -> bool:
     try:
         fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         deadline = time.monotonic() + 5.0
-        while signal_all(launch, signal.SIGKILL) and time.monotonic() < deadline:
+        while (pids := processes_of(launch)) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
         _remove(path, launch)
         return True

@@ -33,7 +33,6 @@ from blendtorch_shm.launch_directory import (
     processes_of,
     read_note,
     renderer_path,
-    signal_all,
     started_path,
     write_status,
 )
@@ -164,27 +163,35 @@ class Supervisor:
         An exception that arrives while waiting, such as a second Ctrl-C, ends the patience and nothing else.
         """
         self._ending = True
-        launch = self._directory.launch
         try:
-            signal_all(launch, signal.SIGTERM)
-            signal_all(launch, signal.SIGCONT)  # a stopped process would not notice
-            self._wait_until_gone(GRACE_S)
+            self._end_all(signal.SIGTERM, GRACE_S)
         finally:
-            signal_all(launch, signal.SIGKILL)
-            if not self._wait_until_gone(GRACE_S):
-                _log.error("Processes %s of launch %s do not end, even when killed.", processes_of(launch), launch)
+            if alive := self._end_all(signal.SIGKILL, GRACE_S):
+                _log.error("Processes %s of launch %s do not end, even when killed.", alive, self._directory.launch)
             self._orders.append(None)
             self._wake()
             self._thread.join(GRACE_S)
 
-    def _wait_until_gone(self, patience_s: float) -> bool:
+    def _end_all(self, number: signal.Signals, patience_s: float) -> set[int]:
+        """Send a signal once to every process of the launch, also those that come up meanwhile, and wait for their ends.
+
+        Returns:
+            the process ids of those that are still there.
+        """
+        told: set[int] = set()
         deadline = time.monotonic() + patience_s
         while True:
-            reaped = all(i.process is None or i.process.poll() is not None for i in self.instances)
-            if reaped and not processes_of(self._directory.launch):
-                return True
-            if time.monotonic() > deadline:
-                return False
+            processes = [i.process for i in self.instances if i.process is not None]
+            leaders = {p.pid for p in processes if p.poll() is None}
+            alive = leaders | set(processes_of(self._directory.launch))
+            for pid in alive - told:
+                send = os.killpg if pid in leaders else os.kill
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    send(pid, number)
+                    send(pid, signal.SIGCONT)  # a stopped process would not notice
+            told |= alive
+            if not alive or time.monotonic() > deadline:
+                return alive
             time.sleep(0.01)
 
     def _wake(self) -> None:

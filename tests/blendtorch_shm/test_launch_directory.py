@@ -120,20 +120,26 @@ def test_a_sweep_removes_what_a_killed_launcher_left(other: OtherLauncher) -> No
 
 def test_a_sweep_ends_the_processes_of_a_dead_launch_in_whatever_session(other: OtherLauncher) -> None:
     orphan = subprocess.Popen(
-        [sys.executable, "-c", "input()"],
+        [sys.executable, "-c", "print('here', flush=True); input()"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env={**os.environ, LAUNCH_VARIABLE: other.launch},
         start_new_session=True,
     )
+    assert orphan.stdin is not None
+    assert orphan.stdout is not None
+    orphan.stdout.readline()
     assert processes_of(other.launch) == [orphan.pid]
     other.end(signal.SIGKILL)
     sweep()
     assert orphan.wait() == -signal.SIGKILL
-    assert orphan.stdin is not None
     orphan.stdin.close()
+    orphan.stdout.close()
 
 
-def test_a_sweep_removes_the_temporary_directory_that_a_killed_blender_left(other: OtherLauncher, tmp_path: Path) -> None:
+def test_a_sweep_removes_the_temporary_directory_that_a_killed_blender_left(
+    other: OtherLauncher, tmp_path: Path
+) -> None:
     scratch = tmp_path / "blender_abcdef"
     scratch.mkdir()
     (tmp_path / "mine").mkdir()
