@@ -184,16 +184,22 @@ def wait_until_nothing_is_left(before: set[Trace]) -> list[Trace]:
 
 
 def remove(left: list[Trace]) -> None:
-    for trace in left:
-        try:
-            if trace.path is None:
-                os.kill(int(trace.name), signal.SIGKILL)
-            elif trace.path.is_dir():
-                shutil.rmtree(trace.path, ignore_errors=True)
-            else:
-                trace.path.unlink()
-        except OSError:
-            pass  # Gone by itself in the meantime.
+    # torch raises from its SIGCHLD handler, wherever the main thread is, when a DataLoader worker has been killed.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for trace in left:
+            try:
+                if trace.path is None:
+                    os.kill(int(trace.name), signal.SIGKILL)
+                    os.waitpid(int(trace.name), 0)
+                elif trace.path.is_dir():
+                    shutil.rmtree(trace.path, ignore_errors=True)
+                else:
+                    trace.path.unlink()
+            except OSError:
+                pass  # Gone by itself in the meantime, or not a child that could be waited for.
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def report(left: list[Trace]) -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 # What the bpy wheel expects of the system: (library, Debian package). EGL and Mesa's drivers are not linked but opened
@@ -120,29 +119,6 @@ def provide_programs() -> None:
         say(f"  {remedy(packages)}")
 
 
-def provide_core_inside_blender() -> None:
-    """Gives a Blender whose Python is not this one the compiled packages that the core needs, where the launcher looks."""
-    if shutil.which("blender") is None:
-        return
-    tell = "import sys; print('Python %d.%d' % sys.version_info[:2])"
-    done = subprocess.run(
-        ["blender", "--background", "--factory-startup", "--python-expr", tell], capture_output=True, text=True
-    )
-    versions = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("Python ")]
-    if not versions:
-        say(f"blender does not start (exit status {done.returncode}), tests with it will fail: {done.stderr[-500:]}")
-        return
-    version = versions[0]
-    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
-        return
-    folder = Path(sys.prefix, "share", "blendtorch", f"python{version}")
-    # Blender has its own numpy.
-    core = [name for name in requires("blendtorch-shm") or [] if "extra" not in name and not name.startswith("numpy")]
-    uv = [f"{sys.prefix}/bin/uv", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    if subprocess.call([*uv, "--python-version", version, "--target", str(folder), *core]):
-        say(f"The core could not be installed for the Python {version} of blender; uv's message above says why.")
-
-
 def try_bpy() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if done.returncode == 0:
@@ -164,5 +140,4 @@ if __name__ == "__main__":
     provide_libraries()
     if "tests" in sys.argv[1:]:
         provide_programs()
-        provide_core_inside_blender()
     try_bpy()
