@@ -13,11 +13,12 @@ Runs before any package can be found: standard library only.
 
 import sys
 
-if __name__ == "__main__" and sys.path and sys.path[0] == __file__.rpartition("/")[0]:
-    del sys.path[0]  # python puts this folder there, and our signal.py would stand in for the standard library's
+if __name__ == "__main__" and "bpy" not in sys.modules and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # python put this folder there, and our signal.py would stand in for the standard library's
 
 import argparse
 import atexit
+import faulthandler
 import os
 import traceback
 import types
@@ -34,6 +35,8 @@ def main() -> None:
             sys.path.append(directory)  # behind everything: Blender's own numpy wins
     sys.path.insert(0, os.path.dirname(options.script))
     in_blender = "bpy" in sys.modules
+    if not in_blender:
+        faulthandler.enable()  # a crash leaves a trace in the log, as a Blender executable's own handler does
     if options.scene is not None and not in_blender:
         import bpy
 
@@ -60,7 +63,7 @@ def run_script(path: str) -> int:
     try:
         with open(path, "rb") as file:
             source = file.read()
-        exec(compile(source, path, "exec"), module.__dict__)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0

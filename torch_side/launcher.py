@@ -253,14 +253,16 @@ class BlenderLauncher:
         own = ["--script", self.script, "--packages", os.pathsep.join(folders)]
         if runtime.kind == "executable":
             command = [runtime.path, *(["--background"] if background else [])]
-            command += [*([self.scene] if self.scene else []), "--enable-autoexec", "--python", bootstrap]
+            command += [*([self.scene] if self.scene else []), "-noaudio", "--enable-autoexec", "--python", bootstrap]
         else:
             command = [runtime.path, "-u", bootstrap]
             own += ["--scene", self.scene] if runtime.kind == "module" else []
-        script_args = ["-btid", str(btid), "-btseed", str(self.seed + btid)]
-        if addresses:
-            script_args += ["-btsockets", *(f"{name}={column[btid]}" for name, column in addresses.items())]
-        return [*command, "--", *own, "--", *script_args, *self.instance_args[btid]]
+        sockets = [f"{name}={column[btid]}" for name, column in addresses.items()]
+        script_args = (
+            ["-btsockets", *sockets] if sockets else []
+        )  # first: it takes all that follows up to the next option
+        script_args += ["-btid", str(btid), "-btseed", str(self.seed + btid), *self.instance_args[btid]]
+        return [*command, "--", *own, "--", *script_args]
 
     def _tell(self, news: str) -> None:
         if self.progress:

@@ -70,5 +70,5 @@ def test_a_file_that_is_something_else_is_a_clear_error(tmp_path: Path, content:
 
 
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="none.json.*No such file"):
+    with pytest.raises(ConfigurationError, match=r"none\.json.*No such file"):
         LaunchInfo.load_json(tmp_path / "none.json")

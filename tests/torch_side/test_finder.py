@@ -105,9 +105,9 @@ def test_a_name_that_leads_nowhere_is_a_clear_error(blender: str, complaint: str
 
 
 def test_a_program_that_does_not_run_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="exit code 3.*no driver"):
+    with pytest.raises(LaunchError, match=r"exit code 3.*no driver"):
         find_runtime(pretend_blender(tmp_path, broken=True), None)
-    assert discover_blender(tmp_path) is None or discover_blender(tmp_path) != tmp_path / "blender"
+    assert discover_blender(tmp_path) is None
 
 
 def test_a_program_is_asked_again_once_it_has_changed(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from blendtorch_shm.errors import (
     SceneNotFound,
     ScriptNotFound,
 )
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports
+from blendtorch_shm.launch_directory import InstanceReport, instance_reports, sweep
 from torch_side import ports
 from torch_side.launcher import BlenderLauncher
 from torch_side.utils import get_primary_ip
@@ -98,7 +98,13 @@ def logs(directory: str, num_instances: int = 1) -> list[str]:
 def test_an_instance_gets_its_number_seed_sockets_and_arguments(script: Callable[[str], Path]) -> None:
     path = script("import json, sys\nprint(json.dumps([sys.argv, __name__, __file__]))" + STAY)
     with BlenderLauncher(
-        "", path, 2, ["DATA", "CTRL"], seed=7, instance_args=[["--color", "light red"], [3]], blender="python"
+        "",
+        path,
+        2,
+        ["DATA", "CTRL"],
+        seed=7,
+        instance_args=[["--color", "light red"], ["positional", 3]],
+        blender="python",
     ) as launcher:
         addresses = launcher.launch_info.addresses
         assert list(addresses) == ["DATA", "CTRL"]
@@ -106,9 +112,9 @@ def test_an_instance_gets_its_number_seed_sockets_and_arguments(script: Callable
         assert len({*addresses["DATA"], *addresses["CTRL"]}) == 4
         assert first_port >= ports.DEFAULT_START_PORT
         seen = [json.loads(log) for log in logs(directory_of(launcher), 2)]
-    for btid, extra in enumerate([["--color", "light red"], ["3"]]):
+    for btid, extra in enumerate([["--color", "light red"], ["positional", "3"]]):
         sockets = [f"{name}={addresses[name][btid]}" for name in ("DATA", "CTRL")]
-        argv = ["--", "-btid", str(btid), "-btseed", str(7 + btid), "-btsockets", *sockets, *extra]
+        argv = ["--", "-btsockets", *sockets, "-btid", str(btid), "-btseed", str(7 + btid), *extra]
         assert seen[btid] == [[str(path), *argv], "__main__", str(path)]
 
 
@@ -125,7 +131,7 @@ def test_a_publisher_in_the_instance_can_bind_its_address_although_it_is_reserve
     script: Callable[[str], Path],
 ) -> None:
     path = script(
-        "import sys, zmq\naddress = sys.argv[-1].partition('=')[2]\nsocket = zmq.Context().socket(zmq.PUSH)\n"
+        "import sys, zmq\naddress = sys.argv[3].partition('=')[2]\nsocket = zmq.Context().socket(zmq.PUSH)\n"
         "socket.bind(address)\nprint('bound', flush=True)" + STAY
     )
     with launched(path) as (_, directory):
@@ -135,7 +141,7 @@ def test_a_publisher_in_the_instance_can_bind_its_address_although_it_is_reserve
 def test_addresses_know_their_shared_memory_in_the_instance_too(script: Callable[[str], Path]) -> None:
     path = script(
         "import sys\nfrom blendtorch_shm.address import resolve\n"
-        "print(resolve(sys.argv[-1].partition('=')[2]).twin.lock_path)" + STAY
+        "print(resolve(sys.argv[3].partition('=')[2]).twin.lock_path)" + STAY
     )
     with launched(path) as (launcher, directory):
         twin = launcher.launch_info.addresses["DATA"][0].twin
@@ -341,10 +347,10 @@ def test_a_forked_child_neither_ends_the_instances_nor_keeps_their_ports(script:
         os.close(writable)
 
 
-LAUNCHER = """
+OTHER_LAUNCHER = """
 import contextlib, sys, time
 from torch_side.launcher import BlenderLauncher
-launcher = BlenderLauncher("", sys.argv[1], 2, ["DATA"], blender="python").__enter__()
+launcher = BlenderLauncher("", sys.argv[1], 2, ["DATA"], blender=sys.argv[2]).__enter__()
 directory = launcher.launch_info.addresses["DATA"][0].twin.directory
 print(directory, *(process.pid for process in launcher.launch_info.processes), flush=True)
 with {block}:
@@ -355,9 +361,16 @@ with {block}:
 class OtherLauncher:
     """A launcher in another process, with two instances, that ends by itself or not."""
 
-    def __init__(self, script: Path, *, block: str = "contextlib.closing(launcher)", seconds: int = 600) -> None:
+    def __init__(
+        self,
+        script: Path,
+        *,
+        blender: str = "python",
+        block: str = "contextlib.closing(launcher)",
+        seconds: int = 600,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER.format(block=block, seconds=seconds), str(script)],
+            [sys.executable, "-c", OTHER_LAUNCHER.format(block=block, seconds=seconds), str(script), blender],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -478,7 +491,7 @@ def test_a_scene_needs_blender(script: Callable[[str], Path]) -> None:
 def test_without_xvfb_an_old_executable_without_a_display_is_a_clear_error(
     script: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = '{"version": [3, 4, 1], "python": [%d, %d], "missing": []}' % sys.version_info[:2]
+    answer = json.dumps(dict(version=[3, 4, 1], python=sys.version_info[:2], missing=[]))
     blender = tmp_path / "blender"
     blender.write_text(f"#!/bin/sh\necho 'BLENDTORCH-PROBE {answer}'\n")
     blender.chmod(0o755)
@@ -546,7 +559,7 @@ def test_blender_runs_a_script_with_all_packages_and_ends_with_it(blender: Any, 
         address = launcher.launch_info.addresses["DATA"][0]
         assert launcher.wait() == [0]
         log = Path(directory, "instance-00.log").read_text()
-    assert f"seen ['--', '-btid', '0', '-btseed', '5', '-btsockets', 'DATA={address}'] 3" in log
+    assert f"seen ['--', '-btsockets', 'DATA={address}', '-btid', '0', '-btseed', '5'] 3" in log
 
 
 def test_blender_whose_script_raises_ends_with_its_traceback(blender: Any, script: Callable[[str], Path]) -> None:
@@ -571,3 +584,17 @@ def test_blender_that_goes_on_is_ended_and_leaves_no_temporary_directory(
         assert os.path.isdir(scratch)
         launcher.assert_alive()
     assert not os.path.exists(scratch)
+
+
+def test_blender_and_its_display_die_with_a_killed_launcher(blender: Any, script: Callable[[str], Path]) -> None:
+    path = script(
+        "import bpy\nif bpy.app.background:\n    import time\n    time.sleep(600)\n"
+        "bpy.app.timers.register(lambda: 0.1)\n"
+    )
+    other = OtherLauncher(path, blender=blender.argument)
+    eventually(lambda: reports(other.directory, "running"))
+    other.process.kill()
+    other.process.communicate()
+    eventually(lambda: not any(map(is_alive, other.pids)), "the instances' death")
+    assert sweep() == [other.directory.rpartition("-")[2]]
+    assert other.is_gone()
