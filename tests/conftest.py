@@ -2,7 +2,7 @@
 
 Nothing stays behind
     Each test is watched from its set-up to the end of its clean-up. It fails when it leaves a shared-memory object
-    (``/dev/shm/bt-*``, ``sem.bt-*``), a launch directory (``blendtorch-*`` in ``$XDG_RUNTIME_DIR`` or the temporary
+    (``/dev/shm/bt-*``, ``sem.bt-*``, ``blendtorch-*``), a launch directory (``blendtorch-*`` in ``$XDG_RUNTIME_DIR`` or the temporary
     directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a whole module,
     say) is in place before the test and so does not count; at the end of the run nothing at all may be left.
     A failed test is not reported a second time, but what it left is removed, so that the next one starts clean.
@@ -129,7 +129,7 @@ def _command(pid: int) -> str:
 
 def traces() -> set[Trace]:
     found = set(Processes().traces())
-    for pattern in ("bt-*", "sem.bt-*"):
+    for pattern in ("bt-*", "sem.bt-*", "blendtorch-*"):
         found |= {Trace("shared memory", str(path)) for path in Path("/dev/shm").glob(pattern)}
     for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp"}:
         found |= {Trace("launch directory", str(path)) for path in Path(directory).glob("blendtorch-*")}
@@ -157,7 +157,7 @@ def left_since(before: set[Trace]) -> list[Trace]:
             return False
         try:
             if trace.kind == "shared memory":
-                return str(path) in foreign_maps
+                return str(path) in foreign_maps or _is_of_a_launch_elsewhere(path.name)
             if trace.kind == "launch directory":
                 # By inode: opening the lock file here could drop a lock that this very process holds on it.
                 return any(file.stat().st_ino in foreign_locks for file in path.iterdir())
@@ -172,15 +172,26 @@ def left_since(before: set[Trace]) -> list[Trace]:
     return sorted(trace for trace in new if not is_foreign(trace))
 
 
+def _is_of_a_launch_elsewhere(name: str) -> bool:
+    """Whether a shared-memory object belongs to a launch whose directory is not in the place of this run."""
+    launch = name.removeprefix("sem.").split("-")[1]
+    own = Path(os.environ["XDG_RUNTIME_DIR"], f"blendtorch-{launch}")
+    others = set(Path("/tmp").glob(f"bt-run-*/blendtorch-{launch}")) | {Path("/tmp", f"blendtorch-{launch}")}
+    return any(other.exists() for other in others - {own})
+
+
 def wait_until_nothing_is_left(before: set[Trace]) -> list[Trace]:
-    if left_since(before):
+    """What is here now, and still is after a time of grace: what comes later is not of a test that has ended."""
+    left = set(left_since(before))
+    if left:
         gc.collect()  # What a reference cycle holds is not a leak.
     deadline = time.monotonic() + GRACE_S
     pause = 0.002
-    while (left := left_since(before)) and time.monotonic() < deadline:
+    while left and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
-    return left
+        left &= set(left_since(before))
+    return sorted(left)
 
 
 def remove(left: list[Trace]) -> None:
