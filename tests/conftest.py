@@ -3,8 +3,8 @@
 Nothing stays behind
     Each test is watched from its set-up to the end of its clean-up. It fails when it leaves a shared-memory object
     (``/dev/shm/bt-*``, ``sem.bt-*``, ``blendtorch-*``), a launch directory (``blendtorch-*`` in ``$XDG_RUNTIME_DIR`` or
-    the temporary directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a whole module,
-    say) is in place before the test and so does not count; at the end of the run nothing at all may be left.
+    the temporary directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a
+    whole module, say) is in place before the test and so does not count; at the end of the run nothing may be left.
     A failed test is not reported a second time, but what it left is removed, so that the next one starts clean.
 
 A place of its own
