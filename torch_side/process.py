@@ -160,26 +160,26 @@ class Supervisor:
     def stop(self) -> None:
         """End every process of the launch: SIGTERM, up to :data:`GRACE_S` seconds of patience, then SIGKILL.
 
-        An exception that arrives while waiting, such as a second Ctrl-C, ends the patience and nothing else.
+        A second Ctrl-C ends the patience, and nothing else.
         """
         self._ending = True
         try:
-            self._end_all(signal.SIGTERM, GRACE_S)
+            self._end_all(signal.SIGTERM)
         finally:
-            if alive := self._end_all(signal.SIGKILL, GRACE_S):
+            if alive := self._end_all(signal.SIGKILL):
                 _log.error("Processes %s of launch %s do not end, even when killed.", alive, self._directory.launch)
             self._orders.append(None)
             self._wake()
             self._thread.join(GRACE_S)
 
-    def _end_all(self, number: signal.Signals, patience_s: float) -> set[int]:
+    def _end_all(self, number: signal.Signals) -> set[int]:
         """Send a signal once to every process of the launch, also those that come up meanwhile, and wait for their ends.
 
         Returns:
             the process ids of those that are still there.
         """
         told: set[int] = set()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + GRACE_S
         while True:
             processes = [i.process for i in self.instances if i.process is not None]
             leaders = {p.pid for p in processes if p.poll() is None}
@@ -192,7 +192,8 @@ class Supervisor:
             told |= alive
             if not alive or time.monotonic() > deadline:
                 return alive
-            time.sleep(0.01)
+            with contextlib.suppress(Exception):  # of a signal handler, such as torch's for a worker that died
+                time.sleep(0.01)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it wakes anyway

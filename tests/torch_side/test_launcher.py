@@ -292,6 +292,34 @@ def test_an_exception_in_the_block_passes_through_after_the_instances_ended(scri
     assert (launcher.launch_info.processes or [])[0].returncode is not None
 
 
+def test_an_exception_from_a_signal_handler_does_not_hide_why_the_block_ended(script: Callable[[str], Path]) -> None:
+    """torch's handler of SIGCHLD raises when a worker was killed, as when a whole process group is sent SIGTERM."""
+
+    def handler(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker is killed")
+
+    path = script(
+        "import os, signal, sys, time\n"
+        "def on_term(*_):\n    os.kill(os.getppid(), signal.SIGUSR1)\n    time.sleep(0.1)\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, on_term)\nprint('ready', flush=True)" + STAY
+    )
+    processes = []
+
+    def fail_in_the_block() -> None:
+        with launched(path) as (launcher, directory):
+            processes.extend(launcher.launch_info.processes or [])
+            logs(directory)
+            _ = 1 / 0
+
+    previous = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            fail_in_the_block()
+        assert [process.returncode for process in processes] == [0]
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
 def test_a_launcher_can_be_used_again(script: Callable[[str], Path]) -> None:
     launcher = BlenderLauncher("", script(STAY), named_sockets=["DATA"], blender="python")
     with pytest.raises(LaunchError, match="with statement"):
