@@ -16,8 +16,9 @@ from blendtorch_shm.errors import ConfigurationError
 from . import compat
 from .signal import Signal
 
-#: With a window, stepping takes this many times as long as Blender needed for its own redraw, up to the given limit, and then lets
-#: it redraw again. So the interface stays alive and costs at most a quarter of the time while a redraw takes less than a third of a second.
+#: With a window, stepping takes this many times as long as Blender needed for its own redraw, up to the given limit,
+#: and then lets it redraw again. So the interface stays alive and costs at most a quarter of the time while a redraw
+#: takes less than a third of a second.
 _STEPPING_PER_REDRAW = 3.0
 _LONGEST_STEPPING_S = 1.0
 
@@ -25,7 +26,7 @@ _playing: set[AnimationController] = set()
 
 
 def playing() -> bool:
-    """Whether an animation is being stepped from Blender's event loop, so that the process has work left after its script returned."""
+    """Whether frames are being stepped from Blender's event loop, so that work is left when the script has returned."""
     return bool(_playing)
 
 
@@ -54,14 +55,14 @@ class AnimationController:
                 post_animation                      after the last frame
         post_play
 
-    With a window, `play` returns at once and frames are stepped from Blender's event loop, so its interface stays alive. Blender's
-    own playback operator is not used: it redraws the whole interface once per frame and never exceeds the scene's frame rate (3.4 on
-    software OpenGL: 350 ms per frame, 110 ms when stepped), stops at a press of Escape, and swallows exceptions. In background,
-    `play` steps the frames itself and returns after the last one.
+    With a window, `play` returns at once and frames are stepped from Blender's event loop, so its interface stays
+    alive. Blender's own playback operator is not used: it redraws the whole interface once per frame and never
+    exceeds the scene's frame rate (3.4 on software OpenGL: 350 ms per frame, 110 ms when stepped), stops at a press
+    of Escape, and swallows exceptions. In background, `play` steps the frames itself and returns after the last one.
 
-    An exception in a signal's handler is never swallowed: it leaves `play`, or, raised from the event loop, is printed and ends an instance
-    that a launcher started with exit code 1. Such an instance also ends, with exit code 0, when it has played its last episode; a
-    Blender that was opened by hand stays open.
+    An exception in a signal's handler is never swallowed: it leaves `play`, or, raised from the event loop, is
+    printed and ends an instance that a launcher started with exit code 1. Such an instance also ends, with exit code
+    0, when it has played its last episode; a Blender that was opened by hand stays open.
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,8 @@ class AnimationController:
         Args:
             frame_range: first and last frame, both played. None: the scene's own range.
             num_episodes: how often to play the range, -1: forever.
-            use_animation: with a window, return at once and step from Blender's event loop. False: step here, with a window too.
+            use_animation: with a window, return at once and step from Blender's event loop. False: step here, with a
+                window too.
             use_offline_render: kept for scripts written for blendtorch. Rendering in `post_frame` is always safe here.
             use_physics: simulate over exactly these frames, too.
 
@@ -99,7 +101,9 @@ class AnimationController:
             ConfigurationError: the range ends before it starts, or this controller is already playing.
         """
         if self._run is not None:
-            raise ConfigurationError("This AnimationController is already playing: use a second one, or wait for post_play.")
+            raise ConfigurationError(
+                "This AnimationController is already playing: use a second one, or wait for post_play."
+            )
         self._run = _Run(bpy.context.scene, self.setup_frame_range(frame_range, physics=use_physics), num_episodes)
         try:
             self.pre_play.invoke()
@@ -161,7 +165,7 @@ class AnimationController:
         self.post_play.invoke()
 
     def _set_frame(self, run: _Run, frame: int) -> None:
-        """Go to a frame, with `pre_animation` and `pre_frame` between Blender's setting of the number and its evaluation of the scene."""
+        """Go to a frame; once its number is set, and before the scene is evaluated, invoke `pre_frame`."""
         failures: list[BaseException] = []
         entered = False
 

@@ -19,25 +19,28 @@ Origin = Literal["upper-left", "lower-left"]
 def check_origin(origin: str) -> None:
     """Raise ConfigurationError for an origin that is not one of the two known."""
     if origin not in ("upper-left", "lower-left"):
-        raise ConfigurationError(f"origin={origin!r}: it is 'upper-left' (as in OpenCV, NumPy and most files) or 'lower-left' (as in OpenGL).")
+        raise ConfigurationError(
+            f"origin={origin!r}: it is 'upper-left' (as in OpenCV, NumPy and most files) or 'lower-left' (as in OpenGL)."
+        )
 
 
 class Camera:
     """A Blender camera and an image size, with the matrices that lead from the world to the image.
 
-    The matrices are kept: `OffScreenRenderer` draws with them and the methods here project with them, so picture and labels always agree.
-    After moving the camera call `update_view_matrix` (`look_at` does), after changing its lens `update_proj_matrix`.
+    The matrices are kept: `OffScreenRenderer` draws with them and the methods here project with them, so picture and
+    labels always agree. After moving the camera call `update_view_matrix` (`look_at` does), after changing its lens
+    `update_proj_matrix`.
 
-    Conventions: camera coordinates have x to the right, y up, and look along -z. Normalised device coordinates (NDC) go from -1 to 1
-    in x (right), y (up) and z (near to far) over what the camera sees. Pixel coordinates are continuous: the image covers
-    [0, width] x [0, height], and the middle of its first pixel is at (0.5, 0.5).
+    Conventions: camera coordinates have x to the right, y up, and look along -z. Normalised device coordinates (NDC) go
+    from -1 to 1 in x (right), y (up) and z (near to far) over what the camera sees. Pixel coordinates are continuous:
+    the image covers [0, width] x [0, height], and the middle of its first pixel is at (0.5, 0.5).
 
     Attributes:
         bpy_camera: the camera, a `bpy.types.Object`.
         shape: image height and width in pixels.
         view_matrix: 4x4, world to camera coordinates.
-        proj_matrix: 4x4, camera coordinates to homogeneous NDC. Knows lens, sensor fit, shift, clipping and pixel aspect, in
-            perspective and orthographic cameras.
+        proj_matrix: 4x4, camera coordinates to homogeneous NDC. Knows lens, sensor fit, shift, clipping and pixel
+            aspect, in perspective and orthographic cameras.
     """
 
     def __init__(self, bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> None:
@@ -88,17 +91,23 @@ class Camera:
 
     @staticmethod
     def proj_from_bpy(bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> Matrix:
-        """Camera coordinates to homogeneous NDC for a camera, or the scene's, and an image height and width, or the scene's."""
+        """Camera coordinates to homogeneous NDC, for a camera and an image height and width; None: the scene's."""
         height, width = Camera.shape_from_bpy() if shape is None else shape
         render = bpy.context.scene.render
         return _camera_or_scenes(bpy_camera).calc_matrix_camera(
-            bpy.context.evaluated_depsgraph_get(), x=width, y=height, scale_x=render.pixel_aspect_x, scale_y=render.pixel_aspect_y
+            bpy.context.evaluated_depsgraph_get(),
+            x=width,
+            y=height,
+            scale_x=render.pixel_aspect_x,
+            scale_y=render.pixel_aspect_y,
         )
 
     @overload
     def world_to_ndc(self, xyz_world: ArrayLike, return_depth: Literal[False] = ...) -> NDArray[np.float64]: ...
     @overload
-    def world_to_ndc(self, xyz_world: ArrayLike, return_depth: Literal[True]) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    def world_to_ndc(
+        self, xyz_world: ArrayLike, return_depth: Literal[True]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def world_to_ndc(
         self, xyz_world: ArrayLike, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -109,8 +118,9 @@ class Camera:
             return_depth: return depths too.
 
         Returns:
-            (N, 3) array of NDC; with `return_depth` also an (N,) array of distances from the camera's plane along its viewing direction, in
-            scene units. Of a point behind a perspective camera (depth below 0) the NDC mean nothing.
+            (N, 3) array of NDC; with `return_depth` also an (N,) array of distances from the camera's plane along its
+            viewing direction, in scene units. Of a point behind a perspective camera (depth below 0) the NDC mean
+            nothing.
         """
         xyzw = utils.hom(np.asarray(xyz_world, np.float64))
         view = np.array(self.view_matrix, np.float64)
@@ -138,21 +148,26 @@ class Camera:
     @overload
     def object_to_pixel(self, *objs: Any, return_depth: Literal[False] = ...) -> NDArray[np.float64]: ...
     @overload
-    def object_to_pixel(self, *objs: Any, return_depth: Literal[True]) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    def object_to_pixel(
+        self, *objs: Any, return_depth: Literal[True]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Where the vertices of objects, as evaluated, are in the image. Occlusion is not considered.
 
         Returns:
-            (N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (N,) array of depths, as in `world_to_ndc`.
+            (N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (N,) array of depths,
+            as in `world_to_ndc`.
         """
         return self._world_to_pixel(utils.world_coordinates(*objs), return_depth)
 
     @overload
     def bbox_object_to_pixel(self, *objs: Any, return_depth: Literal[False] = ...) -> NDArray[np.float64]: ...
     @overload
-    def bbox_object_to_pixel(self, *objs: Any, return_depth: Literal[True]) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    def bbox_object_to_pixel(
+        self, *objs: Any, return_depth: Literal[True]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
     def bbox_object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -172,8 +187,8 @@ class Camera:
         """
         bpy.context.view_layer.update()  # matrix_world lags behind location and rotation
         _, _, scale = self.bpy_camera.matrix_world.decompose()
-        source = self.bpy_camera.matrix_world.translation.copy() if look_from is None else Vector(np.asarray(look_from, np.float64))
-        target = Vector((0.0, 0.0, 0.0)) if look_at is None else Vector(np.asarray(look_at, np.float64))
+        source = self.bpy_camera.matrix_world.translation.copy() if look_from is None else Vector(look_from)
+        target = Vector((0.0, 0.0, 0.0)) if look_at is None else Vector(look_at)
         self.bpy_camera.matrix_world = Matrix.LocRotScale(source, (target - source).to_track_quat("-Z", "Y"), scale)
         self.update_view_matrix()
 

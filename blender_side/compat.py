@@ -1,7 +1,8 @@
 """Everything that differs between Blender 3.4 and 5.2, between its forms, and between the devices it draws with.
 
-Blender runs with a window (an executable with a display) or in background (the ``bpy`` module, ``blender -b``). A window always
-has a GPU context. In background there is one only from 5.1 on, after ``gpu.init()``; earlier versions draw nothing off-screen there.
+Blender runs with a window (an executable with a display) or in background (the ``bpy`` module, ``blender -b``). A
+window always has a GPU context. In background there is one only from 5.1 on, after ``gpu.init()``; earlier versions
+draw nothing off-screen there.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ import bpy
 import gpu
 
 from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.launch_directory import STATUS_VARIABLE
 
 log = logging.getLogger("blendtorch")
 
 VERSION: tuple[int, int, int] = tuple(bpy.app.version)
 HAS_WINDOW: bool = not bpy.app.background
-#: File that the launcher names so that an instance can say what it renders with. Set in every launched instance.
-STATUS_VARIABLE = "BLENDTORCH_STATUS"
 
 EEVEE = "BLENDER_EEVEE_NEXT" if (4, 2, 0) <= VERSION < (5, 0, 0) else "BLENDER_EEVEE"
 WORKBENCH = "BLENDER_WORKBENCH"
@@ -85,9 +85,9 @@ def _probe_gpu_init() -> None:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status != 0:
         raise ConfigurationError(
-            f"Blender {bpy.app.version_string} cannot draw off-screen here: gpu.init() ended with status {status}."
-            f" It needs a working EGL with OpenGL 4.3. On Debian and Ubuntu: {NEEDED_PACKAGES};"
-            " if they are installed, look at EGL_PLATFORM, __EGL_VENDOR_LIBRARY_FILENAMES, GALLIUM_DRIVER and LIBGL_* in the environment."
+            f"Blender {bpy.app.version_string} cannot draw off-screen here: gpu.init() ended with status {status}. It needs"
+            f" a working EGL with OpenGL 4.3. On Debian and Ubuntu: {NEEDED_PACKAGES}. If they are installed, look at"
+            " EGL_PLATFORM, __EGL_VENDOR_LIBRARY_FILENAMES, GALLIUM_DRIVER and LIBGL_* in the environment."
             f" What it said: {said.decode(errors='replace').strip()[-800:] or 'nothing'}"
         )
 
@@ -104,7 +104,7 @@ def require_gl_library() -> None:
 
 
 def gl_renderer() -> str:
-    """Vendor and renderer that OpenGL reports, e.g. 'Mesa/X.org llvmpipe (LLVM 15.0.6, 256 bits)'. Needs a GPU context."""
+    """What OpenGL reports, e.g. 'Mesa/X.org llvmpipe (LLVM 15.0.6, 256 bits)'. Needs a GPU context."""
     return f"{gpu.platform.vendor_get()} {gpu.platform.renderer_get()}".strip()
 
 
@@ -117,8 +117,9 @@ def draws_in_software() -> bool:
 def flips_on_gpu() -> bool:
     """Whether turning a picture upside down is cheaper on the GPU than as one flipped copy by the CPU.
 
-    On a GPU the blit costs next to nothing and the read-back then lands in its final place. Software OpenGL is the CPU, and
-    slower at it than numpy. Draw excluded, read-back and flip included, RGBA, llvmpipe on 2 cores, ms (flipped copy / blit):
+    On a GPU the blit costs next to nothing and the read-back then lands in its final place. Software OpenGL is the
+    CPU, and slower at it than numpy. Draw excluded, read-back and flip included, RGBA, llvmpipe on 2 cores, ms
+    (flipped copy / blit):
 
     ==========  ==============  ==============
     frame       5.2.3           3.4.1
@@ -136,8 +137,8 @@ def flips_on_gpu() -> bool:
 def disable_viewport_antialiasing() -> None:
     """Make off-screen drawing take one sample per pixel.
 
-    5.x applies this preference off-screen too (moving cube, SOLID, 320x240: 18 ms 'OFF', 85 to 119 ms '8', and colours that are
-    not those of the objects along every edge); 3.4 does not.
+    5.x applies this preference off-screen too (moving cube, SOLID, 320x240: 18 ms 'OFF', 85 to 119 ms '8', and
+    colours that are not those of the objects along every edge); 3.4 does not.
     """
     bpy.context.preferences.system.viewport_aa = "OFF"
 
@@ -148,16 +149,16 @@ def set_file_format(image_settings: Any, file_format: str) -> Callable[[], None]
     Returns:
         a function that restores the format of before.
     """
-    names = ("media_type", "file_format") if hasattr(image_settings, "media_type") else ("file_format",)
-    before = [getattr(image_settings, name) for name in names]
+    wanted = {"media_type": "IMAGE"} if hasattr(image_settings, "media_type") else {}
+    wanted["file_format"] = file_format
+    before = {name: getattr(image_settings, name) for name in wanted}
 
-    def restore() -> None:
-        for name, value in zip(names, before):
+    def put(values: dict[str, str]) -> None:
+        for name, value in values.items():
             setattr(image_settings, name, value)
 
-    for name, value in zip(names, ("IMAGE", file_format)[-len(names) :]):
-        setattr(image_settings, name, value)
-    return restore
+    put(wanted)
+    return lambda: put(before)
 
 
 def launched() -> bool:
@@ -171,8 +172,9 @@ def report(description: str, *, software: bool) -> None:
     log.warning("renders with %s. The first frame compiles shaders, which can take some seconds.", description)
     if software:
         log.warning(
-            "SOFTWARE OPENGL: %s draws on the CPU, many times slower than a graphics card would. If this machine has one, its driver"
-            " is not in use: look at the driver, the container's GPU access, DISPLAY and LIBGL_ALWAYS_SOFTWARE.",
+            "SOFTWARE OPENGL: %s draws on the CPU, many times slower than a graphics card would. If this machine has"
+            " one, its driver is not in use: look at the driver, the container's GPU access, DISPLAY and"
+            " LIBGL_ALWAYS_SOFTWARE.",
             gl_renderer(),
         )
     status = os.environ.get(STATUS_VARIABLE)
@@ -183,10 +185,10 @@ def report(description: str, *, software: bool) -> None:
 
 
 def end_instance(exit_code: int) -> NoReturn:
-    """End this process now, from inside Blender's event loop, with an exit code of choice; Blender's own way out knows none.
+    """End this process now, from inside Blender's event loop, with an exit code; Blender's own way out knows none.
 
-    What user code and libraries registered with `atexit` runs. What Blender registered there before does not: it frees the window
-    manager whose event loop is calling us, and crashes.
+    What user code and libraries registered with `atexit` runs. What Blender registered there before does not: it
+    frees the window manager whose event loop is calling us, and crashes.
     """
     global _exit_code
     _exit_code = exit_code

@@ -1,13 +1,13 @@
 """Pictures by final render (F12), where Blender cannot draw its viewport off-screen.
 
-What a render produced cannot be read from Python in background (the Render Result is empty, and there is no Viewer). So Blender writes
-it as an uncompressed 8-bit file in memory, which also leaves the conversion to display colours to Blender. Next to the render that is nothing.
+What a render produced cannot be read from Python in background (the Render Result is empty, and there is no Viewer).
+So Blender writes it as an uncompressed 8-bit file that exists in memory only, which also leaves the conversion to
+display colours to Blender. Next to the render that is nothing.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from .camera import Camera
     from .offscreen import Shading
 
-_MEMORY_FOLDER = "/dev/shm"
 _TGA_HEADER_NBYTES = 18
 #: Settings that a solid viewport and a Workbench render have in common.
+# fmt: off
 _SOLID_SETTINGS = (
-    *("light", "studio_light", "color_type", "single_color", "background_type", "background_color"),
-    *("show_shadows", "show_cavity", "show_xray", "show_object_outline", "show_specular_highlight", "show_backface_culling", "use_dof"),
+    "light", "studio_light", "color_type", "single_color", "background_type", "background_color", "use_dof",
+    "show_shadows", "show_cavity", "show_xray", "show_object_outline", "show_specular_highlight", "show_backface_culling",
 )
+# fmt: on
 
 
 class FinalRender:
@@ -43,8 +44,9 @@ class FinalRender:
     def set_style(self, shading: Shading, overlays: bool) -> None:
         if overlays or shading == "WIREFRAME":
             raise ConfigurationError(
-                f"shading={shading!r}, overlays={overlays}: a final render shows neither wireframes nor overlays, and Blender {bpy.app.version_string}"
-                " has nothing else in background. 5.1 and later have; so has any version with a display (a virtual one such as Xvfb will do)."
+                f"shading={shading!r}, overlays={overlays}: a final render shows neither wireframes nor overlays, and"
+                f" Blender {bpy.app.version_string} has nothing else in background. 5.1 and later have; so has any version"
+                " with a display (a virtual one such as Xvfb will do)."
             )
         self._shading = shading
 
@@ -53,14 +55,11 @@ class FinalRender:
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
         height, width, channels = image.shape
-        file, path = tempfile.mkstemp(prefix="blendtorch-", suffix=".tga", dir=_MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else None)
-        os.close(file)
-        try:
-            with self._settings(camera, path, display=display):
+        with os.fdopen(os.memfd_create("blendtorch-render"), "rb") as file:
+            with self._settings(camera, f"/proc/self/fd/{file.fileno()}", display=display):
                 bpy.ops.render.render(write_still=True)
-            bgra = np.fromfile(path, np.uint8, offset=_TGA_HEADER_NBYTES, count=height * width * 4).reshape(height, width, 4)
-        finally:
-            os.unlink(path)
+            file.seek(_TGA_HEADER_NBYTES)
+            bgra = np.fromfile(file, np.uint8, height * width * 4).reshape(height, width, 4)
         if flip:  # the file begins with the bottom row
             bgra = bgra[::-1]
         np.copyto(image, bgra[..., [2, 1, 0, 3][:channels]])
@@ -68,26 +67,29 @@ class FinalRender:
             image[..., :3] = (image[..., :3] * bgra[..., 3:].astype(np.uint16) + 127) // 255
 
     def _engine(self) -> str:
-        return {"SOLID": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(self._shading, str(bpy.context.scene.render.engine))
+        engine = str(bpy.context.scene.render.engine)
+        return {"SOLID": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(self._shading, engine)
 
     @contextmanager
     def _settings(self, camera: Camera, path: str, *, display: bool) -> Iterator[None]:
-        """Everything that makes a render come out like `OffScreenRenderer`'s pictures, for the duration of one render."""
+        """Makes a render come out like an off-screen picture; puts everything back afterwards."""
         scene, render = bpy.context.scene, bpy.context.scene.render
         height, width = camera.shape
         with ExitStack() as undo:
 
             def change(owner: Any, **values: Any) -> None:
                 for name, value in values.items():
-                    undo.callback(setattr, owner, name, getattr(owner, name))
+                    before = getattr(owner, name)
+                    undo.callback(setattr, owner, name, before.copy() if hasattr(before, "copy") else before)
                     setattr(owner, name, value)
 
             change(scene, camera=camera.bpy_camera)
             pose = camera.view_matrix.inverted()
             if pose != camera.view_from_bpy(camera.bpy_camera).inverted():  # moved since its view matrix was taken
                 change(camera.bpy_camera, matrix_world=pose)
-            change(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False, use_multiview=False)
-            change(render, use_compositing=False, use_sequencer=False, filepath=path, use_file_extension=False, use_overwrite=True)
+            change(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False)
+            change(render, use_multiview=False, use_compositing=False, use_sequencer=False)
+            change(render, filepath=path, use_file_extension=False, use_overwrite=True)
             undo.callback(compat.set_file_format(render.image_settings, "TARGA_RAW"))
             change(render.image_settings, color_mode="RGBA")
             if not display:

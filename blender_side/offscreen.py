@@ -27,15 +27,22 @@ Shading = Literal["WIREFRAME", "SOLID", "MATERIAL", "RENDERED"]
 class OffScreenRenderer:
     """Renders what a camera sees.
 
-    Where Blender can draw its viewport into memory, that is used, and the pixels are read straight into the shared-memory slot that the next
-    `DataPublisher.publish` will send. Elsewhere (`bpy` before 5.1, ``blender -b``, a scene that Cycles renders) each picture is a
-    final render, as with F12: much slower, but of the same size, orientation, colour space and alpha; the log says so.
+    Where Blender can draw its viewport into memory, that is used, and the pixels are read straight into the
+    shared-memory slot that the next `DataPublisher.publish` will send. Elsewhere (`bpy` before 5.1, ``blender -b``, a
+    scene that Cycles renders) each picture is a final render, as with F12: much slower, but of the same size,
+    orientation, colour space and alpha; the log says so.
 
-    The viewport drawn is the first 3D viewport of the file, so its settings (shading, overlays, which objects are shown) count.
+    The viewport drawn is the first 3D viewport of the file, so its settings (shading, overlays, which objects are
+    shown) count.
     """
 
     def __init__(
-        self, camera: Camera | None = None, mode: Mode = "rgba", origin: Origin = "upper-left", *, color_space: ColorSpace = "linear"
+        self,
+        camera: Camera | None = None,
+        mode: Mode = "rgba",
+        origin: Origin = "upper-left",
+        *,
+        color_space: ColorSpace = "linear",
     ) -> None:
         """Prepare to render.
 
@@ -43,12 +50,13 @@ class OffScreenRenderer:
             camera: what to look through; its `shape` is the size of the pictures. None: the scene's camera.
             mode: 'rgba', or 'rgb' to leave out alpha.
             origin: the corner of the first pixel: 'upper-left' as in OpenCV and NumPy, or 'lower-left' as in OpenGL.
-            color_space: 'linear' gives light intensities, as blendtorch did: darker than expected when looked at, for scripts that gamma-encode
-                themselves. 'srgb' gives what Blender shows on screen: the scene's view transform (Standard, Filmic, AgX, ...), encoded for
-                display.
+            color_space: 'linear' gives light intensities, as blendtorch did: darker than expected when looked at, for
+                scripts that gamma-encode themselves. 'srgb' gives what Blender shows on screen: the scene's view
+                transform (Standard, Filmic, AgX, ...), encoded for display.
 
         Raises:
-            ConfigurationError: an argument is unknown, the file has no camera or no 3D viewport, or OpenGL does not work here.
+            ConfigurationError: an argument is unknown, the file has no camera or no 3D viewport, or OpenGL does not
+                work here.
         """
         if mode not in ("rgba", "rgb"):
             raise ConfigurationError(f"mode={mode!r}: it is 'rgba' or 'rgb'.")
@@ -61,6 +69,7 @@ class OffScreenRenderer:
         self.color_space = color_space
         self._final = FinalRender()
         self._viewport = ViewportDrawing() if compat.draws_off_screen() else None
+
     def render(self) -> NDArray[np.uint8]:
         """Render the scene as it is now.
 
@@ -80,8 +89,8 @@ class OffScreenRenderer:
         """Choose how pictures look. Off-screen drawing then takes no samples for anti-aliasing beyond the engine's own.
 
         Args:
-            shading: 'RENDERED' (the scene's engine, lights and world), 'MATERIAL' (EEVEE, with the viewport's own light and world), 'SOLID'
-                (Workbench) or 'WIREFRAME'.
+            shading: 'RENDERED' (the scene's engine, lights and world), 'MATERIAL' (EEVEE, with the viewport's own
+                light and world), 'SOLID' (Workbench) or 'WIREFRAME'.
             overlays: draw grid, outlines and other helpers too.
 
         Raises:
@@ -100,7 +109,7 @@ class OffScreenRenderer:
 
 
 class ViewportDrawing:
-    """Draws a 3D viewport into a frame buffer in GPU memory, which is kept as long as the size stays the same: EEVEE holds memory for each."""
+    """Draws a 3D viewport into a frame buffer, the same one as long as the size is: EEVEE holds memory for each."""
 
     def __init__(self) -> None:
         _, self._space, self._region = find_first_view3d()
@@ -123,7 +132,7 @@ class ViewportDrawing:
         return f"Blender {bpy.app.version_string}, off-screen on {compat.gl_renderer()}"
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
-        height, width, channels = image.shape
+        height, width, _ = image.shape
         if self._offscreen is None or (self._offscreen.width, self._offscreen.height) != (width, height):
             self._allocate(width, height)
         self._apply_style()
@@ -179,7 +188,7 @@ def _read(image: NDArray[np.uint8]) -> None:
 
 @cache
 def _upside_down() -> tuple[Any, Any]:
-    """A shader that copies its `image` texel by texel, exactly, in reverse order of rows, and a triangle that covers everything."""
+    """A shader that copies `image` exactly, in reverse order of rows, and a triangle that covers everything."""
     info = gpu.types.GPUShaderCreateInfo()
     info.sampler(0, "FLOAT_2D", "image")
     info.vertex_in(0, "VEC2", "position")

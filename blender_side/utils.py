@@ -26,7 +26,8 @@ def find_first_view3d() -> tuple[Any, Any, Any]:
         region = max((region for region in area.regions if region.type == "WINDOW"), key=lambda region: region.width)
         return area, area.spaces.active, region
     raise ConfigurationError(
-        "This file has no 3D viewport, and off-screen drawing borrows its settings: save it with a workspace that shows one, such as Layout."
+        "This file has no 3D viewport, and off-screen drawing borrows its settings:"
+        " save it with a workspace that shows one, such as Layout."
     )
 
 
@@ -68,9 +69,10 @@ def hom(x: ArrayLike, v: float = 1.0) -> NDArray[Any]:
     return np.concatenate([x, np.full((len(x), 1), v, x.dtype)], axis=-1)
 
 
-def dehom(x: NDArray[Any]) -> NDArray[Any]:
+def dehom(x: ArrayLike) -> NDArray[Any]:
     """(N, D + 1) homogeneous coordinates divided by the last one: (N, D)."""
-    return x[..., :-1] / x[..., -1:]
+    x = np.asarray(x)
+    return np.asarray(x[..., :-1] / x[..., -1:])
 
 
 def _vertices(evaluated: Any) -> NDArray[np.float64]:

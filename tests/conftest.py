@@ -261,7 +261,8 @@ class Blender:
 
 def _version(command: list[str], missing: str) -> tuple[int, ...] | str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        env = dict(os.environ)  # not C's own: a test that imports bpy into this process has changed that
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     found = re.search(r"Blender (\d+)\.(\d+)\.(\d+)", done.stdout)

@@ -1,0 +1,31 @@
+"""Inside Blender: turn the cube at random, render it, publish the picture and where the cube's corners are in it."""
+
+import bpy
+import numpy as np
+
+import blendtorch.btb as btb
+
+
+def main() -> None:
+    args, _ = btb.parse_blendtorch_args()
+    rng = np.random.default_rng(args.btseed)
+    cube = bpy.data.objects["Cube"]
+
+    camera = btb.Camera()
+    renderer = btb.OffScreenRenderer(camera, mode="rgb", color_space="srgb")
+    renderer.set_render_style(shading="RENDERED", overlays=False)
+    publisher = btb.DataPublisher(args.btsockets["DATA"], args.btid)
+    animation = btb.AnimationController()
+
+    def turn() -> None:
+        cube.rotation_euler = rng.uniform(0, 2 * np.pi, size=3)
+
+    def publish() -> None:
+        publisher.publish(image=renderer.render(), xy=camera.object_to_pixel(cube), frameid=animation.frameid)
+
+    animation.pre_frame.add(turn)
+    animation.post_frame.add(publish)
+    animation.play(frame_range=(0, 100), num_episodes=-1)
+
+
+main()

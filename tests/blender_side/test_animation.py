@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+EPISODE = [
+    ["pre_animation", 1],
+    *([name, frame] for frame in (1, 2, 3) for name in ("pre_frame", "post_frame")),
+    ["post_animation", 3],
+]
+CUT_SHORT = [["pre_animation", 1], *([name, frame] for frame in (1, 2) for name in ("pre_frame", "post_frame"))]
+
+
+@pytest.fixture
+def play(run_script, tmp_path):
+    """Plays frames 1 to 3 twice; returns how the instance ended and what it wrote down."""
+
+    def play(scenario):
+        out = tmp_path / "events.json"
+        run = run_script("animation.py", out, scenario)
+        return run, json.loads(out.read_text()) if out.exists() else None
+
+    return play
+
+
+def test_signals_come_in_order_and_the_instance_ends_after_the_last_episode(play):
+    run, noted = play("plain")
+    assert run.exit_code == 0, run.log
+    *events, (name, frame_ends) = noted["events"]
+    assert events[0][0] == "pre_play"
+    assert events[1:] == [*EPISODE, *EPISODE, ["post_play", 3]]
+    assert (name, frame_ends) == ("point caches", [3, 3])
+
+
+def test_play_returns_at_once_with_a_window_and_after_the_last_frame_without_one(play):
+    _, noted = play("plain")
+    assert noted["returned"] == noted["window"]
+
+
+def test_play_steps_the_frames_itself_with_a_window_too_if_asked_to(play):
+    run, noted = play("blocking")
+    assert run.exit_code == 0, run.log
+    assert not noted["returned"]
+    assert noted["events"][1:-1] == [*EPISODE, *EPISODE, ["post_play", 3]]
+
+
+@pytest.mark.parametrize("place", ["pre_frame", "post_frame"])
+def test_an_exception_in_a_handler_ends_the_instance_with_its_traceback(play, place):
+    run, noted = play(f"raise in {place}")
+    assert run.exit_code == 1
+    assert noted is None
+    assert "RuntimeError: boom" in run.log
+    assert f"in {place}" in run.log
+
+
+def test_a_handler_can_end_the_instance_with_an_exit_code(play):
+    run, _ = play("exit")
+    assert run.exit_code == 5
+    assert "Traceback" not in run.log
+
+
+def test_rewinding_starts_the_episode_anew_and_does_not_count_it(play):
+    run, noted = play("rewind")
+    assert run.exit_code == 0, run.log
+    assert noted["events"][1:-1] == [*CUT_SHORT, *CUT_SHORT, *EPISODE, *EPISODE, ["post_play", 3]]
+
+
+def test_a_handler_that_sets_a_frame_itself_causes_no_signals(play):
+    run, noted = play("set a frame")
+    assert run.exit_code == 0, run.log
+    assert noted["events"][1:-1] == [*EPISODE, *EPISODE, ["post_play", 3]]
