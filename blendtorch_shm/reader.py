@@ -224,22 +224,19 @@ class Reader:
             self._locks.close()
             self._rings.clear()
 
-    # -- looking ------------------------------------------------------------------------------------------------
+    def explain(self) -> str:
+        """The state of the stream in one line, for error messages."""
+        published = self._words[_PUBLISHED]
+        ago = f", the last one {(time.monotonic_ns() - self._words[_LAST_NS]) / 1e9:.1f} s ago" if published else ""
+        states = [ring.states() for ring in self._all_rings()]
+        ready, leased = (sum(s.count(state) for s in states) for state in (State.READY, State.LEASED))
+        alive = "alive" if self._locks.is_held(PRODUCER_LOCK) else "gone"
+        return (
+            f"{self.place.name}: producer {alive}, {published} messages published{ago}; "
+            f"{ready} of {sum(map(len, states))} slots hold messages that nobody has taken, {leased} are in use by consumers"
+        )
 
-    @property
-    def producer_alive(self) -> bool:
-        """Whether a living process is the producer."""
-        return self._locks.is_held(PRODUCER_LOCK)
-
-    @property
-    def published(self) -> int:
-        """Messages committed to this stream so far."""
-        return self._words[_PUBLISHED]
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since the last commit."""
-        return (time.monotonic_ns() - self._words[_LAST_NS]) / 1e9
+    # -- rings --------------------------------------------------------------------------------------------------
 
     def _ring(self, number: int) -> Ring | None:
         ring = self._rings.get(number)

@@ -25,6 +25,9 @@ class Source(Protocol):
     def receive(self, timeout_s: float) -> Message | None:
         """The next message, or None after `timeout_s` seconds without one."""
 
+    def explain(self) -> str:
+        """What this source is connected to, and what it could not reach and why; for error messages."""
+
     def close(self) -> None:
         """Receive no more. Arrays that were handed out stay valid."""
 
@@ -52,7 +55,7 @@ class RingSource:
     """
 
     def __init__(self, places: Sequence[Place], inbox: Inbox) -> None:
-        self._absent = list(places)
+        self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
         self._readers: dict[int, Reader] = {}  # by key, in the order in which they are looked at next
         self._inbox = inbox
         self._looking = True
@@ -86,9 +89,10 @@ class RingSource:
         self._readers.clear()
         self._absent.clear()
 
-    def readers(self) -> list[Reader]:
-        """The streams attached so far."""
-        return list(self._readers.values())
+    def explain(self) -> str:
+        lines = [reader.explain() for reader in self._readers.values()]
+        lines += [f"{place.name}: not attached. {why}" for place, why in self._absent.items()]
+        return "\n".join(lines)
 
     def _look(self) -> Message | None:
         self._attach()
@@ -106,9 +110,10 @@ class RingSource:
         for place in list(self._absent):
             try:
                 reader = Reader(place)
-            except SegmentError:
+            except SegmentError as error:
+                self._absent[place] = str(error)
                 continue
-            self._absent.remove(place)
+            del self._absent[place]
             self._readers[reader.key] = reader
 
     def _redeem(self, data: bytes) -> Message | None:

@@ -14,6 +14,7 @@ from torch.utils import data
 from blendtorch_shm.address import Address
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
 from blendtorch_shm.launch_directory import InstanceReport, instance_reports
+from blendtorch_shm.source import Source
 from blendtorch_shm.transport import open_source
 
 log = logging.getLogger("blendtorch")
@@ -117,7 +118,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
             for received in range(count):
                 message = source.receive(_LOOK_EVERY_S)
                 if message is None:
-                    watch = _Watch(self, received, count)
+                    watch = _Watch(self, source, received, count)
                     while message is None:
                         watch.look()
                         message = source.receive(_LOOK_EVERY_S)
@@ -132,16 +133,18 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
 class _Watch:
     """Waits with the user: says what the instances do meanwhile, and when waiting on makes no sense."""
 
-    def __init__(self, dataset: RemoteIterableDataset, received: int, count: int) -> None:
+    def __init__(self, dataset: RemoteIterableDataset, source: Source, received: int, count: int) -> None:
         self._timeout_s = dataset.timeoutms / 1000
         self._addresses = dataset.addresses
+        self._source = source
         self._progress = f"{received} of {count} items"
         self._start = self._told = time.monotonic() - _LOOK_EVERY_S
         self._all_exited = False
 
     def look(self) -> None:
         """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
-        waited_s = time.monotonic() - self._start
+        now = time.monotonic()
+        waited_s = now - self._start
         reports = self._reports()
         if self._all_exited:  # and still nothing arrived since we saw that
             raise InstanceDied(
@@ -150,13 +153,19 @@ class _Watch:
         self._all_exited = len(reports) == len(self._addresses) and all(r.state == "exited" for r in reports.values())
         if waited_s > self._timeout_s:
             raise StreamTimeout(
-                f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), "
-                f"{self._progress} had.\n{_describe(reports) or self._remote()}\n"
-                f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms."
+                f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
+                f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms.\n"
+                f"{self._source.explain()}\n{_describe(reports) or self._remote()}"
             )
-        if time.monotonic() - self._told > _TELL_EVERY_S:
-            self._told = time.monotonic()
-            log.warning("Waiting for %.0f s for a message (%s).\n%s", waited_s, self._progress, _describe(reports))
+        if now - self._told > _TELL_EVERY_S:
+            self._told = now
+            log.warning(
+                "Waiting for a message for %.0f s (%s had arrived).\n%s\n%s",
+                waited_s,
+                self._progress,
+                self._source.explain(),
+                _describe(reports),
+            )
 
     def _reports(self) -> dict[int, InstanceReport]:
         twins = [a.twin for a in self._addresses if a.twin is not None]

@@ -33,6 +33,9 @@ class MixedSource:
                 return None
             patience_s = min(IDLE_S / 10, remaining)  # nothing anywhere: wait a little at each
 
+    def explain(self) -> str:
+        return "\n".join(source.explain() for source in self._sources)
+
     def close(self) -> None:
         for source in self._sources:
             source.close()

@@ -127,6 +127,7 @@ class TcpSource:
         self.socket.reconnect_ivl = 50
         self.socket.reconnect_ivl_max = 1000
         self.rejected = 0
+        self._endpoints = list(endpoints)
         try:
             for endpoint in endpoints:
                 self.socket.connect(endpoint)
@@ -149,6 +150,9 @@ class TcpSource:
                 self.rejected += 1
                 if self.rejected == 1:
                     log.error("A message was dropped (later ones are counted silently): %s", error)
+
+    def explain(self) -> str:
+        return f"listening to {', '.join(self._endpoints)}; {self.rejected} messages rejected"
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -1,0 +1,82 @@
+"""Benchmarks compare within one run: rows of one group against each other. `--short` proves that they work, in a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="few rounds of few frames")
+
+
+@dataclass
+class Stream:
+    """Times how fast messages come out of a stream that runs already."""
+
+    benchmark: Any
+    short: bool
+
+    def measure(self, receive: Callable[[], dict[str, Any]], frame_nbytes: int, seconds: float = 0.4) -> None:
+        """Receive for several rounds and note frames/s, GB/s and this process's CPU time per frame.
+
+        Args:
+            receive: returns the next message; its ``frameid`` must count up by one.
+            frame_nbytes: size of its picture in bytes.
+            seconds: aimed-at length of a round.
+        """
+        expected = int(receive()["frameid"])
+        start = time.perf_counter()
+        warm_up = 20 if self.short else 100
+        for _ in range(warm_up):
+            expected += 1
+            assert int(receive()["frameid"]) == expected
+        per_round = max(5, int(warm_up * (0.05 if self.short else seconds) / (time.perf_counter() - start)))
+        cpu_s: list[float] = []
+
+        def run() -> None:
+            nonlocal expected
+            began = time.process_time()
+            for _ in range(per_round):
+                message = receive()
+                expected += 1
+                if message["frameid"] != expected:
+                    raise AssertionError(f"frame {message['frameid']} instead of {expected}")
+            cpu_s.append(time.process_time() - began)
+
+        self.benchmark.pedantic(run, rounds=2 if self.short else 9)
+        if self.benchmark.stats is None:  # --benchmark-disable
+            return
+        fps = per_round / self.benchmark.stats.stats.median
+        self.benchmark.extra_info.update(
+            frames_per_s=round(fps, 1),
+            gb_per_s=round(fps * frame_nbytes / 1e9, 2),
+            cpu_us_per_frame=round(sorted(cpu_s)[len(cpu_s) // 2] / per_round * 1e6, 1),
+        )
+
+
+@pytest.fixture
+def stream(benchmark: Any, request: pytest.FixtureRequest) -> Stream:
+    return Stream(benchmark, request.config.getoption("--short"))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Frames per second, and how many times the first row of its group each row is."""
+    session = getattr(config, "_benchmarksession", None)
+    rows = [b for b in getattr(session, "benchmarks", []) if "frames_per_s" in b.extra_info]
+    if not rows:
+        return
+    terminalreporter.section("frames")
+    terminalreporter.write_line(f"{'':<44}{'frames/s':>10}{'GB/s':>8}{'CPU us/frame':>14}{'ratio':>8}")
+    base: dict[str, float] = {}
+    for row in rows:
+        info = row.extra_info
+        ratio = info["frames_per_s"] / base.setdefault(row.group, info["frames_per_s"])
+        name = f"{row.group}  {row.name.partition('[')[0].removeprefix('test_')}"
+        terminalreporter.write_line(
+            f"{name:<44}{info['frames_per_s']:>10}{info['gb_per_s']:>8}{info['cpu_us_per_frame']:>14}{ratio:>8.1f}"
+        )

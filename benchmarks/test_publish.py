@@ -1,0 +1,55 @@
+"""What publishing costs the producer, when the picture was rendered into the slot and when it has to be copied there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.sink import Sink
+from blendtorch_shm.source import Source
+from blendtorch_shm.transport import open_sink, open_source
+
+SHAPES = [(480, 640, 4), (1080, 1920, 4), (2160, 3840, 4)]
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Sink, Source]]:
+    directory = LaunchDirectory.create()
+    address = Address("tcp://127.0.0.1:*", Twin(directory.path, directory.launch, "DATA", 0))
+    sink, source = open_sink(address), open_source([address])
+    yield sink, source
+    source.close()
+    sink.close()
+    directory.remove()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("how", ["rendered into the slot", "copied"])
+def test_publish(
+    benchmark: Any, request: pytest.FixtureRequest, ends: tuple[Sink, Source], shape: tuple[int, ...], how: str
+) -> None:
+    sink, source = ends
+    benchmark.group = f"publish, {how}"
+    sink.publish({"image": np.zeros(shape, np.uint8)})
+    elsewhere = np.zeros(shape, np.uint8)
+
+    def prepare() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take the previous message away, and render the next picture."""
+        assert source.receive(10) is not None
+        image = elsewhere if how == "copied" else sink.lend(shape, np.uint8)
+        assert image is not None
+        image[...] = 1
+        return (image,), {}
+
+    def publish(image: np.ndarray[Any, Any]) -> None:
+        sink.publish({"btid": 0, "image": image, "frameid": 1})
+
+    benchmark.pedantic(publish, setup=prepare, rounds=20 if request.config.getoption("--short") else 200)
+    message = source.receive(10)
+    assert message is not None
+    assert (message.fields["image"] == 1).all()

@@ -1,0 +1,380 @@
+"""RemoteIterableDataset over real instances, which here are plain Python processes."""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import data
+
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
+from torch_side import BlenderLauncher, RemoteIterableDataset
+from torch_side.dataset import to_tensors
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def launch(*args: str, num_instances: int = 2, script: Path = SCRIPTS / "count.py", **kwargs: Any) -> BlenderLauncher:
+    return BlenderLauncher(
+        scene="",
+        script=script,
+        num_instances=num_instances,
+        named_sockets=["DATA"],
+        instance_args=[list(args)] * num_instances,
+        blender="python",
+        progress=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    with launch() as launcher:
+        found = launcher.launch_info.addresses["DATA"]
+        for address in found:  # they run, and have made all that they will
+            assert len(list(RemoteIterableDataset(address, max_items=2))) == 2
+        yield found
+
+
+def key(item: dict[str, Any]) -> tuple[int, int]:
+    return int(item["btid"]), int(item["frameid"])
+
+
+def check(item: dict[str, Any]) -> None:
+    assert isinstance(item["image"], torch.Tensor)
+    assert item["image"].dtype == torch.uint8
+    assert item["xy"].dtype == torch.float64
+    assert (item["image"] == item["value"]).all()
+    assert (item["xy"] == item["frameid"]).all()
+
+
+@pytest.mark.parametrize("max_items", [1, 16, 19])
+@pytest.mark.parametrize(
+    ("num_workers", "method"), [(0, None), *[(n, m) for n in (1, 4) for m in ("fork", "spawn", "forkserver")]]
+)
+def test_exactly_max_items_arrive_whatever_the_workers(
+    addresses: list[str], num_workers: int, method: str | None, max_items: int
+) -> None:
+    if method != "fork" and num_workers == 4 and max_items != 19:
+        pytest.skip("each spawned worker imports torch for seconds: one length will do")
+    dataset = RemoteIterableDataset(addresses, max_items=max_items)
+    assert len(dataset) == max_items
+    loader = data.DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=method)
+    items = list(loader)
+    assert len(items) == max_items
+    assert len(set(map(key, items))) == max_items
+    for item in items:
+        check(item)
+
+
+def test_default_collation_makes_batches(addresses: list[str]) -> None:
+    batches = list(data.DataLoader(RemoteIterableDataset(addresses, max_items=16), batch_size=4, num_workers=4))
+    assert [batch["image"].shape for batch in batches] == [(4, 48, 64, 3)] * 4
+    assert {int(btid) for batch in batches for btid in batch["btid"]} == {0, 1}
+    for batch in batches:
+        assert (batch["image"] == batch["value"][:, None, None, None]).all()
+
+
+def test_without_workers_instances_take_turns_and_keep_their_order(addresses: list[str]) -> None:
+    items = [key(item) for item in RemoteIterableDataset(addresses, max_items=60)]
+    for btid in (0, 1):
+        frames = [frame for found, frame in items if found == btid]
+        assert frames == sorted(frames)
+        assert 15 <= len(frames) <= 45
+
+
+def test_an_epoch_after_the_other_goes_on_where_the_stream_is(addresses: list[str]) -> None:
+    dataset = RemoteIterableDataset(addresses, max_items=30)
+    seen = [key(item) for _ in range(3) for item in dataset]
+    assert len(set(seen)) == 90
+    dataset.stream_length(5)
+    assert len(list(dataset)) == len(dataset) == 5
+
+
+def test_an_abandoned_iteration_gives_back_what_it_held(addresses: list[str]) -> None:
+    for _ in range(10):
+        for item in data.DataLoader(RemoteIterableDataset(addresses, max_items=1000), batch_size=2):
+            assert (item["image"] == item["value"][:, None, None, None]).all()
+            break
+    assert len(list(RemoteIterableDataset(addresses, max_items=40))) == 40
+
+
+def test_two_hundred_items_can_be_kept_of_a_ring_of_eight_slots(caplog: pytest.LogCaptureFixture) -> None:
+    with launch("--send-hwm", "2") as launcher:  # 2 + 6 slots
+        items = list(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=200))
+        assert len(set(map(key, items))) == 200
+        for item in items:
+            check(item)
+        assert 1 <= len([r for r in caplog.records if "arrive as copies" in r.getMessage()]) <= 2
+        del items, item
+
+
+def derive(item: dict[str, Any], how: str) -> Any:
+    image = item["image"]
+    return {
+        "slice": lambda: image[3:5, ::2],
+        "detach": lambda: image.detach(),
+        "view": lambda: image.view(-1),
+        "permute": lambda: image.permute(2, 0, 1),
+        "numpy": lambda: image.numpy(),
+        "numpy_slice": lambda: image.numpy()[::3].T,
+        "array_interface": lambda: np.asarray(image)[1:],
+        "dlpack": lambda: torch.from_dlpack(image),
+        "memoryview": lambda: memoryview(image.numpy()),
+    }[how]()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["slice", "detach", "view", "permute", "numpy", "numpy_slice", "array_interface", "dlpack", "memoryview"],
+)
+def test_a_view_of_any_kind_keeps_its_frame(addresses: list[str], how: str) -> None:
+    stream = iter(RemoteIterableDataset(addresses, max_items=200))
+    item = next(stream)
+    value = item["value"]
+    view = derive(item, how)
+    del item
+    for later in stream:  # many times more than there are slots
+        check(later)
+    assert (np.asarray(view) == value).all()
+
+
+def test_a_view_held_by_another_thread_keeps_its_frame(addresses: list[str]) -> None:
+    stream = iter(RemoteIterableDataset(addresses, max_items=200))
+    begin = threading.Event()
+    result = []
+
+    def hold(image: torch.Tensor, value: int) -> None:
+        begin.wait()
+        result.append(bool((image == value).all()))
+
+    item = next(stream)
+    thread = threading.Thread(target=hold, args=(item["image"], item["value"]))
+    thread.start()
+    del item
+    for later in stream:
+        check(later)
+    begin.set()
+    thread.join()
+    assert result == [True]
+
+
+def test_a_pickled_item_is_a_copy(addresses: list[str]) -> None:
+    stream = iter(RemoteIterableDataset(addresses, max_items=60))
+    item = next(stream)
+    pickled = pickle.dumps(item)
+    value = item["value"]
+    item["image"].fill_(0)
+    del item
+    list(stream)
+    assert (pickle.loads(pickled)["image"] == value).all()
+
+
+def test_items_are_writable_and_writing_harms_no_other_item(addresses: list[str]) -> None:
+    previous = None
+    for item in RemoteIterableDataset(addresses, max_items=60):
+        check(item)
+        if previous is not None:
+            assert (previous == 255).all()
+        item["image"].fill_(255)
+        previous = item["image"]
+
+
+def test_a_forked_child_that_drops_a_tensor_does_not_release_its_parents_slot(addresses: list[str]) -> None:
+    stream = iter(RemoteIterableDataset(addresses, max_items=100))
+    item = next(stream)
+    holder = [item["image"]]
+    value = item["value"]
+    del item
+    pid = os.fork()
+    if pid == 0:
+        holder.clear()
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for later in stream:
+        check(later)
+    assert (holder[0] == value).all()
+
+
+def test_an_item_transform_gets_writable_arrays_and_may_return_anything(addresses: list[str]) -> None:
+    def transform(item: dict[str, Any]) -> tuple[Any, ...]:
+        image = item["image"]
+        assert type(image) is np.ndarray
+        assert image.flags.writeable
+        image[0, 0] = 1
+        return image.astype(np.float32)[::-1], {"chw": np.transpose(image, (2, 0, 1))}, item["btid"]
+
+    for flipped, views, btid in RemoteIterableDataset(addresses, max_items=8, item_transform=transform):
+        assert flipped.dtype == torch.float32
+        assert (flipped[-1, 0] == 1).all()
+        assert views["chw"].shape == (3, 48, 64)
+        assert btid in (0, 1)
+
+
+def test_a_subclass_may_override_item(addresses: list[str]) -> None:
+    class Mine(RemoteIterableDataset):
+        def _item(self, item: dict[str, Any]) -> Any:
+            return item["image"].mean(), item["xy"]
+
+    batches = list(data.DataLoader(Mine(addresses, max_items=8), batch_size=4))
+    assert [tuple(map(len, batch)) for batch in batches] == [(4, 4)] * 2
+
+
+def test_numpy_output_leaves_arrays(addresses: list[str]) -> None:
+    for item in RemoteIterableDataset(addresses, max_items=4, output="numpy"):
+        assert type(item["image"]) is np.ndarray
+
+
+def test_a_dataset_pickles_as_its_specification(addresses: list[str]) -> None:
+    dataset = pickle.loads(pickle.dumps(RemoteIterableDataset(addresses, max_items=7)))
+    assert [a.twin for a in dataset.addresses] == [a.twin for a in addresses]
+    assert len(list(dataset)) == 7
+
+
+def test_plain_strings_work_over_tcp(addresses: list[str]) -> None:
+    dataset = RemoteIterableDataset([str.__str__(a) for a in addresses], max_items=20)
+    assert all(a.twin is None for a in dataset.addresses)
+    items = list(dataset)
+    assert len(set(map(key, items))) == 20
+    for item in items:
+        check(item)
+
+
+def test_local_and_remote_addresses_mix(addresses: list[str]) -> None:
+    dataset = RemoteIterableDataset([addresses[0], str.__str__(addresses[1])], max_items=40)
+    items = list(dataset)
+    assert len(set(map(key, items))) == 40
+    assert {key(item)[0] for item in items} == {0, 1}
+
+
+def test_an_instance_that_raises_ends_the_iteration_with_its_log(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("import sys\nprint('about to fail')\nraise RuntimeError('no such texture')\n")
+    with launch(script=script, num_instances=1) as launcher:
+        with pytest.raises(InstanceDied, match=r"(?s)exited with code 1.*no such texture"):
+            list(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4))
+        loader = data.DataLoader(
+            RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4), num_workers=1
+        )
+        with pytest.raises(InstanceDied, match="no such texture"):
+            list(loader)
+
+
+def test_all_messages_of_instances_that_have_ended_are_delivered_before_the_error() -> None:
+    with launch("--stop-after", "7") as launcher:
+        received = []
+        with pytest.raises(InstanceDied, match="14 of 20 items"):
+            for item in RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=20):
+                received.append(key(item))
+        assert sorted(received) == [(btid, i) for btid in (0, 1) for i in range(7)]
+
+
+def test_silence_is_a_timeout_that_says_who_lives_and_what_he_last_logged(tmp_path: Path) -> None:
+    script = tmp_path / "silent.py"
+    script.write_text("import time\nprint('loading textures')\ntime.sleep(600)\n")
+    with launch(script=script) as launcher:
+        dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], timeoutms=3000)
+        with pytest.raises(StreamTimeout, match=r"(?s)instance 0: running.*loading textures.*instance 1: running"):
+            next(iter(dataset))
+
+
+def test_a_stranger_who_does_not_answer_is_a_timeout() -> None:
+    dataset = RemoteIterableDataset("tcp://127.0.0.1:9", timeoutms=300)
+    with pytest.raises(StreamTimeout, match="tcp://127.0.0.1:9"):
+        next(iter(dataset))
+
+
+def take_some_and_hang(addresses: list[str], pipe: Any) -> None:
+    kept = list(RemoteIterableDataset(addresses, max_items=12))
+    pipe.send([key(item) for item in kept])
+    signal.pause()
+
+
+def test_what_a_killed_consumer_held_goes_to_the_next_one() -> None:
+    with launch("--stop-after", "40", num_instances=1) as launcher:
+        addresses = launcher.launch_info.addresses["DATA"]
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=take_some_and_hang, args=(addresses, theirs))
+        process.start()
+        held = ours.recv()
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        received = sorted(key(item) for item in RemoteIterableDataset(addresses, max_items=40))
+        assert set(held) <= set(received)
+        assert received == [(0, i) for i in range(40)]
+
+
+def test_what_an_exited_consumer_held_is_not_delivered_again() -> None:
+    with launch("--stop-after", "40", num_instances=1) as launcher:
+        addresses = launcher.launch_info.addresses["DATA"]
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=take_some_and_leave, args=(addresses, theirs))
+        process.start()
+        held = ours.recv()
+        process.join()
+        received = sorted(key(item) for item in RemoteIterableDataset(addresses, max_items=28))
+        assert sorted(held + received) == [(0, i) for i in range(40)]
+
+
+kept: list[Any] = []
+
+
+def take_some_and_leave(addresses: list[str], pipe: Any) -> None:
+    kept.extend(RemoteIterableDataset(addresses, max_items=12))
+    pipe.send([key(item) for item in kept])
+
+
+def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(addresses: list[str]) -> None:
+    loader = data.DataLoader(RemoteIterableDataset(addresses, max_items=2000), batch_size=4, num_workers=2)
+    iterator = iter(loader)
+    next(iterator)
+    os.kill(iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        for _ in iterator:
+            pass
+    del iterator
+    assert len(list(data.DataLoader(RemoteIterableDataset(addresses, max_items=40), num_workers=2))) == 40
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(addresses=[]),
+        dict(addresses=[1]),
+        dict(addresses="x", max_items=-1),
+        dict(addresses="x", output="jax"),
+        dict(addresses="x", record_path_prefix="r"),
+    ],
+)
+def test_arguments_that_cannot_work_are_errors_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        RemoteIterableDataset(**arguments)
+
+
+def test_to_tensors_reaches_into_containers_and_leaves_the_rest() -> None:
+    point = np.arange(3.0)
+    item = {
+        "a": [point, (point, "text")],
+        "names": np.array(["a", "b"]),
+        "n": np.float32(2),
+        "neg": point[::-1],
+        "be": point.astype(">f8"),
+    }
+    result = to_tensors(item)
+    assert result["a"][0].data_ptr() == point.__array_interface__["data"][0]
+    assert result["a"][1][1] == "text"
+    assert type(result["names"]) is np.ndarray
+    assert type(result["n"]) is np.float32
+    assert result["neg"].tolist() == [2.0, 1.0, 0.0]
+    assert result["be"].tolist() == [0.0, 1.0, 2.0]
