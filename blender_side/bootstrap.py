@@ -2,8 +2,8 @@
 
 One command line serves every form, with our own options between the first ``--`` and the second::
 
-    blender scene.blend --python bootstrap.py -- --script cube.blend.py --packages DIR:DIR -- -btid 0 ...
-    python -u bootstrap.py -- --scene scene.blend --script cube.blend.py --packages DIR:DIR -- -btid 0 ...
+    blender scene.blend --python bootstrap.py -- --script cube.blend.py --packages DIR:DIR --scene scene.blend -- -btid 0 ...
+    python -u bootstrap.py -- --script cube.blend.py --packages DIR:DIR --scene scene.blend -- -btid 0 ...
 
 The script then sees ``sys.argv`` as if it had been started directly. Whatever happens to it, the instance ends: with a
 traceback and exit code 1 when it raises, and with 0 when it is done, unless a Blender with a window still plays its animation.
@@ -37,11 +37,8 @@ def main() -> None:
     in_blender = "bpy" in sys.modules
     if not in_blender:
         faulthandler.enable()  # a crash leaves a trace in the log, as a Blender executable's own handler does
-    if options.scene is not None and not in_blender:
-        import bpy
-
-        if options.scene:
-            bpy.ops.wm.open_mainfile(filepath=options.scene, use_scripts=True)
+    if options.scene is not None:
+        _open(options.scene, in_blender)
     _say_started()
     before = _Activity()
     code = run_script(options.script)
@@ -53,6 +50,23 @@ def main() -> None:
 
     if not bpy.app.background and not before.goes_on():
         leave(0)
+
+
+def _open(scene: str, in_blender: bool) -> None:
+    """Import bpy and open the scene, unless Blender did; then see whether it could, since it goes on without one."""
+    import bpy
+
+    if not scene:
+        return
+    try:
+        if in_blender:
+            with bpy.data.libraries.load(scene):
+                pass
+        else:
+            bpy.ops.wm.open_mainfile(filepath=scene, use_scripts=True)
+    except (OSError, RuntimeError) as error:
+        print(f"Blender {bpy.app.version_string} cannot open {scene}: {error}", file=sys.stderr)
+        leave(1)
 
 
 def run_script(path: str) -> int:
@@ -78,7 +92,7 @@ def run_script(path: str) -> int:
 
 
 def leave(code: int) -> None:
-    """End a Blender executable at once: what was registered to run at exit runs, nothing is asked, nothing is saved."""
+    """End this process at once: what was registered to run at exit runs, nothing is asked, nothing is saved."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,7 +138,7 @@ def _take_own_options() -> argparse.Namespace:
     second = sys.argv.index("--", first + 1)
     parser = argparse.ArgumentParser(prog="bootstrap.py", allow_abbrev=False)
     parser.add_argument("--script", required=True)
-    parser.add_argument("--scene", help="import bpy and open this scene, or its own one if empty")
+    parser.add_argument("--scene", help="open this scene; if empty, import bpy and keep its own")
     parser.add_argument("--packages", default="")
     options = parser.parse_args(sys.argv[first + 1 : second])
     before = [options.script if os.path.abspath(a) == os.path.abspath(__file__) else a for a in sys.argv[:first]]

@@ -120,6 +120,15 @@ def find_runtime(blender: str | os.PathLike[str] | None, blend_path: Paths | Non
     )
 
 
+def environment(kind: Literal["executable", "module", "python"]) -> dict[str, str]:
+    """The environment for a program of that kind: this process's, without what is meant for this Python alone.
+
+    It must be passed on explicitly, since a bpy imported into this process changes C's environment, and not Python's.
+    """
+    only_here = ("PYTHONPATH", "PYTHONHOME") if kind == "executable" else ()
+    return {name: value for name, value in os.environ.items() if name not in only_here}
+
+
 def _named_runtime(blender: str) -> Runtime:
     if blender == "python":
         return _this_interpreter("python")
@@ -170,9 +179,7 @@ def _probe(path: str, mtime_ns: int, kind: Literal["executable", "module"]) -> R
     try:
         done = subprocess.run(
             command,
-            env=dict(
-                os.environ
-            ),  # explicit: a bpy imported into this process changes C's environment, but not Python's
+            env=environment(kind),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -29,7 +29,7 @@ from blendtorch_shm.launch_directory import (
 from blendtorch_shm.launch_info import LaunchInfo
 
 from .display import VirtualDisplay
-from .finder import Paths, Runtime, find_runtime
+from .finder import Paths, Runtime, environment, find_runtime
 from .instance_packages import OUR_FOLDER, package_folders
 from .ports import DEFAULT_START_PORT, PortReservations
 from .process import Instance, Supervisor
@@ -204,22 +204,22 @@ class BlenderLauncher:
         self._cleanup.callback(self._stop_display)
         self._supervisor = Supervisor(directory, self._tell)
         self._cleanup.callback(self._supervisor.stop)
-        environment = {**os.environ, LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
+        variables = {**environment(runtime.kind), LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
         background = self.background or runtime.kind != "executable"
-        if not background and not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):
+        if not background and not (variables.get("DISPLAY") or variables.get("WAYLAND_DISPLAY")):
             if runtime.version >= _HEADLESS_SINCE:
                 background = True
             else:
                 log_path = f"{directory.path}/display.log"
                 display: VirtualDisplay = self._supervisor.call(lambda: VirtualDisplay.start(log_path))
                 self._display = display
-                environment["DISPLAY"] = display.name
+                variables["DISPLAY"] = display.name
         instances = [
             Instance(
                 btid,
                 self._command(runtime, background, folders, btid, addresses),
                 {
-                    **environment,
+                    **variables,
                     ENVIRONMENT_VARIABLE: twins_to_env(column[btid] for column in addresses.values()),
                     STATUS_VARIABLE: renderer_path(directory.path, btid),
                     **self.env[btid],
@@ -251,12 +251,12 @@ class BlenderLauncher:
         """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
         bootstrap = os.path.join(OUR_FOLDER, "blender_side", "bootstrap.py")
         own = ["--script", self.script, "--packages", os.pathsep.join(folders)]
+        own += ["--scene", self.scene] if runtime.kind != "python" else []
         if runtime.kind == "executable":
-            command = [runtime.path, *(["--background"] if background else [])]
-            command += [*([self.scene] if self.scene else []), "-noaudio", "--enable-autoexec", "--python", bootstrap]
+            command = [runtime.path, *(["--background"] if background else []), "-noaudio", "--enable-autoexec"]
+            command += [*([self.scene] if self.scene else []), "--python", bootstrap]
         else:
             command = [runtime.path, "-u", bootstrap]
-            own += ["--scene", self.scene] if runtime.kind == "module" else []
         sockets = [f"{name}={column[btid]}" for name, column in addresses.items()]
         script_args = (
             ["-btsockets", *sockets] if sockets else []
@@ -266,7 +266,8 @@ class BlenderLauncher:
 
     def _tell(self, news: str) -> None:
         if self.progress:
-            print(f"blendtorch: {news}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError, ValueError):  # closed; no reason to end a launch
+                print(f"blendtorch: {news}", file=sys.stderr, flush=True)
 
     def _stop_display(self) -> None:
         if self._display is not None:

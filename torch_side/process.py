@@ -196,8 +196,9 @@ class Supervisor:
                 time.sleep(0.01)
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
-            os.write(self._wake_write, b"x")
+        if self._thread.is_alive():
+            with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
+                os.write(self._wake_write, b"x")
 
     # -- in the thread ------------------------------------------------------------------------------------------
 

@@ -590,6 +590,18 @@ def test_blender_runs_a_script_with_all_packages_and_ends_with_it(blender: Any, 
     assert f"seen ['--', '-btsockets', 'DATA={address}', '-btid', '0', '-btseed', '5'] 3" in log
 
 
+def test_blender_that_cannot_open_the_scene_ends_at_once(
+    blender: Any, script: Callable[[str], Path], tmp_path: Path
+) -> None:
+    scene = tmp_path / "broken.blend"
+    scene.write_bytes(b"BLENDER-v999" + bytes(1000))
+    with launched(script("print('must not run')"), scene=scene, blender=blender.argument) as (launcher, directory):
+        assert launcher.wait() == [1]
+        log = Path(directory, "instance-00.log").read_text()
+    assert "must not run" not in log
+    assert "broken.blend" in log
+
+
 def test_blender_whose_script_raises_ends_with_its_traceback(blender: Any, script: Callable[[str], Path]) -> None:
     with launched(script("import bpy\nraise ValueError('no cube')"), blender=blender.argument) as (launcher, _):
         assert launcher.wait() == [1]
