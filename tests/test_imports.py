@@ -93,21 +93,31 @@ def test_an_alias_is_the_package_itself_whichever_is_imported_first(alias: str, 
 @pytest.mark.parametrize(
     "program",
     [
-        "import blendtorch.btt.launcher\nassert blendtorch.btt.launcher is sys.modules['torch_side.launcher']",
-        "from blendtorch.btt import launcher\nimport torch_side.launcher\nassert launcher is torch_side.launcher",
+        "import blendtorch.btb.publisher\nassert blendtorch.btb.publisher is sys.modules['blender_side.publisher']",
+        "from blendtorch.btb import publisher\nimport blender_side.publisher as real\nassert publisher is real",
+        "import blender_side.publisher as real\nfrom blendtorch.btb import publisher\nassert publisher is real",
         (
-            "from blendtorch.btt.dataset import RemoteIterableDataset\n"
-            "import torch_side\nassert RemoteIterableDataset is torch_side.RemoteIterableDataset"
-        ),
-        "from blendtorch import btb, btt\nassert (btb.__name__, btt.__name__) == ('blender_side', 'torch_side')",
-        (
-            "import torch_side.launcher\nfrom blendtorch.btt.launcher import BlenderLauncher\n"
-            "assert BlenderLauncher is torch_side.launcher.BlenderLauncher"
+            "from blendtorch.btb.publisher import DataPublisher\nimport blender_side\n"
+            "assert DataPublisher is blender_side.DataPublisher"
         ),
     ],
+    ids=["import", "from", "after the real one", "name"],
 )
 def test_submodules_are_the_same_objects_however_they_are_imported(program: str) -> None:
     run(program, without=BLENDER)
+
+
+def test_the_training_side_is_found_under_both_names() -> None:
+    run(
+        "import blendtorch.btt.launcher\n"
+        "from blendtorch.btt.dataset import RemoteIterableDataset\n"
+        "from blendtorch import btt, btb\n"
+        "import torch_side.launcher\n"
+        "assert blendtorch.btt.launcher is torch_side.launcher\n"
+        "assert RemoteIterableDataset is torch_side.RemoteIterableDataset\n"
+        "assert (btt.__name__, btb.__name__) == ('torch_side', 'blender_side')\n",
+        without=BLENDER,
+    )
 
 
 def test_subpackages_alias_too(tmp_path: Path) -> None:
@@ -116,11 +126,12 @@ def test_subpackages_alias_too(tmp_path: Path) -> None:
     (inner / "__init__.py").touch()
     (inner / "leaf.py").write_text("from . import __name__ as parent\n")
     run(
-        f"import torch_side; torch_side.__path__.append({str(tmp_path)!r})\n"
-        "import blendtorch.btt.inner.leaf as leaf\n"
-        "import torch_side.inner.leaf\n"
-        "assert leaf is torch_side.inner.leaf\n"
-        "assert leaf.parent == 'torch_side.inner' and leaf.__spec__.parent == 'torch_side.inner'\n"
+        f"import blender_side; blender_side.__path__.append({str(tmp_path)!r})\n"
+        "import blendtorch.btb.inner.leaf as leaf\n"
+        "import blender_side.inner.leaf\n"
+        "assert leaf is blender_side.inner.leaf\n"
+        "assert leaf.parent == 'blender_side.inner' and leaf.__spec__.parent == 'blender_side.inner'\n",
+        without=BLENDER,
     )
 
 
