@@ -44,12 +44,11 @@ def main() -> None:
     code = run_script(options.script)
     if not in_blender:
         sys.exit(code)
-    if code != 0:
-        leave(code)
     import bpy
 
-    if not bpy.app.background and not before.goes_on():
-        leave(0)
+    # In background too: 3.4 crashes on its own way out, after some imports (multiprocessing.util is one).
+    if code != 0 or bpy.app.background or not before.goes_on():
+        leave(code)
 
 
 def _open(scene: str, in_blender: bool) -> None:
