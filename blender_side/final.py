@@ -101,6 +101,8 @@ class FinalRender:
                 shown = find_first_view3d()[1].shading
                 change(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
                 change(scene.display, render_aa="OFF")
+                if shown.background_type == "VIEWPORT" and scene.world:  # renders know the world's colour only
+                    change(scene.world, color=shown.background_color.copy())
             if render.engine == compat.EEVEE:
                 change(scene.eevee, taa_render_samples=max(scene.eevee.taa_samples, 1))
             if render.engine in compat.GL_ENGINES:
