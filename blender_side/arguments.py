@@ -45,5 +45,7 @@ def parse_blendtorch_args(argv: Sequence[str] | None = None) -> tuple[argparse.N
     parser = argparse.ArgumentParser(prog="blendtorch script", allow_abbrev=False, add_help=False)
     parser.add_argument("-btid", type=int, help="number of this instance")
     parser.add_argument("-btseed", type=int, help="seed of this instance")
-    parser.add_argument("-btsockets", nargs="+", action=_Sockets, default={}, metavar="NAME=ADDRESS", help="sockets to bind")
+    parser.add_argument(
+        "-btsockets", nargs="+", action=_Sockets, default={}, metavar="NAME=ADDRESS", help="sockets to bind"
+    )
     return parser.parse_known_args(arguments)

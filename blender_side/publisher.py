@@ -52,7 +52,7 @@ class DataPublisher:
         Args:
             **kwargs: ndarrays of any shape and dtype, Blender's vectors, matrices and buffers (they arrive as ndarrays), NumPy
                 scalars, numbers, strings, bytes, None, and lists, tuples and dicts of all these. Other objects must be
-                picklable, and reach consumers on this host only. A lent array belongs to its receiver afterwards and is read-only.
+                picklable, and reach consumers on this host only. A lent array is its receiver's afterwards, and read-only.
 
         Raises:
             PublishError: a value cannot be sent; names its key. Nothing was sent.

@@ -239,7 +239,11 @@ class Ring:
     def release(self, slot: int, generation: int, owner: int) -> bool:
         """End `owner`'s lease. False if the lease is no longer its own."""
         at = self._record(slot)
-        if self._states[slot] != _LEASED or self._words[at + _GENERATION] != generation or self._words[at + _OWNER] != owner:
+        if (
+            self._states[slot] != _LEASED
+            or self._words[at + _GENERATION] != generation
+            or self._words[at + _OWNER] != owner
+        ):
             return False
         self._move(slot, Event.RELEASE)
         return True

@@ -84,7 +84,9 @@ class RingSink:
             slot = loan.ring.slots[loan.slot]
             for i, array in enumerate(parts.large):
                 if i in lent:
-                    array.flags.writeable = False  # it is its receiver's now: a late write is an error, not a torn frame
+                    array.flags.writeable = (
+                        False  # it is its receiver's now: a late write is an error, not a torn frame
+                    )
                 else:
                     np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
             announcement = writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
@@ -107,7 +109,7 @@ class RingSink:
         if lent is None:
             return None
         root, offset = lent
-        return np.ndarray(shape, dtype, root, offset)  # type: ignore[arg-type]
+        return np.ndarray(shape, dtype, root, offset)
 
     def close(self) -> None:
         with self._lock:

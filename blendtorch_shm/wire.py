@@ -188,14 +188,18 @@ class _Walk:
             return msgspec.msgpack.Ext(_SCALAR, _encode([dtype_name(value.dtype), value.tobytes()]))
         if isinstance(value, np.memmap):
             return self.array(np.asarray(value))
-        if kind.__module__ in ("mathutils", "gpu.types", "bpy.types", "bpy_types", "builtins") and is_blender_array(value):
+        if kind.__module__ in ("mathutils", "gpu.types", "bpy.types", "bpy_types", "builtins") and is_blender_array(
+            value
+        ):
             return self.array(np.array(value))
         return self.pickled(value)
 
     def nested(self, value: Any, inner: Any) -> Any:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise PublishError(f"publish({self.key}=...) is nested more than {_MAX_DEPTH} levels deep (or contains itself).")
+            raise PublishError(
+                f"publish({self.key}=...) is nested more than {_MAX_DEPTH} levels deep (or contains itself)."
+            )
         result = inner()
         self.depth -= 1
         return result
@@ -270,7 +274,15 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
         return Message(head.sequence, _with_arrays(fields, nested) if any(a is not None for a in nested) else fields)
     except WireError:
         raise
-    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError, LookupError, MemoryError) as error:
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        LookupError,
+        MemoryError,
+    ) as error:
         raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
 
 
@@ -298,7 +310,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def _array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < 0 or min(shape, default=0) < 0 or offset + nbytes > len(buffer):
-        raise WireError(f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes.")
+        raise WireError(
+            f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes."
+        )
     array: Array = np.ndarray(shape, dtype, buffer, offset)
     return array if offset % dtype.alignment == 0 and array.flags.aligned else array.copy()
 

@@ -18,6 +18,7 @@ from .ring import Bytes, Ring
 from .segment import Segment
 from .states import State
 from .wire import Announcement
+
 log = logging.getLogger("blendtorch")
 
 MIN_SLOTS = RESERVE + 1

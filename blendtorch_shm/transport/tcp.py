@@ -55,11 +55,12 @@ class TcpForwarder:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(
                     f"Cannot publish on {endpoint}: another program listens there. Stop it, or choose another port "
-                    f"(start_port= of BlenderLauncher; any free one with port * in a plain DataPublisher)."
+                    f"(start_port= of BlenderLauncher)."
                 ) from error
-            raise ConfigurationError(f"Cannot publish on {endpoint!r}: {error}. Expected tcp://ADDRESS:PORT.") from error
+            raise ConfigurationError(
+                f"Cannot publish on {endpoint!r}: {error}. Expected tcp://ADDRESS:PORT."
+            ) from error
         self._reader = Reader(place)
-        self.endpoint: str = self._socket.last_endpoint.decode().rstrip("\0")
         self._thread = threading.Thread(target=self._run, name=f"blendtorch {endpoint}", daemon=True)
         self._thread.start()
 
@@ -133,7 +134,9 @@ class TcpSource:
                 self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise ConfigurationError(f"{endpoint!r} is not an address: {error}. Expected tcp://ADDRESS:PORT.") from error
+            raise ConfigurationError(
+                f"{endpoint!r} is not an address: {error}. Expected tcp://ADDRESS:PORT."
+            ) from error
 
     def receive(self, timeout_s: float) -> Message | None:
         deadline = time.monotonic() + timeout_s

@@ -31,7 +31,14 @@ def run(method: str, target: Callable[..., None], *args: object) -> tuple[multip
 
 
 def test_numbers_of_different_things_differ() -> None:
-    numbers = [PRODUCER_LOCK, consumer_lock(0), consumer_lock(255), slot_lock(0, 0), slot_lock(0, 4095), slot_lock(1, 0)]
+    numbers = [
+        PRODUCER_LOCK,
+        consumer_lock(0),
+        consumer_lock(255),
+        slot_lock(0, 0),
+        slot_lock(0, 4095),
+        slot_lock(1, 0),
+    ]
     assert len(set(numbers)) == len(numbers)
 
 
