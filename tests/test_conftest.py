@@ -13,7 +13,8 @@ def test_that_leaks():
     pathlib.Path(f"/dev/shm/bt-{launch}-DATA-0-1").touch()
     pathlib.Path(f"/dev/shm/sem.bt-{launch}-DATA-0").touch()
     pathlib.Path(os.environ["XDG_RUNTIME_DIR"], f"blendtorch-{launch}").mkdir()
-    subprocess.run(["sh", "-c", "setsid sleep 600 >/dev/null 2>&1 & exit 0"])
+    is_running = "grep -q '^sleep' /proc/$!/cmdline"
+    subprocess.run(["sh", "-c", f"setsid sleep 600 >/dev/null 2>&1 & until {is_running}; do :; done"])
 
 def test_that_is_clean():
     pass

@@ -140,6 +140,8 @@ class _Watch:
         self._progress = f"{received} of {count} items"
         self._start = self._told = time.monotonic() - _LOOK_EVERY_S
         self._all_exited = False
+        worker = data.get_worker_info()
+        self._tells = worker is None or worker.id == 0  # one voice for all
 
     def look(self) -> None:
         """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
@@ -157,14 +159,14 @@ class _Watch:
                 f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms.\n"
                 f"{self._source.explain()}\n{_describe(reports) or self._remote()}"
             )
-        if now - self._told > _TELL_EVERY_S:
+        if self._tells and now - self._told > _TELL_EVERY_S:
             self._told = now
             log.warning(
                 "Waiting for a message for %.0f s (%s had arrived).\n%s\n%s",
                 waited_s,
                 self._progress,
                 self._source.explain(),
-                _describe(reports),
+                _describe(reports, lines=2),
             )
 
     def _reports(self) -> dict[int, InstanceReport]:
@@ -182,13 +184,14 @@ class _Watch:
         )
 
 
-def _describe(reports: dict[int, InstanceReport]) -> str:
-    lines = []
+def _describe(reports: dict[int, InstanceReport], lines: int = 8) -> str:
+    """What each instance does, and the last `lines` lines of its log."""
+    text = []
     for btid, report in sorted(reports.items()):
         state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
-        lines.append(f"instance {btid}: {state}; it last logged:")
-        lines.extend(f"    {line}" for line in report.log_tail.splitlines()[-8:] or ["(nothing)"])
-    return "\n".join(lines)
+        text.append(f"instance {btid}: {state}; it last logged:")
+        text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])
+    return "\n".join(text)
 
 
 def to_tensors(value: Any) -> Any:
