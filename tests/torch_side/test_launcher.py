@@ -374,7 +374,8 @@ def test_a_forked_child_neither_ends_the_instances_nor_keeps_their_ports(script:
 
 
 OTHER_LAUNCHER = """
-import contextlib, sys, time
+import contextlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from torch_side.launcher import BlenderLauncher
 launcher = BlenderLauncher("", sys.argv[1], 2, ["DATA"], blender=sys.argv[2]).__enter__()
 directory = launcher.launch_info.addresses["DATA"][0].twin.directory
