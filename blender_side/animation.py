@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +11,7 @@ import bpy
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import compat
+from . import bootstrap, compat
 from .signal import Signal
 
 #: With a window, stepping takes this many times as long as Blender needed for its own redraw, up to the given limit,
@@ -23,11 +21,6 @@ _STEPPING_PER_REDRAW = 3.0
 _LONGEST_STEPPING_S = 1.0
 
 _playing: set[AnimationController] = set()
-
-
-def playing() -> bool:
-    """Whether frames are being stepped from Blender's event loop, so that work is left when the script has returned."""
-    return bool(_playing)
 
 
 @dataclass
@@ -56,9 +49,9 @@ class AnimationController:
         post_play
 
     With a window, `play` returns at once and frames are stepped from Blender's event loop, so its interface stays
-    alive. Blender's own playback operator is not used: it redraws the whole interface once per frame and never
-    exceeds the scene's frame rate (3.4 on software OpenGL: 350 ms per frame, 110 ms when stepped), stops at a press
-    of Escape, and swallows exceptions. In background, `play` steps the frames itself and returns after the last one.
+    alive. Blender's own playback operator is not used: it redraws the whole interface once per frame (3.4 on software
+    OpenGL: 350 ms) and never exceeds the scene's frame rate, stops at a press of Escape, and swallows exceptions. In
+    background, `play` steps the frames itself and returns after the last one.
 
     An exception in a signal's handler is never swallowed: it leaves `play`, or, raised from the event loop, is
     printed and ends an instance that a launcher started with exit code 1. Such an instance also ends, with exit code
@@ -218,13 +211,10 @@ class AnimationController:
         _playing.discard(self)
         if not compat.launched():
             return
-        if isinstance(error, SystemExit):
-            compat.end_instance(error.code if isinstance(error.code, int) else int(error.code is not None))
         if error is not None:
-            traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-            compat.end_instance(1)
+            bootstrap.leave(bootstrap.exit_code_of(error))
         if not _playing:
-            compat.end_instance(0)
+            bootstrap.leave(0)
 
 
 def _point_caches(scene: Any) -> Iterator[Any]:

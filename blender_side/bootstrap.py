@@ -22,11 +22,13 @@ import faulthandler
 import os
 import traceback
 import types
-from typing import Any
+from typing import Any, NoReturn
 
 
 def main() -> None:
     """Run the instance that the command line describes."""
+    sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for animation.py, which may have to end it
+    atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     options = _take_own_options()
@@ -77,25 +79,46 @@ def run_script(path: str) -> int:
         with open(path, "rb") as file:
             source = file.read()
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
     except BaseException as error:
         here = error.__traceback__
-        trace = here.tb_next if here is not None and here.tb_next is not None else here
-        traceback.print_exception(type(error), error, trace)
-        return 1
+        return exit_code_of(
+            error.with_traceback(here.tb_next if here is not None and here.tb_next is not None else here)
+        )
     return 0
 
 
-def leave(code: int) -> None:
-    """End this process at once: what was registered to run at exit runs, nothing is asked, nothing is saved."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+def leave(code: int) -> NoReturn:
+    """End this process now, with an exit code, also from inside Blender's event loop; Blender's own way out knows none.
+
+    What user code and libraries registered with ``atexit`` runs. What Blender registered before does not: it frees the window
+    manager whose event loop may be calling us, and crashes.
+    """
+    global _exit_code
+    _exit_code = code
+    atexit._run_exitfuncs()  # the last one is ours
+    _skip_blenders_own_exit()
     os._exit(code)
+
+
+_exit_code: int | None = None
+
+
+def _skip_blenders_own_exit() -> None:
+    if _exit_code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_code)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Print what is to be said about the end of a script, and return the exit code that plain Python would end with."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return 1
 
 
 class _Activity:

@@ -7,18 +7,16 @@ draw nothing off-screen there.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import logging
 import os
 import select
 import signal
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import bpy
 import gpu
@@ -180,28 +178,8 @@ def report(description: str, *, software: bool) -> None:
     status = os.environ.get(STATUS_VARIABLE)
     if status:
         unfinished = Path(f"{status}.{os.getpid()}")
-        unfinished.write_text(description, encoding="utf-8")
-        unfinished.replace(status)
-
-
-def end_instance(exit_code: int) -> NoReturn:
-    """End this process now, from inside Blender's event loop, with an exit code; Blender's own way out knows none.
-
-    What user code and libraries registered with `atexit` runs. What Blender registered there before does not: it
-    frees the window manager whose event loop is calling us, and crashes.
-    """
-    global _exit_code
-    _exit_code = exit_code
-    atexit._run_exitfuncs()
-    os._exit(exit_code)
-
-
-_exit_code: int | None = None
-
-
-@atexit.register  # so runs after whatever is registered later, and before what Blender registered
-def _skip_blenders_own_exit() -> None:
-    if _exit_code is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_exit_code)
+        try:
+            unfinished.write_text(description, encoding="utf-8")
+            unfinished.replace(status)
+        except OSError as error:  # a full disk must not stop the rendering
+            log.error("Cannot report to the launcher: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from typing import Any
 
@@ -12,7 +13,7 @@ from blendtorch_shm.address import resolve
 from blendtorch_shm.transport import open_sink
 
 _lenders: dict[tuple[tuple[int, ...], str], weakref.ref[DataPublisher]] = {}
-"""By shape and dtype, the publisher that last published such an array, so that renderers know where the next one will go."""
+"""By shape and dtype, the publisher that last published such an array: a renderer's next one will go there."""
 
 
 class DataPublisher:
@@ -45,6 +46,7 @@ class DataPublisher:
     ) -> None:
         self.btid = btid
         self._sink = open_sink(resolve(bind_address), send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
+        _open.add(self)
 
     def publish(self, **kwargs: Any) -> None:
         """Send one message; waits for as long as consumers leave no room for it.
@@ -68,7 +70,7 @@ class DataPublisher:
             _lenders[kind] = weakref.ref(self)
 
     def close(self) -> None:
-        """Publish no more. What was published is still delivered."""
+        """Publish no more. What was published is still delivered. Happens by itself when the process ends in good order."""
         self._sink.close()
 
     def __enter__(self) -> DataPublisher:
@@ -76,6 +78,16 @@ class DataPublisher:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+_open: weakref.WeakSet[DataPublisher] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Deliver what TCP consumers have not got yet."""
+    for publisher in list(_open):
+        publisher.close()
 
 
 def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:

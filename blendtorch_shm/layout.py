@@ -37,7 +37,7 @@ STREAM_HEADER = _words(
     {
         0: "magic",
         8: "version",
-        16: "key",  # random; announcements carry it
+        16: "key",  # random; announcements and rings carry it
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
@@ -46,8 +46,7 @@ STREAM_HEADER = _words(
         128: "published",  # messages committed = the next sequence number
         136: "stalled_ns",  # time the producer spent waiting for room
         144: "reclaimed",  # leases of dead consumers made READY again, by the producer
-        152: "first_published_ns",  # CLOCK_MONOTONIC
-        160: "last_published_ns",
+        152: "last_published_ns",  # CLOCK_MONOTONIC
     },
     4 * CACHE_LINE,
 )

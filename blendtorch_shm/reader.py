@@ -1,8 +1,8 @@
 """A consumer's half of a stream: claim a message, lease its slot for as long as its arrays live, release it.
 
-The slot table is the truth. An announcement says where to look; if it is lost (ZeroMQ drops what sits in a dead
-peer's queue), :meth:`Reader.take_oldest` finds the READY slot; if it is repeated, its claim fails. So nobody ever re-sends
-anything, and the frames of a dead producer are found as well as those of a living one.
+The slot table is the truth, and :meth:`Reader.take` looks nowhere else: the oldest READY message is next. Announcements only
+wake those who wait. So one that is lost (ZeroMQ drops what sits in a dead peer's queue) costs a moment and no message, and
+the messages of a dead producer are found as well as those of a living one.
 
 A lease is a weak reference to the array that all arrays of the message are built on. When the last view of it has gone, in
 whatever thread, the slot is FREE again. A process that dies holds its leases no longer, as the kernel says by way of
@@ -13,37 +13,33 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing.util
 import os
+import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from . import layout
-from .errors import SegmentError
-from .layout import CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, STREAM_MAGIC, consumer_word, word
-from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
+from .errors import SegmentError, StreamClosed
+from .layout import FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
+from .locks import consumer_lock, slot_lock
 from .place import Place
-from .ring import Bytes, Ring, check_header
-from .segment import Segment
+from .ring import Bytes, Ring
 from .states import State
-from .wire import Announcement
+from .stream import (
+    FIRST_RING,
+    KEY,
+    NEXT_RING,
+    RECLAIM_EVERY_S,
+    RESERVE,
+    WAITING,
+    attach_control,
+    attach_rings,
+    explain,
+    reclaim,
+    reclaim_dead,
+)
 
 log = logging.getLogger("blendtorch")
-
-RESERVE = 3
-"""Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
-_RECLAIM_EVERY_S = 0.5
-
-_MAGIC = word(layout.STREAM_HEADER, "magic")
-_VERSION = word(layout.STREAM_HEADER, "version")
-_KEY = word(layout.STREAM_HEADER, "key")
-_FIRST_RING = word(layout.STREAM_HEADER, "first_ring")
-_NEXT_RING = word(layout.STREAM_HEADER, "next_ring")
-_WAITING = word(layout.STREAM_HEADER, "waiting")
-_PUBLISHED = word(layout.STREAM_HEADER, "published")
-_LAST_NS = word(layout.STREAM_HEADER, "last_published_ns")
 
 
 class Claimed(NamedTuple):
@@ -67,7 +63,7 @@ def _lease_ended(lease: Lease) -> None:
 
 
 class Counter:
-    """A word in shared memory that only this process writes."""
+    """A word in shared memory that only this process writes. Threads may lose a count to each other."""
 
     __slots__ = ("_at", "_words")
 
@@ -94,7 +90,7 @@ class Reader:
         self.place = place
         self._control = attach_control(place)
         self._words = self._control.words
-        self.key = self._words[_KEY]
+        self.key = self._words[KEY]
         self._room = place.open_room(create=False)
         self._rings: dict[int, Ring] = {}
         self._leases: dict[int, Lease] = {}
@@ -118,68 +114,84 @@ class Reader:
     def _join(self) -> int:
         for index in range(MAX_CONSUMERS):
             if self._locks.try_lock(consumer_lock(index)):
-                owner = index + 1  # what a dead member of the same number still held
-                for ring in self._all_rings():
-                    _reclaim(ring, self._locks, lambda found, owner=owner: found == owner)  # type: ignore[misc]
-                return index
+                if self._take_over(index + 1):
+                    return index
+                self._locks.unlock(consumer_lock(index))
         raise SegmentError(f"{self.place.name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
+
+    def _take_over(self, owner: int) -> bool:
+        """Reclaim what a dead member of the same number still held; False if somebody is just doing it."""
+        for ring in self._all_rings():
+            reclaim(ring, self._locks, lambda found: found == owner)
+        return not any(
+            state == State.LEASED and ring.owner(slot) == owner
+            for ring in self._all_rings()
+            for slot, state in enumerate(ring.states())
+        )
 
     # -- taking messages ----------------------------------------------------------------------------------------
 
-    def take(self, announced: Announcement) -> Claimed | None:
-        """The announced message, or None if somebody else has it (had it), or there is no room to lend it out."""
-        ring = self._ring(announced.ring)
-        if ring is None or announced.slot >= ring.num_slots:
-            return None
-        return self._take(ring, announced.slot, announced.generation)
-
-    def take_oldest(self, *, copy: bool = True, local: bool = True) -> Claimed | None:
-        """The oldest READY message of the stream, announced or not; None if there is none.
+    def take(self, *, copy: bool = True, local: bool = True) -> Claimed | None:
+        """The oldest READY message of the stream, or None if there is none.
 
         Args:
             copy: whether a copy will do when too many slots are leased; otherwise such messages stay READY.
             local: whether messages may be taken that must not leave this host.
+
+        Raises:
+            StreamClosed: called in a forked child; a child needs a reader of its own.
         """
-        self._reclaim_now_and_then()
-        found = [(ring.sequence(slot), ring, slot) for ring in self._all_rings() for slot in ring.ready()]
-        for _, ring, slot in sorted(found, key=lambda entry: entry[0]):
+        rings = self._all_rings()
+        if len(rings) == 1:
+            ring = rings[0]
+            found = [(ring, slot) for slot in ring.ready()]
+        else:
+            found = [(ring, slot) for ring in rings for slot in ring.ready()]
+            found.sort(key=lambda entry: entry[0].sequence(entry[1]))
+        for ring, slot in found:
             if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
                 return None
             if not local and ring.info(slot).flags & FLAG_LOCAL_ONLY:
                 continue
-            claimed = self._take(ring, slot, ring.generation(slot))
+            claimed = self._take(ring, slot)
             if claimed is not None:
                 return claimed
         return None
 
-    def _take(self, ring: Ring, slot: int, generation: int) -> Claimed | None:
-        number = slot_lock(ring.number, slot)
+    def _take(self, ring: Ring, slot: int) -> Claimed | None:
+        if os.getpid() != self._pid:
+            raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
         owner = self._index + 1
+        number = slot_lock(ring.number, slot)
         if not self._locks.try_lock(number):
             return None  # somebody is claiming it right now; if he dies over it, it is still READY
         try:
+            generation = ring.generation(slot)
             if not ring.claim(slot, generation, owner):
                 return None
         finally:
             self._locks.unlock(number)
-        self._delivered.add(1)
         try:
+            self._delivered.add(1)
             header, payload_nbytes, _ = ring.message(slot)
-        except SegmentError:
+            root = ring.bytes_of(slot)
+            payload = root[:payload_nbytes]
+            hoarding = ring.count(State.LEASED) > ring.num_slots - RESERVE
+            if payload_nbytes and not hoarding:
+                lease = Lease(root, _lease_ended)
+                lease.terms = (self, ring, slot, generation)
+                self._leases[id(lease)] = lease
+                if self._words[WAITING]:  # one message less is READY
+                    self._room.release()
+                return Claimed(header, payload)
+            payload = payload.copy()
+        except BaseException:
             self._release(ring, slot, generation)
             raise
-        root = ring.bytes_of(slot)
-        payload = root[:payload_nbytes]
-        if payload_nbytes == 0 or ring.count(State.LEASED) > ring.num_slots - RESERVE:
-            payload = payload.copy()
-            self._release(ring, slot, generation)
-            if payload_nbytes:
-                self._copied.add(1)
-                self._say_hoarding(ring)
-        else:
-            lease = Lease(root, _lease_ended)
-            lease.terms = (self, ring, slot, generation)
-            self._leases[id(lease)] = lease
+        self._release(ring, slot, generation)
+        if hoarding and payload_nbytes:
+            self._copied.add(1)
+            self._say_hoarding(ring)
         return Claimed(header, payload)
 
     def reject(self) -> None:
@@ -200,7 +212,7 @@ class Reader:
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._index + 1):
             self._released.add(1)
-        if self._words[_WAITING]:
+        if self._words[WAITING]:
             self._room.release()
 
     def close(self) -> None:
@@ -224,48 +236,25 @@ class Reader:
             self._locks.close()
             self._rings.clear()
 
-    def explain(self) -> str:
-        """The state of the stream in one line, for error messages."""
-        published = self._words[_PUBLISHED]
-        ago = f", the last one {(time.monotonic_ns() - self._words[_LAST_NS]) / 1e9:.1f} s ago" if published else ""
-        states = [ring.states() for ring in self._all_rings()]
-        ready, leased = (sum(s.count(state) for s in states) for state in (State.READY, State.LEASED))
-        alive = "alive" if self._locks.is_held(PRODUCER_LOCK) else "gone"
-        return (
-            f"{self.place.name}: producer {alive}, {published} messages published{ago}; "
-            f"{ready} of {sum(map(len, states))} slots hold messages that nobody has taken, {leased} are in use by consumers"
-        )
-
-    # -- rings --------------------------------------------------------------------------------------------------
-
-    def _ring(self, number: int) -> Ring | None:
-        ring = self._rings.get(number)
-        if ring is None and number < self._words[_NEXT_RING]:
-            try:
-                ring = self._rings[number] = Ring.attach(self.place.attach(f".{number}"), self.key)
-            except SegmentError:
-                return None  # removed meanwhile: all its messages have been consumed
-            self._forget_rings()
-        return ring
-
-    def _all_rings(self) -> Iterator[Ring]:
-        for number in range(self._words[_FIRST_RING], self._words[_NEXT_RING]):
-            ring = self._ring(number)
-            if ring is not None:
-                yield ring
-
-    def _forget_rings(self) -> None:
-        for number in [n for n in self._rings if n < self._words[_FIRST_RING]]:
-            del self._rings[number]  # unmapped with its last lease
-
-    def _reclaim_now_and_then(self) -> None:
+    def reclaim_dead(self) -> None:
+        """Now and then, make what dead consumers held READY again. For when there is nothing to take."""
         now = time.monotonic()
-        if now - self._last_reclaim > _RECLAIM_EVERY_S:
+        if now - self._last_reclaim > RECLAIM_EVERY_S:
             self._last_reclaim = now
             reclaimed = reclaim_dead(self._all_rings(), self._locks)
             if reclaimed:
                 self._reclaimed.add(reclaimed)
                 log.warning("Took back %d messages that a dead consumer of %s had held.", reclaimed, self.place.name)
+
+    def explain(self) -> str:
+        """The state of the stream in one line, for messages to people."""
+        return explain(self.place, self._control, self._all_rings(), self._locks)
+
+    def _all_rings(self) -> list[Ring]:
+        words = self._words
+        if words[NEXT_RING] - words[FIRST_RING] == len(self._rings) and words[FIRST_RING] in self._rings:
+            return list(self._rings.values())
+        return list(attach_rings(self.place, self._control, self._rings))
 
     def _say_hoarding(self, ring: Ring) -> None:
         if not self._hoarding:
@@ -277,52 +266,6 @@ class Reader:
                 ring.num_slots,
                 self.place.name,
             )
-
-
-def attach_control(place: Place) -> Segment:
-    """The control segment of the stream at `place`.
-
-    Raises:
-        SegmentError: there is none, or it is of another version.
-    """
-    control = place.attach("")
-    if control.nbytes < CONTROL_NBYTES:
-        raise SegmentError(f"{control.name} has {control.nbytes} bytes, a control segment has {CONTROL_NBYTES}.")
-    check_header(control, control.words[_MAGIC], STREAM_MAGIC, control.words[_VERSION])
-    return control
-
-
-def attach_rings(place: Place, control: Segment, key: int) -> Iterator[Ring]:
-    """The rings of the stream that still exist, oldest first."""
-    for number in range(control.words[_FIRST_RING], control.words[_NEXT_RING]):
-        try:
-            yield Ring.attach(place.attach(f".{number}"), key)
-        except SegmentError:
-            continue
-
-
-def reclaim_dead(rings: Iterable[Ring], locks: Locks) -> int:
-    """Make what dead consumers had leased READY again.
-
-    Returns:
-        the number of messages.
-    """
-    return sum(_reclaim(ring, locks, lambda owner: not locks.is_held(consumer_lock(owner - 1))) for ring in rings)
-
-
-def _reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:
-    reclaimed = 0
-    for slot, state in enumerate(ring.states()):
-        owner = ring.owner(slot)
-        if state != State.LEASED or not 1 <= owner <= MAX_CONSUMERS or not is_dead(owner):
-            continue
-        number = slot_lock(ring.number, slot)
-        if locks.try_lock(number):
-            try:
-                reclaimed += is_dead(owner) and ring.reclaim(slot, owner)
-            finally:
-                locks.unlock(number)
-    return reclaimed
 
 
 # -- leaving in good order ----------------------------------------------------------------------------------------
@@ -338,7 +281,9 @@ def _register(reader: Reader) -> None:
         _registered_pid = os.getpid()
         _readers.clear()
         atexit.register(_finish_all)
-        multiprocessing.util.Finalize(None, _finish_all, exitpriority=0)  # children of multiprocessing run no atexit
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:  # children of multiprocessing have it, and run no atexit
+            util.Finalize(None, _finish_all, exitpriority=0)
     _readers.add(reader)
 
 

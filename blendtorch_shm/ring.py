@@ -5,7 +5,7 @@ free slot. Since frames are mostly released in the order in which they were made
 were freed last, which are still in the caches (at 4K, 13 GB/s against 9 for going round); the order of frames is that of
 their sequence numbers and never that of slots.
 
-Nothing here waits, and nothing here knows about processes beyond the owner number in a lease: stream.py holds the locks.
+Nothing here waits, and nothing here knows about processes beyond the owner number in a lease: the callers hold the locks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SlotInfo:
 
 
 class Ring:
-    """The slots of one ring segment. Make it with :meth:`create` or :meth:`attach`."""
+    """The slots of one ring segment. Make it with :meth:`format` or :meth:`attach`."""
 
     def __init__(self, segment: Segment, number: int, num_slots: int, slot_nbytes: int) -> None:
         self.segment = segment
@@ -229,7 +229,7 @@ class Ring:
 
     def claim(self, slot: int, generation: int, owner: int) -> bool:
         """Lease the READY slot to `owner` if it still is that generation. The caller holds the slot's lock."""
-        at = self._first_record + slot * _RECORD_WORDS
+        at = self._record(slot)
         if self._states[slot] != _READY or self._words[at + _GENERATION] != generation:
             return False
         self._words[at + _OWNER] = owner

@@ -112,6 +112,7 @@ class RingSink:
         return np.ndarray(shape, dtype, root, offset)
 
     def close(self) -> None:
+        self._writer.stop_waiting()
         with self._lock:
             if self._closed:
                 return

@@ -16,7 +16,6 @@ log = logging.getLogger("blendtorch")
 
 IDLE_S = 0.05
 """A source that hears nothing looks at the slot tables itself this often."""
-_LOOK_ANYWAY_S = 1.0
 
 
 class Source(Protocol):
@@ -45,9 +44,9 @@ class Inbox(Protocol):
 class RingSource:
     """A source over the rings of any number of streams, some of which may not exist yet.
 
-    Announcements say where to look. When none comes, and once a second anyway, the slot tables are looked at directly, which
-    finds messages whose announcement went to somebody who died. A look that finds something is followed by another one, oldest
-    message first, until there is nothing left to find.
+    It looks at the slot tables first, one stream after the other, and takes the oldest message of the first that has one. Only
+    when there is nothing does it wait for an announcement, and not for long: those that went to somebody who died do not
+    come.
 
     Args:
         places: where the streams live.
@@ -56,87 +55,76 @@ class RingSource:
 
     def __init__(self, places: Sequence[Place], inbox: Inbox) -> None:
         self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
-        self._readers: dict[int, Reader] = {}  # by key, in the order in which they are looked at next
+        self._readers: list[Reader] = []
+        self._turn = 0
         self._inbox = inbox
-        self._looking = True
-        self._next_look = 0.0
         self._complained: set[str] = set()
+        self._attach()
 
     def receive(self, timeout_s: float) -> Message | None:
-        now = time.monotonic()
-        deadline = now + timeout_s
+        deadline = time.monotonic() + timeout_s
         while True:
-            if self._looking or now >= self._next_look:
-                message = self._look()
+            readers = self._readers
+            for _ in readers:
+                self._turn = (self._turn + 1) % len(readers)
+                message = self._open(readers[self._turn])
                 if message is not None:
                     return message
-            data = self._inbox.get(IDLE_S if timeout_s >= IDLE_S else timeout_s)
-            if data is not None:
-                message = self._redeem(data)
-                if message is not None:
-                    return message
-            else:
-                self._looking = True
-                now = time.monotonic()
-                if now >= deadline:
+            patience_s = min(IDLE_S, deadline - time.monotonic())
+            if not self._hear(max(0.0, patience_s)):
+                self._look_after()
+                if patience_s <= 0:
                     return None
-                timeout_s = deadline - now
 
     def close(self) -> None:
         self._inbox.close()
-        for reader in self._readers.values():
+        for reader in self._readers:
             reader.close()
-        self._readers.clear()
+        self._readers = []
         self._absent.clear()
 
     def explain(self) -> str:
-        lines = [reader.explain() for reader in self._readers.values()]
+        lines = [reader.explain() for reader in self._readers]
         lines += [f"{place.name}: not attached. {why}" for place, why in self._absent.items()]
         return "\n".join(lines)
 
-    def _look(self) -> Message | None:
-        self._attach()
-        for key, reader in list(self._readers.items()):
-            self._readers[key] = self._readers.pop(key)  # to the end: instances take turns
-            message = self._open(reader)
-            if message is not None:
-                self._looking = True
-                return message
-        self._looking = False
-        self._next_look = time.monotonic() + _LOOK_ANYWAY_S
-        return None
-
-    def _attach(self) -> None:
-        for place in list(self._absent):
-            try:
-                reader = Reader(place)
-            except SegmentError as error:
-                self._absent[place] = str(error)
-                continue
-            del self._absent[place]
-            self._readers[reader.key] = reader
-
-    def _redeem(self, data: bytes) -> Message | None:
+    def _open(self, reader: Reader) -> Message | None:
         try:
-            announcement = Announcement.decode(data)
-        except WireError as error:
-            self._complain("announcement", error)
-            return None
-        reader = self._readers.get(announcement.key)
-        if reader is None:
-            self._looking = True  # of a stream that has just begun: attach, and take its messages in order
-            return None
-        return self._open(reader, announcement)
-
-    def _open(self, reader: Reader, announcement: Announcement | None = None) -> Message | None:
-        """Take and decode the announced message, or the oldest one."""
-        try:
-            claimed = reader.take(announcement) if announcement else reader.take_oldest()
+            claimed = reader.take()
             return None if claimed is None else decode(claimed.header, claimed.payload, trusted=True)
         except (WireError, SegmentError) as error:
             reader.reject()
             self._complain(reader.place.name, error)
             return None
+
+    def _hear(self, timeout_s: float) -> bool:
+        """Wait for an announcement; whether there is reason to look again."""
+        data = self._inbox.get(timeout_s)
+        if data is None:
+            return False
+        try:
+            key = Announcement.decode(data).key
+        except WireError as error:
+            self._complain("announcements", error)
+            return True
+        if self._absent and all(reader.key != key for reader in self._readers):
+            self._attach()
+        return True
+
+    def _look_after(self) -> None:
+        """What can wait until there is nothing to receive."""
+        self._attach()
+        for reader in self._readers:
+            reader.reclaim_dead()
+
+    def _attach(self) -> None:
+        for place in list(self._absent):
+            try:
+                self._readers.append(Reader(place))
+            except SegmentError as error:
+                self._absent[place] = str(error)
+            else:
+                del self._absent[place]
 
     def _complain(self, about: str, error: Exception) -> None:
         if about not in self._complained:

@@ -73,13 +73,13 @@ class Message(NamedTuple):
 
 @dataclass
 class Parts:
-    """A message taken apart: what msgpack can say of it, its arrays, and the first key that needed a pickle, if any."""
+    """A message taken apart: what msgpack can say of it, its arrays, and whether anything had to be pickled."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     small: list[ArraySpec] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     large: list[Array] = field(default_factory=list)
-    pickled: str | None = None
+    pickled: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -106,7 +106,7 @@ def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
             else:
                 parts.small.append(ArraySpec(key, name, value.shape, _IN_BODY))
                 value = value.tobytes()
-        elif kind not in _AS_IT_IS:
+        elif kind not in _AS_IT_IS and not (kind is int and -(2**63) <= value < 2**63):
             walk = walk or _Walk(parts, trusted)
             walk.key = key
             value = walk(value)
@@ -172,7 +172,7 @@ class _Walk:
         if kind is np.ndarray:
             return self.array(value)
         if kind is int:
-            return value if -(2**63) <= value < 2**63 else msgspec.msgpack.Ext(_BIG_INT, str(value).encode())
+            return value if -(2**63) <= value < 2**63 else self.big_int(value)
         if kind in _AS_IT_IS:
             return value
         if kind is dict:
@@ -194,6 +194,9 @@ class _Walk:
             return self.array(np.array(value))
         return self.pickled(value)
 
+    def big_int(self, value: int) -> Any:
+        return msgspec.msgpack.Ext(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
     def nested(self, value: Any, inner: Any) -> Any:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
@@ -212,7 +215,7 @@ class _Walk:
             return msgspec.msgpack.Ext(_NESTED_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
         self.parts.keys.append(None)
         self.parts.large.append(value)
-        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(len(self.parts.large) - 1))
+        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(self.parts.keys.count(None) - 1))
 
     def pickled(self, value: Any) -> Any:
         what = f"publish({self.key}=...) contains a {type(value).__module__}.{type(value).__qualname__}"
@@ -226,7 +229,7 @@ class _Walk:
             data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             raise PublishError(f"{what}, which cannot be pickled: {error}.") from error
-        self.parts.pickled = self.parts.pickled or self.key
+        self.parts.pickled = True
         return msgspec.msgpack.Ext(_PICKLE, data)
 
 
@@ -259,19 +262,21 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
                 f"use the same version of blendtorch-shm on both sides."
             )
         fields = head.fields
-        nested: list[Array | None] = []
+        nested: list[Array] = []
         for spec in head.arrays:
             key, offset = spec.key, spec.offset
             if offset >= 0:
                 array = _array(dtype_of(spec.dtype), spec.shape, payload, offset)
             else:
-                array = _array(dtype_of(spec.dtype), spec.shape, bytearray(fields[key]), 0)  # type: ignore[index]
+                raw = fields.get(key or "")
+                if type(raw) is not bytes:
+                    raise WireError(f"The bytes of the small array {key!r} are a {type(raw).__name__}.")
+                array = _array(dtype_of(spec.dtype), spec.shape, bytearray(raw), 0)
             if key is None:
                 nested.append(array)
             else:
-                nested.append(None)
                 fields[key] = array
-        return Message(head.sequence, _with_arrays(fields, nested) if any(a is not None for a in nested) else fields)
+        return Message(head.sequence, _with_arrays(fields, nested) if nested else fields)
     except WireError:
         raise
     except (
@@ -314,7 +319,7 @@ def _array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: Any, offset: in
             f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes."
         )
     array: Array = np.ndarray(shape, dtype, buffer, offset)
-    return array if offset % dtype.alignment == 0 and array.flags.aligned else array.copy()
+    return array if array.flags.aligned else array.copy()
 
 
 class _Reference(NamedTuple):
@@ -323,12 +328,9 @@ class _Reference(NamedTuple):
     number: int
 
 
-def _with_arrays(value: Any, arrays: list[Array | None]) -> Any:
+def _with_arrays(value: Any, arrays: list[Array]) -> Any:
     if type(value) is _Reference:
-        array = arrays[value.number]
-        if array is None:
-            raise WireError(f"Array {value.number} is in two places.")
-        return array
+        return arrays[value.number]
     if type(value) is dict:
         return {k: _with_arrays(v, arrays) for k, v in value.items()}
     if type(value) is list:
@@ -360,7 +362,7 @@ def _extension(code: int, data: memoryview) -> Any:
     if code == _MAPPING:
         return dict(_pairs_decoder.decode(data))
     if code == _BIG_INT:
-        return int(bytes(data))
+        return int.from_bytes(data, "little", signed=True)
     raise WireError(
         "A message from an unauthenticated connection contains a pickle; it was not read."
         if code == _PICKLE
@@ -391,28 +393,28 @@ _trusted_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook
 
 # -- announcements ----------------------------------------------------------------------------------------------
 
-_ANNOUNCEMENT = struct.Struct("<QQQQQ")
+_ANNOUNCEMENT = struct.Struct("<QQ")
 _ANNOUNCEMENT_MAGIC = int.from_bytes(b"btready1", "little")
 
 
 class Announcement(NamedTuple):
-    """Where a READY message lies: what travels over ZeroMQ instead of the pixels."""
+    """Says that a message of a stream is READY: what travels over ZeroMQ instead of the pixels, to wake who waits.
+
+    Which one it is, the slot table knows: the oldest that is READY when the receiver looks.
+    """
 
     key: int
-    ring: int
-    slot: int
-    generation: int
 
     def encode(self) -> bytes:
-        """40 bytes, little-endian: magic, key, ring, slot, generation."""
-        return _ANNOUNCEMENT.pack(_ANNOUNCEMENT_MAGIC, *self)
+        """16 bytes, little-endian: magic, and the stream's key."""
+        return _ANNOUNCEMENT.pack(_ANNOUNCEMENT_MAGIC, self.key)
 
     @staticmethod
     def decode(data: bytes) -> Announcement:
         """Raises WireError if `data` is no announcement."""
         if len(data) != _ANNOUNCEMENT.size:
             raise WireError(f"An announcement has {_ANNOUNCEMENT.size} bytes, not {len(data)}.")
-        magic, *rest = _ANNOUNCEMENT.unpack(data)
+        magic, key = _ANNOUNCEMENT.unpack(data)
         if magic != _ANNOUNCEMENT_MAGIC:
             raise WireError("Bytes that are no announcement arrived where one was expected.")
-        return Announcement(*rest)
+        return Announcement(key)

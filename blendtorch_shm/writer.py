@@ -9,34 +9,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import layout, segment
-from .errors import OutOfSharedMemory, SegmentError, StreamClosed
-from .layout import PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
+from .errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
+from .layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
 from .locks import PRODUCER_LOCK
 from .place import Place
-from .reader import RESERVE, attach_control, attach_rings, reclaim_dead
 from .ring import Bytes, Ring
 from .segment import Segment
 from .states import State
+from .stream import (
+    CLOSED,
+    EPOCH,
+    FIRST_RING,
+    KEY,
+    LAST_NS,
+    NEXT_RING,
+    PUBLISHED,
+    RECLAIM_EVERY_S,
+    RECLAIMED,
+    RESERVE,
+    STALLED_NS,
+    WAITING,
+    attach_control,
+    attach_rings,
+    explain,
+    reclaim_dead,
+)
 from .wire import Announcement
 
 log = logging.getLogger("blendtorch")
 
 MIN_SLOTS = RESERVE + 1
 _SLOW_WAIT_S = 0.1  # a waiting producer looks at the table at least this often
-_RECLAIM_EVERY_S = 0.5
 _EXPLAIN_EVERY_S = 30.0
-
-_KEY = word(layout.STREAM_HEADER, "key")
-_EPOCH = word(layout.STREAM_HEADER, "epoch")
-_FIRST_RING = word(layout.STREAM_HEADER, "first_ring")
-_NEXT_RING = word(layout.STREAM_HEADER, "next_ring")
-_WAITING = word(layout.STREAM_HEADER, "waiting")
-_CLOSED = word(layout.STREAM_HEADER, "closed")
-_PUBLISHED = word(layout.STREAM_HEADER, "published")
-_STALLED_NS = word(layout.STREAM_HEADER, "stalled_ns")
-_RECLAIMED = word(layout.STREAM_HEADER, "reclaimed")
-_FIRST_NS = word(layout.STREAM_HEADER, "first_published_ns")
-_LAST_NS = word(layout.STREAM_HEADER, "last_published_ns")
 
 
 class Pin(weakref.ref[Bytes]):
@@ -99,10 +103,14 @@ class Writer:
     def __init__(self, place: Place, *, max_ready: int = 10, num_slots: int | None = None) -> None:
         self.place = place
         self.max_ready = max(1, max_ready)
+        if not 0 < self.max_ready + (num_slots or 0) <= MAX_SLOTS - 6:
+            raise ConfigurationError(
+                f"send_hwm={max_ready}, num_slots={num_slots}: a ring has {MAX_SLOTS} slots at most."
+            )
         self.num_slots = max(MIN_SLOTS, self.max_ready + 6 if num_slots is None else num_slots)
         self.max_ready = min(self.max_ready, self.num_slots - 1)
         self._locks = place.open_locks()
-        self._closed = False
+        self._closed = self._stopping = False
         if not self._locks.try_lock(PRODUCER_LOCK):
             self._locks.close()
             raise SegmentError(
@@ -112,7 +120,8 @@ class Writer:
         try:
             self._control = self._create_or_adopt()
             self._words = self._control.words
-            self.key = self._words[_KEY]
+            self.key = self._words[KEY]
+            self._announcement = Announcement(self.key).encode()
             self._room = place.open_room(create=True)
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
@@ -126,16 +135,16 @@ class Writer:
         except SegmentError:  # none yet, or one that its creator never finished
             self.place.unlink("")
             control = self.place.create("", layout.CONTROL_NBYTES)
-            control.words[_KEY] = segment.random_key()
+            control.words[KEY] = segment.random_key()
             control.words[word(layout.STREAM_HEADER, "version")] = VERSION
             control.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC
-        control.words[_EPOCH] += 1
-        control.words[_CLOSED] = 0
+        control.words[EPOCH] += 1
+        control.words[CLOSED] = 0
         return control
 
     def _adopt_rings(self) -> list[Ring]:
         """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void."""
-        rings = list(attach_rings(self.place, self._control, self.key))
+        rings = list(attach_rings(self.place, self._control, {}))
         for ring in rings:
             ring.abort_all()
         return rings
@@ -143,7 +152,7 @@ class Writer:
     @property
     def published(self) -> int:
         """Messages committed so far: the next sequence number."""
-        return self._words[_PUBLISHED]
+        return self._words[PUBLISHED]
 
     def has_room(self) -> bool:
         """Whether a message may be committed now: fewer than `max_ready` wait to be claimed."""
@@ -191,15 +200,18 @@ class Writer:
             its announcement.
         """
         words = self._words
-        sequence = words[_PUBLISHED]
-        generation = loan.ring.commit(loan.slot, sequence, payload_nbytes, header, flags)
-        words[_PUBLISHED] = sequence + 1
-        words[_LAST_NS] = now = time.monotonic_ns()
-        if sequence == 0:
-            words[_FIRST_NS] = now
+        sequence = words[PUBLISHED]
+        loan.ring.commit(loan.slot, sequence, payload_nbytes, header, flags)
+        words[PUBLISHED] = sequence + 1
+        words[LAST_NS] = time.monotonic_ns()
         if len(self._rings) > 1:
             self._retire_rings()
-        return Announcement(self.key, loan.ring.number, loan.slot, generation).encode()
+        return self._announcement
+
+    def stop_waiting(self) -> None:
+        """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
+        self._stopping = True
+        self._room.release()
 
     def close(self) -> None:
         """Stop publishing. READY messages stay for the consumers; the launcher removes the memory."""
@@ -208,7 +220,7 @@ class Writer:
         self._closed = True
         for ring in self._rings:
             ring.abort_all()
-        self._words[_CLOSED] = 1
+        self._words[CLOSED] = 1
         self._locks.unlock(PRODUCER_LOCK)
         self._locks.close()
         self._room.release()
@@ -218,8 +230,9 @@ class Writer:
         slot_nbytes = align(nbytes + nbytes // 16, PAGE)
         if self._rings:
             slot_nbytes = max(slot_nbytes, align(self._rings[-1].slot_nbytes * 3 // 2, PAGE))
-        number = self._words[_NEXT_RING]
+        number = self._words[NEXT_RING]
         num_slots = self.num_slots
+        self.place.unlink(f".{number}")  # of a producer that died over making it
         while True:
             try:
                 memory = self.place.create(f".{number}", ring_nbytes(num_slots, slot_nbytes))
@@ -231,7 +244,7 @@ class Writer:
                 log.warning("%s Trying with %d slots, which lets the producer run less far ahead.", error, num_slots)
         self._rings.append(Ring.format(memory, self.key, number, num_slots, slot_nbytes))
         self.max_ready = min(self.max_ready, num_slots - 1)
-        self._words[_NEXT_RING] = number + 1
+        self._words[NEXT_RING] = number + 1
         self._retire_rings()
 
     def _retire_rings(self) -> None:
@@ -240,33 +253,30 @@ class Writer:
             if ring.count(State.FREE) == ring.num_slots:
                 self.place.unlink(f".{ring.number}")
                 self._rings.remove(ring)
-        self._words[_FIRST_RING] = self._rings[0].number
+        self._words[FIRST_RING] = self._rings[0].number
 
     def _wait(self, enough: Callable[[], bool]) -> None:
         words = self._words
         start = reclaimed = explained = time.monotonic()
         try:
             while not enough():
-                if self._closed:
+                if self._stopping:
                     raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
-                words[_WAITING] = 1
+                words[WAITING] = 1
                 if enough():
                     break
                 self._room.acquire(_SLOW_WAIT_S)
                 now = time.monotonic()
-                if now - reclaimed > _RECLAIM_EVERY_S:
+                if now - reclaimed > RECLAIM_EVERY_S:
                     reclaimed = now
-                    words[_RECLAIMED] += reclaim_dead(self._rings, self._locks)
+                    words[RECLAIMED] += reclaim_dead(self._rings, self._locks)
                 if now - explained > _EXPLAIN_EVERY_S:
                     explained = now
-                    log.warning("Publishing has waited for room for %.0f s: %s.", now - start, self._explain())
+                    log.warning("Publishing has waited for room for %.0f s. %s.", now - start, self.explain())
         finally:
-            words[_WAITING] = 0
-            words[_STALLED_NS] += int((time.monotonic() - start) * 1e9)
+            words[WAITING] = 0
+            words[STALLED_NS] += int((time.monotonic() - start) * 1e9)
 
-    def _explain(self) -> str:
-        ring = self._rings[-1]
-        return (
-            f"of {ring.num_slots} slots, {ring.count(State.READY)} hold messages that nobody has taken and "
-            f"{ring.count(State.LEASED)} are in use by consumers"
-        )
+    def explain(self) -> str:
+        """The state of the stream in one line, for messages to people."""
+        return explain(self.place, self._control, self._rings, self._locks)

@@ -65,7 +65,10 @@ def egl_works_without_display() -> bool:
         "raise SystemExit(not (display and egl.eglInitialize(ctypes.c_void_p(display), None, None)))"
     )
     # In a child: a broken driver may well crash.
-    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    try:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def missing_programs() -> list[str]:
@@ -97,7 +100,7 @@ def install(packages: list[str]) -> str | None:
         )
         # A failed update (one of several sources out of reach, say) need not keep the installation from working.
         if done.returncode and "install" in command:
-            return f"apt-get failed:\n{done.stderr[-2000:].strip()}"
+            return f"apt-get failed:\n{done.stdout[-2000:].strip()}"
     return None
 
 
@@ -120,7 +123,13 @@ def provide_programs() -> None:
 
 
 def try_bpy() -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        say(
+            "bpy did not finish a first look at the graphics driver within 120 s: see that OpenGL works on this machine."
+        )
+        return
     if done.returncode == 0:
         say(done.stdout.strip().splitlines()[-1])
     elif "No module named 'bpy'" in done.stderr:
@@ -130,7 +139,7 @@ def try_bpy() -> None:
         )
     else:
         sys.exit(
-            f"bpy is installed but does not start (exit status {done.returncode}):\n{done.stderr[-2000:].strip()}\n"
+            f"bpy is installed but does not start (exit status {done.returncode}):\n{done.stdout[-2000:].strip()}\n"
             "With a library missing, that is the package to install; a crash in gpu.init() means that EGL has no "
             f"working driver: {remedy(MESA)}"
         )

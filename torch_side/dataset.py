@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     Args:
         addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
             mean TCP.
-        queue_size: messages (announcements of messages, where shared memory is used) that may queue up per worker and instance.
+        queue_size: messages that may queue up per worker and instance, over TCP. In shared memory they wait in their slots.
         timeoutms: patience for the next message, in milliseconds.
         max_items: length of the dataset.
         item_transform: called with each item before it becomes tensors; see :meth:`_item`.
@@ -66,6 +67,9 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
             )
         if output not in ("torch", "numpy"):
             raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
+        for name, value in (("queue_size", queue_size), ("timeoutms", timeoutms)):
+            if not value or value < 0:
+                raise ConfigurationError(f"{name}={value!r} is not a positive number.")
         self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
         self.queue_size = queue_size
         self.timeoutms = timeoutms
@@ -136,6 +140,7 @@ class _Watch:
     def __init__(self, dataset: RemoteIterableDataset, source: Source, received: int, count: int) -> None:
         self._timeout_s = dataset.timeoutms / 1000
         self._addresses = dataset.addresses
+        self._twins = {a.twin for a in dataset.addresses if a.twin is not None}
         self._source = source
         self._progress = f"{received} of {count} items"
         self._start = self._told = time.monotonic() - _LOOK_EVERY_S
@@ -150,9 +155,13 @@ class _Watch:
         reports = self._reports()
         if self._all_exited:  # and still nothing arrived since we saw that
             raise InstanceDied(
-                f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n{_describe(reports)}"
+                f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n"
+                f"{_describe(reports) or 'Their launch is over: its directory was removed.'}"
             )
-        self._all_exited = len(reports) == len(self._addresses) and all(r.state == "exited" for r in reports.values())
+        self._all_exited = all(a.twin is not None for a in self._addresses) and all(
+            reports[instance].state == "exited" if instance in reports else not os.path.isdir(instance[0])
+            for instance in {(twin.directory, twin.btid) for twin in self._twins}
+        )
         if waited_s > self._timeout_s:
             raise StreamTimeout(
                 f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
@@ -169,13 +178,15 @@ class _Watch:
                 _describe(reports, lines=2),
             )
 
-    def _reports(self) -> dict[int, InstanceReport]:
-        twins = [a.twin for a in self._addresses if a.twin is not None]
-        reports: dict[int, InstanceReport] = {}
-        for directory in {t.directory for t in twins}:
-            wanted = {t.btid for t in twins if t.directory == directory}
-            reports.update({r.btid: r for r in instance_reports(directory) if r.btid in wanted})
-        return reports
+    def _reports(self) -> dict[tuple[str, int], InstanceReport]:
+        """By launch directory and btid."""
+        wanted = {(twin.directory, twin.btid) for twin in self._twins}
+        found = {
+            (directory, report.btid): report
+            for directory in {directory for directory, _ in wanted}
+            for report in instance_reports(directory)
+        }
+        return {instance: report for instance, report in found.items() if instance in wanted}
 
     def _remote(self) -> str:
         return (
@@ -184,10 +195,10 @@ class _Watch:
         )
 
 
-def _describe(reports: dict[int, InstanceReport], lines: int = 8) -> str:
+def _describe(reports: dict[tuple[str, int], InstanceReport], lines: int = 8) -> str:
     """What each instance does, and the last `lines` lines of its log."""
     text = []
-    for btid, report in sorted(reports.items()):
+    for (_, btid), report in sorted(reports.items()):
         state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
         text.append(f"instance {btid}: {state}; it last logged:")
         text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])

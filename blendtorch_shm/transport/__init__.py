@@ -3,7 +3,7 @@
 =============  =====================  ==================================================  ===========================
 module         the ring lives in      who is told that a message is READY                 the payload travels
 =============  =====================  ==================================================  ===========================
-``shared``     shared memory          ``ipc://`` PUSH, 40 bytes a message                 not at all
+``shared``     shared memory          ``ipc://`` PUSH, 16 bytes a message                 not at all
 ``tcp``        either                 a thread of the producer, which takes it and        ``tcp://`` PUSH, sent from
                                       sends it                                            the slot without a copy
 ``local``      one process's memory   a queue                                             not at all
@@ -62,12 +62,13 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source
 
     Args:
         addresses: any mixture; the producers need not exist yet.
-        queue_size: messages that may queue up here, per instance.
+        queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
     """
-    twins = [a.twin for a in addresses if a.twin is not None]
-    plain = [str(a) for a in addresses if a.twin is None]
+    twins = list(dict.fromkeys(a.twin for a in addresses if a.twin is not None))
+    plain = list(dict.fromkeys(str(a) for a in addresses if a.twin is None))
     if not plain:
-        return shared_source(twins, queue_size=queue_size)
+        return shared_source(twins)
     if not twins:
         return TcpSource(plain, queue_size=queue_size)
-    return MixedSource([shared_source(twins, queue_size=queue_size), TcpSource(plain, queue_size=queue_size)])
+    remote = TcpSource(plain, queue_size=queue_size)
+    return MixedSource([remote, shared_source(twins)])

@@ -1,4 +1,4 @@
-"""Shared memory: the payload stays where it is, an announcement of 40 bytes crosses an ``ipc://`` socket."""
+"""Shared memory: the payload stays where it is, an announcement of 16 bytes crosses an ``ipc://`` socket."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from ..errors import SegmentError
 from ..place import SharedPlace
 from ..source import RingSource
 
+_HWM = 4
+"""Announcements that queue up on either side. More than wake a sleeper say nothing that the slot table does not."""
+
 
 class PushAnnouncer:
     """Pushes announcements to the receivers that are connected; with none connected, they find the messages themselves.
@@ -24,6 +27,7 @@ class PushAnnouncer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = 0
+        self._socket.sndhwm = _HWM
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -43,13 +47,12 @@ class PullInbox:
 
     Args:
         endpoints: ``ipc://`` endpoints to connect to; they need not exist yet.
-        queue_size: announcements that may queue up here, per stream.
     """
 
-    def __init__(self, endpoints: Sequence[str], queue_size: int) -> None:
+    def __init__(self, endpoints: Sequence[str]) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.PULL)
-        self.socket.rcvhwm = queue_size
+        self.socket.rcvhwm = _HWM
         self.socket.linger = 0
         self.socket.reconnect_ivl = 20
         self.socket.reconnect_ivl_max = 200
@@ -70,6 +73,6 @@ class PullInbox:
         self._context.destroy(linger=0)
 
 
-def shared_source(twins: Sequence[Twin], *, queue_size: int = 10) -> RingSource:
+def shared_source(twins: Sequence[Twin]) -> RingSource:
     """A source of the shared-memory streams `twins`."""
-    return RingSource([SharedPlace(t) for t in twins], PullInbox([t.endpoint for t in twins], queue_size))
+    return RingSource([SharedPlace(t) for t in twins], PullInbox([t.endpoint for t in twins]))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from ..errors import ConfigurationError, PortInUse, SegmentError, WireError
 from ..place import Place
@@ -48,6 +49,8 @@ class TcpForwarder:
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.sndhwm = max(1, send_hwm)
         self._socket.immediate = 1
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._receivers = 0
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -83,7 +86,7 @@ class TcpForwarder:
                     if time.monotonic() > give_up:
                         break
                 if not self._socket.poll(_POLL_MS, zmq.POLLOUT):  # nobody connected, or nobody with room
-                    if self._closing and not self._lingerms:
+                    if self._closing and not self._lingerms and not self._count_receivers():
                         break
                     continue
                 self._wake.clear()
@@ -99,11 +102,18 @@ class TcpForwarder:
         finally:
             del taken
             self._reader.close()
+            self._socket.disable_monitor()
             self._context.destroy(linger=int(_CLOSING_PATIENCE_S * 1000) + self._lingerms)
+
+    def _count_receivers(self) -> int:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._receivers += 1 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else -1
+        return self._receivers
 
     def _take(self) -> Claimed | None:
         try:
-            return self._reader.take_oldest(copy=False, local=False)
+            return self._reader.take(copy=False, local=False)
         except SegmentError as error:
             log.error("A message was not sent: %s", error)
             return None

@@ -203,6 +203,58 @@ def test_arrays_outlive_their_source(transport: Transport) -> None:
     np.testing.assert_array_equal(image, picture(7))
 
 
+def test_closing_wakes_a_publish_that_waits_for_room(transport: Transport) -> None:
+    sink = transport.open_sink(send_hwm=2)
+    outcome: list[type[BaseException]] = []
+
+    def publish_for_ever() -> None:
+        try:
+            while True:
+                sink.publish({"image": picture(0)})
+        except StreamClosed as error:
+            outcome.append(type(error))
+
+    thread = threading.Thread(target=publish_for_ever)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    sink.close()
+    thread.join(PATIENCE_S)
+    assert outcome == [StreamClosed]
+
+
+def test_all_that_was_published_arrives_at_a_slow_receiver_after_closing(transport: Transport) -> None:
+    source = transport.open_source()
+    sink = transport.open_sink(send_hwm=3)
+    sink.publish({"i": 0, "image": picture(0, (480, 640, 3))})
+    assert receive(source)["i"] == 0
+    received: list[int] = []
+
+    def run() -> None:
+        while len(received) < 40:
+            received.append(receive(source)["i"])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for i in range(1, 41):
+        sink.publish({"i": i, "image": picture(i, (480, 640, 3))})
+    sink.close()
+    thread.join(PATIENCE_S)
+    assert received == list(range(1, 41))
+
+
+def test_a_source_that_is_there_before_the_sink_gets_every_message_in_order(transport: Transport) -> None:
+    for _ in range(5):
+        source = transport.open_source()
+        sink = transport.open_sink()
+        assert source.receive(0) is None
+        for i in range(8):
+            sink.publish({"i": i})
+        assert [receive(source)["i"] for _ in range(8)] == list(range(8))
+        source.close()
+        sink.close()
+
+
 def test_publishing_after_close_is_an_error(transport: Transport) -> None:
     sink = transport.open_sink()
     sink.close()

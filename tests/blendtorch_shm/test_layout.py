@@ -36,7 +36,7 @@ def test_the_control_segment_has_the_documented_fields() -> None:
     assert layout.VERSION == 1, "what follows pins version 1"
     assert offsets(layout.STREAM_HEADER) == {
         "magic": 0, "version": 8, "key": 16, "epoch": 24, "first_ring": 32, "next_ring": 40, "waiting": 64, "closed": 72,
-        "published": 128, "stalled_ns": 136, "reclaimed": 144, "first_published_ns": 152, "last_published_ns": 160,
+        "published": 128, "stalled_ns": 136, "reclaimed": 144, "last_published_ns": 152,
     }  # fmt: skip
     assert offsets(layout.CONSUMER_RECORD) == {
         "pid": 0, "delivered": 8, "released": 16, "copied": 24, "rejected": 32, "reclaimed": 40,

@@ -99,6 +99,13 @@ def test_an_array_that_cannot_be_is_an_error(dtype: str, shape: list[Any], offse
         decode(header, np.zeros(100, np.uint8), trusted=True)
 
 
+@pytest.mark.parametrize("stands_there", [10**11, None, "text", [1]])
+def test_a_small_array_without_bytes_is_an_error_and_costs_no_memory(stands_there: Any) -> None:
+    header = msgspec.msgpack.encode([1, 0, [["a", "|u1", [10], -1]], {"a": stands_there}])
+    with pytest.raises(WireError):
+        decode(header, np.zeros(0, np.uint8), trusted=False)
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return pytest.fail, ("a pickle from an untrusted connection was executed",)

@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import compat, offscreen, utils
+from blender_side import bootstrap, compat, offscreen, utils
 
 out = btb.parse_blendtorch_args()[1][0]
 scene = bpy.context.scene
@@ -98,4 +98,4 @@ for space_name in ("linear", "srgb"):
 np.savez(out, **results)
 print("renders", sorted(results), file=sys.stderr)
 if not bpy.app.background:
-    compat.end_instance(0)
+    bootstrap.leave(0)
