@@ -2,12 +2,12 @@
 
 A *stream* (one socket of one instance) has one control segment and one or more rings::
 
-    control segment   [ StreamHeader | ConsumerRecord × MAX_CONSUMERS ]
+    control segment   [ StreamHeader | asleep byte × MAX_CONSUMERS | ConsumerRecord × MAX_CONSUMERS ]
     ring segment      [ RingHeader | state byte × num_slots | SlotRecord × num_slots | slot × num_slots ]
     slot              [ array, array, ... (each 64-byte aligned) | message header (see wire.py) ]
 
 All integers are little-endian and 8 bytes wide, so that every word is written in one store and has one writer at a time;
-slot states are single bytes, side by side, so that one copy of a few bytes shows the whole ring. Everything starts
+slot states (and who sleeps) are single bytes, side by side, so that one copy of a few bytes shows them all. Everything starts
 on a cache line; slots start on a page.
 """
 
@@ -41,7 +41,7 @@ STREAM_HEADER = _words(
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
-        64: "waiting",  # the producer sleeps on the semaphore
+        64: "waiting",  # the producer sleeps until fewer messages than this are READY; 0: it is awake
         72: "closed",  # the producer finished in good order
         128: "published",  # messages committed = the next sequence number
         136: "stalled_ns",  # time the producer spent waiting for room
@@ -87,7 +87,10 @@ SLOT_RECORD = _words(
 FLAG_LOCAL_ONLY = 1
 """The message contains a pickle, and must not leave this host."""
 
-CONTROL_NBYTES = STREAM_HEADER.itemsize + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
+ASLEEP_OFFSET = STREAM_HEADER.itemsize
+"""Byte offset, in the control segment, of the bytes that are 1 while that consumer waits for an announcement."""
+_CONSUMERS_OFFSET = ASLEEP_OFFSET + MAX_CONSUMERS
+CONTROL_NBYTES = _CONSUMERS_OFFSET + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
 
 
 def word(record: np.dtype[np.void], field: str) -> int:
@@ -105,7 +108,7 @@ def align(nbytes: int, to: int = CACHE_LINE) -> int:
 
 def consumer_word(index: int, field: str) -> int:
     """Word index of a field of consumer record `index` in the control segment."""
-    return (STREAM_HEADER.itemsize + index * CONSUMER_RECORD.itemsize) // 8 + word(CONSUMER_RECORD, field)
+    return (_CONSUMERS_OFFSET + index * CONSUMER_RECORD.itemsize) // 8 + word(CONSUMER_RECORD, field)
 
 
 def states_offset() -> int:

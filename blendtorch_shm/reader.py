@@ -32,6 +32,7 @@ from .stream import (
     RECLAIM_EVERY_S,
     RESERVE,
     WAITING,
+    asleep_bytes,
     attach_control,
     attach_rings,
     explain,
@@ -91,8 +92,11 @@ class Reader:
         self._control = attach_control(place)
         self._words = self._control.words
         self.key = self._words[KEY]
+        self._asleep = asleep_bytes(self._control)
         self._room = place.open_room(create=False)
         self._rings: dict[int, Ring] = {}
+        self._attached: list[Ring] = []
+        self._span = (0, 0)  # first_ring and next_ring when those were attached
         self._leases: dict[int, Lease] = {}
         self._pid = os.getpid()
         self._closing = False
@@ -115,6 +119,7 @@ class Reader:
         for index in range(MAX_CONSUMERS):
             if self._locks.try_lock(consumer_lock(index)):
                 if self._take_over(index + 1):
+                    self._asleep[index] = 0
                     return index
                 self._locks.unlock(consumer_lock(index))
         raise SegmentError(f"{self.place.name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
@@ -181,8 +186,7 @@ class Reader:
                 lease = Lease(root, _lease_ended)
                 lease.terms = (self, ring, slot, generation)
                 self._leases[id(lease)] = lease
-                if self._words[WAITING]:  # one message less is READY
-                    self._room.release()
+                self._wake_producer(ring)
                 return Claimed(header, payload)
             payload = payload.copy()
         except BaseException:
@@ -193,6 +197,10 @@ class Reader:
             self._copied.add(1)
             self._say_hoarding(ring)
         return Claimed(header, payload)
+
+    def sleep(self, asleep: bool) -> None:
+        """Say whether this consumer waits to be woken by an announcement; look once more after saying so."""
+        self._asleep[self._index] = asleep
 
     def reject(self) -> None:
         """Count a message or announcement that made no sense."""
@@ -212,13 +220,19 @@ class Reader:
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._index + 1):
             self._released.add(1)
-        if self._words[WAITING]:
+        self._wake_producer(ring)
+
+    def _wake_producer(self, ring: Ring) -> None:
+        """After a claim or a release, if the producer waits for so few READY messages, or for a slot."""
+        wake_below = self._words[WAITING]
+        if wake_below and ring.count(State.READY) < wake_below:
             self._room.release()
 
     def close(self) -> None:
         """Take no more messages. Arrays that are still alive stay valid, and the membership lasts as long as they do."""
         if not self._closing and os.getpid() == self._pid:
             self._closing = True
+            self.sleep(False)
             if not self._leases:
                 self._leave()
 
@@ -235,6 +249,7 @@ class Reader:
             self._locks.unlock(consumer_lock(self._index))
             self._locks.close()
             self._rings.clear()
+            self._attached = []
 
     def reclaim_dead(self) -> None:
         """Now and then, make what dead consumers held READY again. For when there is nothing to take."""
@@ -252,9 +267,11 @@ class Reader:
 
     def _all_rings(self) -> list[Ring]:
         words = self._words
-        if words[NEXT_RING] - words[FIRST_RING] == len(self._rings) and words[FIRST_RING] in self._rings:
-            return list(self._rings.values())
-        return list(attach_rings(self.place, self._control, self._rings))
+        span = (words[FIRST_RING], words[NEXT_RING])
+        if span != self._span:
+            self._attached = list(attach_rings(self.place, self._control, self._rings))
+            self._span = span
+        return self._attached
 
     def _say_hoarding(self, ring: Ring) -> None:
         if not self._hoarding:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
-from .wire import SMALL_NBYTES, Array, arrange, encode_header, take_apart
+from .wire import SMALL_NBYTES, Announcement, Array, arrange, encode_header, take_apart
 from .writer import Loan, Writer
 
 
@@ -59,6 +59,7 @@ class RingSink:
     def __init__(self, writer: Writer, announcers: Sequence[Announcer], *, trusted: bool) -> None:
         self._writer = writer
         self._announcers = announcers
+        self._announcement = Announcement(writer.key).encode()
         self._trusted = trusted
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
         self._lock = threading.Lock()
@@ -89,11 +90,12 @@ class RingSink:
                     )
                 else:
                     np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
-            announcement = writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
+            writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
-            for announcer in self._announcers:
-                announcer.announce(announcement)
+            if writer.anyone_asleep():
+                for announcer in self._announcers:
+                    announcer.announce(self._announcement)
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)

@@ -45,8 +45,8 @@ class RingSource:
     """A source over the rings of any number of streams, some of which may not exist yet.
 
     It looks at the slot tables first, one stream after the other, and takes the oldest message of the first that has one. Only
-    when there is nothing does it wait for an announcement, and not for long: those that went to somebody who died do not
-    come.
+    when there is nothing does it ask to be woken by an announcement, and it waits not for long: those that went to somebody
+    who died do not come.
 
     Args:
         places: where the streams live.
@@ -62,19 +62,16 @@ class RingSource:
         self._attach()
 
     def receive(self, timeout_s: float) -> Message | None:
+        message = self._take()
+        if message is not None:
+            return message
         deadline = time.monotonic() + timeout_s
-        while True:
-            readers = self._readers
-            for _ in readers:
-                self._turn = (self._turn + 1) % len(readers)
-                message = self._open(readers[self._turn])
-                if message is not None:
-                    return message
-            patience_s = min(IDLE_S, deadline - time.monotonic())
-            if not self._hear(max(0.0, patience_s)):
-                self._look_after()
-                if patience_s <= 0:
-                    return None
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            message = self._take_or_sleep(min(IDLE_S, remaining_s))
+            if message is not None:
+                return message
+        self._look_after()
+        return self._take()
 
     def close(self) -> None:
         self._inbox.close()
@@ -88,27 +85,46 @@ class RingSource:
         lines += [f"{place.name}: not attached. {why}" for place, why in self._absent.items()]
         return "\n".join(lines)
 
-    def _open(self, reader: Reader) -> Message | None:
+    def _take(self) -> Message | None:
+        """The oldest message of the next stream that has one."""
+        readers = self._readers
+        for _ in readers:
+            self._turn = (self._turn + 1) % len(readers)
+            reader = readers[self._turn]
+            try:
+                claimed = reader.take()
+                if claimed is not None:
+                    return decode(claimed.header, claimed.payload, trusted=True)
+            except (WireError, SegmentError) as error:
+                reader.reject()
+                self._complain(reader.place.name, error)
+        return None
+
+    def _take_or_sleep(self, timeout_s: float) -> Message | None:
+        """Ask to be woken, look once more, then sleep; the message found, if any."""
+        for reader in self._readers:
+            reader.sleep(True)
         try:
-            claimed = reader.take()
-            return None if claimed is None else decode(claimed.header, claimed.payload, trusted=True)
-        except (WireError, SegmentError) as error:
-            reader.reject()
-            self._complain(reader.place.name, error)
-            return None
+            message = self._take()
+            if message is not None:
+                return message
+            heard = self._hear(timeout_s)
+        finally:
+            for reader in self._readers:
+                reader.sleep(False)
+        if not heard:
+            self._look_after()
+        return self._take()
 
     def _hear(self, timeout_s: float) -> bool:
-        """Wait for an announcement; whether there is reason to look again."""
+        """Wait for an announcement; whether one came."""
         data = self._inbox.get(timeout_s)
         if data is None:
             return False
         try:
-            key = Announcement.decode(data).key
+            Announcement.decode(data)
         except WireError as error:
             self._complain("announcements", error)
-            return True
-        if self._absent and all(reader.key != key for reader in self._readers):
-            self._attach()
         return True
 
     def _look_after(self) -> None:

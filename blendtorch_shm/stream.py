@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from . import layout
 from .errors import SegmentError
-from .layout import CONTROL_NBYTES, MAX_CONSUMERS, STREAM_MAGIC, word
+from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, MAX_CONSUMERS, STREAM_MAGIC, word
 from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
 from .place import Place
 from .ring import Ring, check_header
@@ -48,6 +48,11 @@ def attach_control(place: Place) -> Segment:
         raise SegmentError(f"{control.name} has {control.nbytes} bytes, a control segment has {CONTROL_NBYTES}.")
     check_header(control, control.words[MAGIC], STREAM_MAGIC, control.words[LAYOUT_VERSION])
     return control
+
+
+def asleep_bytes(control: Segment) -> memoryview:
+    """One byte per consumer, 1 while it waits for an announcement."""
+    return control.view[ASLEEP_OFFSET : ASLEEP_OFFSET + MAX_CONSUMERS]
 
 
 def attach_rings(place: Place, control: Segment, known: dict[int, Ring]) -> Iterator[Ring]:

@@ -29,12 +29,12 @@ from .stream import (
     RESERVE,
     STALLED_NS,
     WAITING,
+    asleep_bytes,
     attach_control,
     attach_rings,
     explain,
     reclaim_dead,
 )
-from .wire import Announcement
 
 log = logging.getLogger("blendtorch")
 
@@ -121,7 +121,7 @@ class Writer:
             self._control = self._create_or_adopt()
             self._words = self._control.words
             self.key = self._words[KEY]
-            self._announcement = Announcement(self.key).encode()
+            self._asleep = asleep_bytes(self._control)
             self._room = place.open_room(create=True)
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
@@ -184,21 +184,17 @@ class Writer:
             self._open_ring(nbytes)
         loan = self.try_loan(nbytes)
         while loan is None:
-            self._wait(self._rings[-1].has_free)
+            self._wait(self._rings[-1].has_free, wake_below=MAX_SLOTS)
             loan = self.try_loan(nbytes)
         return loan
 
     def wait_for_room(self) -> None:
         """Return when :meth:`has_room`."""
         if not self.has_room():
-            self._wait(self.has_room)
+            self._wait(self.has_room, wake_below=(self.max_ready + 1) // 2)
 
-    def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> bytes:
-        """Make the loan's message READY, under the sequence number :attr:`published`.
-
-        Returns:
-            its announcement.
-        """
+    def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> None:
+        """Make the loan's message READY, under the sequence number :attr:`published`."""
         words = self._words
         sequence = words[PUBLISHED]
         loan.ring.commit(loan.slot, sequence, payload_nbytes, header, flags)
@@ -206,7 +202,10 @@ class Writer:
         words[LAST_NS] = time.monotonic_ns()
         if len(self._rings) > 1:
             self._retire_rings()
-        return self._announcement
+
+    def anyone_asleep(self) -> bool:
+        """Whether a consumer waits for an announcement."""
+        return 1 in bytes(self._asleep)
 
     def stop_waiting(self) -> None:
         """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
@@ -255,14 +254,17 @@ class Writer:
                 self._rings.remove(ring)
         self._words[FIRST_RING] = self._rings[0].number
 
-    def _wait(self, enough: Callable[[], bool]) -> None:
+    def _wait(self, enough: Callable[[], bool], wake_below: int) -> None:
+        """Sleep until `enough`. Consumers wake us when they leave fewer than `wake_below` messages READY: not for each one that
+        they take, which would cost two switches between processes a message, but in time to have some more ready.
+        """
         words = self._words
         start = reclaimed = explained = time.monotonic()
         try:
             while not enough():
                 if self._stopping:
                     raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
-                words[WAITING] = 1
+                words[WAITING] = wake_below
                 if enough():
                     break
                 self._room.acquire(_SLOW_WAIT_S)

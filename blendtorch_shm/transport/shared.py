@@ -12,8 +12,8 @@ from ..errors import SegmentError
 from ..place import SharedPlace
 from ..source import RingSource
 
-_HWM = 4
-"""Announcements that queue up on either side. More than wake a sleeper say nothing that the slot table does not."""
+_HWM = 64
+"""Announcements that queue up on either side; one is enough to wake a sleeper."""
 
 
 class PushAnnouncer:

@@ -94,7 +94,11 @@ class TcpForwarder:
                 if taken is None:
                     if self._closing:
                         break
-                    self._wake.wait(_POLL_MS / 1000)
+                    self._reader.sleep(True)
+                    taken = self._take()
+                    if taken is None:
+                        self._wake.wait(_POLL_MS / 1000)
+                    self._reader.sleep(False)
                     continue
                 with contextlib.suppress(zmq.Again):  # its receiver has just gone: keep it for the next
                     self._socket.send_multipart(taken, zmq.NOBLOCK, copy=False)

@@ -41,8 +41,9 @@ def test_the_control_segment_has_the_documented_fields() -> None:
     assert offsets(layout.CONSUMER_RECORD) == {
         "pid": 0, "delivered": 8, "released": 16, "copied": 24, "rejected": 32, "reclaimed": 40,
     }  # fmt: skip
-    assert layout.consumer_word(2, "copied") * 8 == 256 + 2 * 64 + 24
-    assert layout.CONTROL_NBYTES == 256 + 256 * 64
+    assert layout.ASLEEP_OFFSET == 256
+    assert layout.consumer_word(2, "copied") * 8 == 256 + 256 + 2 * 64 + 24
+    assert layout.CONTROL_NBYTES == 256 + 256 + 256 * 64
 
 
 def test_everything_starts_on_a_cache_line_and_slots_on_a_page() -> None:
