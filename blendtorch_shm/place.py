@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import posix_ipc
 
@@ -47,20 +48,29 @@ class Place(Protocol):
 
 
 class _SemaphoreRoom:
+    """A POSIX semaphore. A wake-up and nothing more: where somebody has removed it, the producer looks a little later."""
+
     def __init__(self, name: str, create: bool) -> None:
-        flags = posix_ipc.O_CREAT if create else 0
+        self._semaphore: Any = None
         try:
-            self._semaphore = posix_ipc.Semaphore(name, flags, mode=0o600)
+            self._semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT if create else 0, mode=0o600)
         except (OSError, posix_ipc.Error) as error:
-            raise SegmentError(f"Cannot open the semaphore {name}: {error}.") from error
+            if create:
+                raise SegmentError(f"Cannot make the semaphore {name}: {error}.") from error
 
     def release(self) -> None:
-        with contextlib.suppress(OSError, posix_ipc.Error):  # at its maximum value: nobody needs one more
-            self._semaphore.release()
+        if self._semaphore is not None:
+            with contextlib.suppress(OSError, posix_ipc.Error):  # at its maximum value: nobody needs one more
+                self._semaphore.release()
 
     def acquire(self, timeout: float) -> None:
-        with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):
-            self._semaphore.acquire(timeout)
+        # A signal that interrupts posix_ipc loses what its handler raises, such as a SystemExit. So signals wait, too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with contextlib.suppress(posix_ipc.BusyError):
+                self._semaphore.acquire(timeout)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _ThreadRoom:

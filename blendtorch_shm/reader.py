@@ -103,9 +103,14 @@ class Reader:
         self._last_reclaim = 0.0
         self._hoarding = False
         self._locks = place.open_locks()
+        self._index = -1
         try:
             self._index = self._join()
+            _register(self)
         except BaseException:
+            _readers.discard(self)
+            if self._index >= 0:
+                self._locks.unlock(consumer_lock(self._index))
             self._locks.close()
             raise
         self._words[consumer_word(self._index, "pid")] = self._pid
@@ -113,7 +118,6 @@ class Reader:
             Counter(self._words, consumer_word(self._index, name))
             for name in ("delivered", "released", "copied", "rejected", "reclaimed")
         )
-        _register(self)
 
     def _join(self) -> int:
         for index in range(MAX_CONSUMERS):
@@ -168,14 +172,17 @@ class Reader:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
         owner = self._index + 1
         number = slot_lock(ring.number, slot)
-        if not self._locks.try_lock(number):
-            return None  # somebody is claiming it right now; if he dies over it, it is still READY
+        locked: bool | None = None
         try:
+            locked = self._locks.try_lock(number)
+            if not locked:
+                return None  # somebody is claiming it right now; if he dies over it, it is still READY
             generation = ring.generation(slot)
             if not ring.claim(slot, generation, owner):
                 return None
         finally:
-            self._locks.unlock(number)
+            if locked is not False:  # also when Ctrl-C came before we knew
+                self._locks.unlock(number)
         try:
             self._delivered.add(1)
             header, payload_nbytes, _ = ring.message(slot)
@@ -256,6 +263,9 @@ class Reader:
         now = time.monotonic()
         if now - self._last_reclaim > RECLAIM_EVERY_S:
             self._last_reclaim = now
+            for lease in list(self._leases.values()):
+                if lease() is None:  # Ctrl-C hit the call that should have ended it
+                    self.end(lease)
             reclaimed = reclaim_dead(self._all_rings(), self._locks)
             if reclaimed:
                 self._reclaimed.add(reclaimed)
@@ -297,10 +307,11 @@ def _register(reader: Reader) -> None:
     if _registered_pid != os.getpid():
         _registered_pid = os.getpid()
         _readers.clear()
-        atexit.register(_finish_all)
         util = sys.modules.get("multiprocessing.util")
-        if util is not None:  # children of multiprocessing have it, and run no atexit
-            util.Finalize(None, _finish_all, exitpriority=0)
+        if util is None:
+            atexit.register(_finish_all)
+        else:  # children of multiprocessing do not always run atexit; and after its queues have sent what they hold
+            util.Finalize(None, _finish_all, exitpriority=-100)
     _readers.add(reader)
 
 

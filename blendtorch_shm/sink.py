@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
+from .states import State
 from .wire import SMALL_NBYTES, Announcement, Array, arrange, encode_header, take_apart
 from .writer import Loan, Writer
 
@@ -62,7 +64,8 @@ class RingSink:
         self._announcement = Announcement(writer.key).encode()
         self._trusted = trusted
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
-        self._lock = threading.Lock()
+        self._lent: list[weakref.ref[Array]] = []  # those arrays
+        self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
 
     def publish(self, fields: Mapping[str, Any]) -> None:
@@ -82,14 +85,16 @@ class RingSink:
                 header = encode_header(writer.published, specs, parts)
             if loan is None:
                 loan = writer.loan(align(payload_nbytes) + len(header))
-            slot = loan.ring.slots[loan.slot]
-            for i, array in enumerate(parts.large):
-                if i in lent:
-                    array.flags.writeable = (
-                        False  # it is its receiver's now: a late write is an error, not a torn frame
-                    )
-                else:
-                    np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
+            try:
+                slot = loan.ring.bytes_of(loan.slot)
+                for i, array in enumerate(parts.large):
+                    if i in lent:
+                        array.flags.writeable = False  # its receiver's now: a late write is an error, not a torn frame
+                    else:
+                        np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
+            except BaseException:  # Ctrl-C in the middle of a copy
+                self._abandon(loan)
+                raise
             writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
@@ -111,7 +116,9 @@ class RingSink:
         if lent is None:
             return None
         root, offset = lent
-        return np.ndarray(shape, dtype, root, offset)
+        array: Array = np.ndarray(shape, dtype, root, offset)
+        self._lent = [ref for ref in self._lent if ref() is not None] + [weakref.ref(array)]
+        return array
 
     def close(self) -> None:
         self._writer.stop_waiting()
@@ -131,17 +138,23 @@ class RingSink:
         root = None if loan is None else loan.root()
         if loan is None or root is None:
             return loan, {}
-        lent = {i: offset for i, array in enumerate(arrays) if (offset := _offset_in(root, array)) is not None}
+        start = _address(root)
+        lent: dict[int, int] = {}
+        for ref in self._lent:
+            array = ref()
+            # The very array that was lent, and once: views of it, which would stay writable, are copied.
+            number = next((i for i, candidate in enumerate(arrays) if candidate is array), None)
+            if array is not None and number is not None and array.base is root:
+                lent[number] = _address(array) - start
         # Lent arrays that are alive but not in this message: the script still needs them, so take another slot.
         return (loan, lent) if lent else (None, {})
 
     def _abandon(self, loan: Loan) -> None:
-        loan.ring.abort(loan.slot)
+        if loan.ring.info(loan.slot).state == State.LOANED:  # not closed by a signal handler meanwhile
+            loan.ring.abort(loan.slot)
         if loan is self._loan:
             self._loan = None
 
 
-def _offset_in(root: Array, array: Array) -> int | None:
-    if array.base is not root or not array.flags.c_contiguous:
-        return None
-    return int(array.__array_interface__["data"][0] - root.__array_interface__["data"][0])
+def _address(array: Array) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -13,6 +13,7 @@ extension types of its own. Any other object is pickled, and only read where the
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import math
 import pickle
@@ -137,8 +138,15 @@ def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> tuple[list[Arr
 
 
 def encode_header(sequence: int, specs: list[ArraySpec], parts: Parts) -> bytes:
-    """The header of a message whose arrays lie where `specs` says."""
-    return _encode(Header(VERSION, sequence, specs, parts.fields))
+    """The header of a message whose arrays lie where `specs` says.
+
+    Raises:
+        PublishError: a text is no valid Unicode.
+    """
+    try:
+        return _encode(Header(VERSION, sequence, specs, parts.fields))
+    except UnicodeEncodeError as error:
+        raise PublishError(f"A published text cannot be sent: {error}.") from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,9 +157,10 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     if dtype.fields is None and dtype.subdtype is None and np.dtype(dtype.str) == dtype:
         return dtype.str
     if dtype.fields is not None:
-        description = repr(np.lib.format.dtype_to_descr(dtype))
-        if np.lib.format.descr_to_dtype(ast.literal_eval(description)) == dtype:
-            return description
+        with contextlib.suppress(ValueError):  # overlapping or unordered fields
+            description = repr(np.lib.format.dtype_to_descr(dtype))
+            if np.lib.format.descr_to_dtype(ast.literal_eval(description)) == dtype:
+                return description
     return ""
 
 
@@ -184,7 +193,7 @@ class _Walk:
             return self.nested(value, lambda: [self(v) for v in value])
         if kind is tuple:
             return msgspec.msgpack.Ext(_TUPLE, _encode(self.nested(value, lambda: [self(v) for v in value])))
-        if isinstance(value, np.generic) and dtype_name(value.dtype):
+        if isinstance(value, np.generic) and value.nbytes and dtype_name(value.dtype):
             return msgspec.msgpack.Ext(_SCALAR, _encode([dtype_name(value.dtype), value.tobytes()]))
         if isinstance(value, np.memmap):
             return self.array(np.asarray(value))

@@ -118,11 +118,11 @@ class Writer:
                 f"a socket name of its own (named_sockets), or close the first."
             )
         try:
+            self._room = place.open_room(create=True)  # first: consumers attach as soon as they see the control segment
             self._control = self._create_or_adopt()
             self._words = self._control.words
             self.key = self._words[KEY]
             self._asleep = asleep_bytes(self._control)
-            self._room = place.open_room(create=True)
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)

@@ -16,6 +16,7 @@ from blendtorch_shm.address import Address
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
 from blendtorch_shm.launch_directory import InstanceReport, instance_reports
 from blendtorch_shm.source import Source
+from blendtorch_shm.stream import RECLAIM_EVERY_S
 from blendtorch_shm.transport import open_source
 
 log = logging.getLogger("blendtorch")
@@ -24,6 +25,8 @@ DEFAULT_TIMEOUTMS = 120_000
 """Patience for the next message: Blender starts, and its first EEVEE frame may compile shaders for tens of seconds."""
 _LOOK_EVERY_S = 0.25
 _TELL_EVERY_S = 10.0
+_LAST_MESSAGES_S = 2 * RECLAIM_EVERY_S
+"""After the last instance has ended: time to find what a consumer that died had held."""
 
 ItemTransform = Callable[[Any], Any]
 
@@ -68,8 +71,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         if output not in ("torch", "numpy"):
             raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
         for name, value in (("queue_size", queue_size), ("timeoutms", timeoutms)):
-            if not value or value < 0:
-                raise ConfigurationError(f"{name}={value!r} is not a positive number.")
+            if not 0 < value < 2**31:
+                raise ConfigurationError(f"{name}={value!r} is not between 1 and 2147483647.")
         self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
         self.queue_size = queue_size
         self.timeoutms = timeoutms
@@ -144,7 +147,7 @@ class _Watch:
         self._source = source
         self._progress = f"{received} of {count} items"
         self._start = self._told = time.monotonic() - _LOOK_EVERY_S
-        self._all_exited = False
+        self._exited_at: float | None = None
         worker = data.get_worker_info()
         self._tells = worker is None or worker.id == 0  # one voice for all
 
@@ -153,15 +156,13 @@ class _Watch:
         now = time.monotonic()
         waited_s = now - self._start
         reports = self._reports()
-        if self._all_exited:  # and still nothing arrived since we saw that
+        if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
             raise InstanceDied(
                 f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n"
                 f"{_describe(reports) or 'Their launch is over: its directory was removed.'}"
             )
-        self._all_exited = all(a.twin is not None for a in self._addresses) and all(
-            reports[instance].state == "exited" if instance in reports else not os.path.isdir(instance[0])
-            for instance in {(twin.directory, twin.btid) for twin in self._twins}
-        )
+        if self._exited_at is None and self._all_exited(reports):
+            self._exited_at = now
         if waited_s > self._timeout_s:
             raise StreamTimeout(
                 f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
@@ -177,6 +178,13 @@ class _Watch:
                 self._source.explain(),
                 _describe(reports, lines=2),
             )
+
+    def _all_exited(self, reports: dict[tuple[str, int], InstanceReport]) -> bool:
+        """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
+        return all(a.twin is not None for a in self._addresses) and all(
+            reports[instance].state == "exited" if instance in reports else not os.path.isdir(instance[0])
+            for instance in {(twin.directory, twin.btid) for twin in self._twins}
+        )
 
     def _reports(self) -> dict[tuple[str, int], InstanceReport]:
         """By launch directory and btid."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 
 import zmq
@@ -58,14 +59,13 @@ class PullInbox:
         self.socket.reconnect_ivl_max = 200
         for endpoint in endpoints:
             self.socket.connect(endpoint)
-        self._timeout_ms = -1
 
     def get(self, timeout_s: float) -> bytes | None:
-        timeout_ms = int(timeout_s * 1000)
-        if timeout_ms != self._timeout_ms:
-            self._timeout_ms = self.socket.rcvtimeo = timeout_ms
+        # Not recv with a timeout: that starts anew with each signal that arrives.
+        if not zmq.zmq_poll([(self.socket, zmq.POLLIN)], math.ceil(timeout_s * 1000)):
+            return None
         try:
-            return self.socket.recv()
+            return self.socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
 

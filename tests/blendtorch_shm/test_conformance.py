@@ -1,5 +1,7 @@
 """What every transport does alike."""
 
+import os
+import signal
 import threading
 from typing import Any
 
@@ -358,6 +360,90 @@ def test_a_lent_array_that_was_published_is_not_overwritten_while_it_is_kept(tra
         np.testing.assert_array_equal(receive(source)["image"], picture(i))
     for i, lent in enumerate(kept, 1):
         np.testing.assert_array_equal(lent, picture(i))
+
+
+def test_no_way_of_writing_late_reaches_the_receiver(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(0)})
+    receive(source)
+    for publish in (
+        lambda lent: {"image": lent.reshape(-1)},
+        lambda lent: {"image": lent[10:30]},
+        lambda lent: {"image": lent, "again": lent},
+    ):
+        lent = sink.lend((48, 64, 3), np.uint8)
+        assert lent is not None
+        lent[...] = 7
+        sink.publish(publish(lent))
+        if lent.flags.writeable:
+            lent[...] = 99
+        fields = receive(source)
+        assert all((array == 7).all() for array in fields.values())
+        if "again" in fields:
+            fields["again"][...] = 1
+            assert (fields["image"] == 7).all()
+        del lent  # it occupies the slot that the next one is lent from
+
+
+def test_an_interrupted_publish_gives_its_slot_back(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, source = transport.open_sink(num_slots=4), transport.open_source()
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.copyto", interrupt)
+        for _ in range(8):
+            with pytest.raises(KeyboardInterrupt):
+                sink.publish({"image": picture(1)})
+    sink.publish({"image": picture(2)})
+    assert (receive(source)["image"] == 2).all()
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_signals_do_not_keep_a_receiver_from_its_deadline(transport: Transport) -> None:
+    source = transport.open_source()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    done = threading.Event()
+
+    def disturb() -> None:
+        while not done.wait(0.005):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        assert source.receive(0.3) is None
+        sink = transport.open_sink()
+        sink.publish({"i": 1})
+        assert receive(source) == {"i": 1}
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Enough(Exception):
+    pass
+
+
+def test_what_a_signal_handler_raises_ends_a_publish_that_waits(transport: Transport) -> None:
+    def enough(*_: object) -> None:
+        raise Enough
+
+    sink = transport.open_sink(send_hwm=2)
+    before = signal.signal(signal.SIGUSR1, enough)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        with pytest.raises(Enough):
+            while True:
+                sink.publish({"image": picture(0)})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_text_that_is_no_unicode_is_an_error(transport: Transport) -> None:
+    with pytest.raises(PublishError):
+        transport.open_sink().publish({"text": "\ud800"})
 
 
 def test_slots_come_back_when_the_last_view_has_gone(transport: Transport) -> None:
