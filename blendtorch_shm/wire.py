@@ -197,11 +197,8 @@ class _Walk:
             return msgspec.msgpack.Ext(_SCALAR, _encode([dtype_name(value.dtype), value.tobytes()]))
         if isinstance(value, np.memmap):
             return self.array(np.asarray(value))
-        if kind.__module__ in ("mathutils", "gpu.types", "bpy.types", "bpy_types", "builtins") and is_blender_array(
-            value
-        ):
-            return self.array(np.array(value))
-        return self.pickled(value)
+        array = blender_array(value)
+        return self.pickled(value) if array is None else self.array(array)
 
     def big_int(self, value: int) -> Any:
         return msgspec.msgpack.Ext(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
@@ -242,11 +239,17 @@ class _Walk:
         return msgspec.msgpack.Ext(_PICKLE, data)
 
 
-def is_blender_array(value: Any) -> bool:
-    """Whether `value` is one of Blender's array-like types: vectors, matrices, colours, buffers."""
-    return type(value).__name__ in {
-        "Vector", "Matrix", "Quaternion", "Euler", "Color", "Buffer", "bpy_prop_array",
-    }  # fmt: skip
+def blender_array(value: Any) -> Array | None:
+    """The content of one of Blender's array-like values as an ndarray; None if `value` is something else."""
+    if type(value).__module__ in ("mathutils", "bpy.types", "bpy_types", "builtins"):
+        name = type(value).__name__
+        if name in ("Vector", "Matrix", "Quaternion", "Euler", "Color", "bpy_prop_array"):
+            return np.array(value)
+        if name == "Buffer":
+            # Rows first in memory, whatever it says: 3.4 exports the strides of the reverse order.
+            view = memoryview(value)
+            return np.frombuffer(view.tobytes("A"), view.format).reshape(view.shape)
+    return None
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
