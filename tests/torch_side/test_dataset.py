@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
+from blendtorch_shm.place import SharedPlace
+from blendtorch_shm.reader import Reader
+from blendtorch_shm.states import State
 from torch_side import BlenderLauncher, RemoteIterableDataset
 from torch_side.dataset import to_tensors
 
@@ -85,12 +89,23 @@ def test_default_collation_makes_batches(addresses: list[str]) -> None:
         assert (batch["image"] == batch["value"][:, None, None, None]).all()
 
 
+def wait_until_ten_messages_wait(address: Any) -> None:
+    reader = Reader(SharedPlace(address.twin))
+    deadline = time.monotonic() + 60
+    while sum(ring.count(State.READY) for ring in reader._all_rings()) < 10:
+        assert time.monotonic() < deadline, reader.explain()
+        time.sleep(0.01)
+    reader.close()
+
+
 def test_without_workers_instances_take_turns_and_keep_their_order(addresses: list[str]) -> None:
-    items = [key(item) for item in RemoteIterableDataset(addresses, max_items=60)]
+    for address in addresses:
+        wait_until_ten_messages_wait(address)
+    items = [key(item) for item in RemoteIterableDataset(addresses, max_items=20)]
+    assert [btid for btid, _ in items] in ([0, 1] * 10, [1, 0] * 10)
     for btid in (0, 1):
         frames = [frame for found, frame in items if found == btid]
-        assert frames == sorted(frames)
-        assert 15 <= len(frames) <= 45
+        assert frames == list(range(frames[0], frames[0] + 10))
 
 
 def test_an_epoch_after_the_other_goes_on_where_the_stream_is(addresses: list[str]) -> None:
