@@ -354,6 +354,25 @@ def take_some_and_leave(addresses: list[str], pipe: Any) -> None:
     pipe.send([key(item) for item in kept])
 
 
+def queue_and_return(addresses: list[str], queue: Any) -> None:
+    for item in RemoteIterableDataset(addresses, max_items=6, output="numpy"):
+        queue.put(item)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_a_process_queued_before_it_returned_arrives_whole(addresses: list[str], method: str) -> None:
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=queue_and_return, args=(addresses, queue))
+    process.start()
+    for item in RemoteIterableDataset(addresses, max_items=100):  # so that slots are used again meanwhile
+        check(item)
+    for _ in range(6):
+        item = queue.get(timeout=60)
+        assert (item["image"] == item["value"]).all()
+    process.join()
+
+
 def lose_a_worker(addresses: list[str], pipe: Any) -> None:
     """Torch raises from a signal handler, at any point, so this has a process of its own."""
     loader = data.DataLoader(RemoteIterableDataset(addresses, max_items=2000), batch_size=4, num_workers=2)
