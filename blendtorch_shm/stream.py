@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from . import layout
 from .errors import SegmentError
-from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, MAX_CONSUMERS, STREAM_MAGIC, word
+from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, STREAM_MAGIC, word
 from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
 from .place import Place
 from .ring import Ring, check_header
@@ -103,10 +103,14 @@ def reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:
 def explain(place: Place, control: Segment, rings: Iterable[Ring], locks: Locks) -> str:
     """The state of a stream in one line, for messages to people."""
     published = control.words[PUBLISHED]
-    states = [ring.states() for ring in rings]
-    ready, leased = (sum(s.count(state) for s in states) for state in (State.READY, State.LEASED))
+    slots = [ring.info(slot) for ring in rings for slot in range(ring.num_slots)]
+    ready = [slot for slot in slots if slot.state == State.READY]
+    leased = sum(slot.state == State.LEASED for slot in slots)
+    pickled = sum(bool(slot.flags & FLAG_LOCAL_ONLY) for slot in ready)
     producer = "has finished" if control.words[CLOSED] else "is alive" if locks.is_held(PRODUCER_LOCK) else "is gone"
     return (
-        f"{place.name}: its producer {producer} and has published {published} messages; of {sum(map(len, states))} slots, "
-        f"{ready} hold messages that nobody has taken and {leased} are in use by consumers"
+        f"{place.name}: its producer {producer} and has published {published} messages; of {len(slots)} slots, "
+        f"{len(ready)} hold messages that nobody has taken"
+        f"{f' ({pickled} of them contain pickles, which only consumers on this host may take)' if pickled else ''} "
+        f"and {leased} are in use by consumers"
     )
