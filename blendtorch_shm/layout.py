@@ -37,7 +37,7 @@ STREAM_HEADER = _words(
     {
         0: "magic",
         8: "version",
-        16: "key",  # random; announcements and rings carry it
+        16: "key",  # random; its rings carry it
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
@@ -56,7 +56,7 @@ CONSUMER_RECORD = _words(
         8: "delivered",
         16: "released",
         24: "copied",  # handed out as copies because the process held too many slots
-        32: "rejected",  # announcements or headers that made no sense
+        32: "rejected",  # messages whose record or header made no sense
         40: "reclaimed",
     },
     CACHE_LINE,

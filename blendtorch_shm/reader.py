@@ -210,7 +210,7 @@ class Reader:
         self._asleep[self._index] = asleep
 
     def reject(self) -> None:
-        """Count a message or announcement that made no sense."""
+        """Count a message that made no sense."""
         self._rejected.add(1)
 
     # -- ending leases ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
 from .states import State
-from .wire import SMALL_NBYTES, Announcement, Array, arrange, encode_header, take_apart
+from .wire import SMALL_NBYTES, Array, arrange, encode_header, take_apart
 from .writer import Loan, Writer
 
 
@@ -40,9 +40,9 @@ class Sink(Protocol):
 
 
 class Announcer(Protocol):
-    """Tells receivers about READY messages. May fail to: an announcement is a hint."""
+    """Wakes receivers that sleep. May fail to: an announcement is a hint, and has no content that could be believed."""
 
-    def announce(self, announcement: bytes) -> None:
+    def announce(self) -> None:
         """One more message is READY."""
 
     def close(self) -> None:
@@ -61,7 +61,6 @@ class RingSink:
     def __init__(self, writer: Writer, announcers: Sequence[Announcer], *, trusted: bool) -> None:
         self._writer = writer
         self._announcers = announcers
-        self._announcement = Announcement(writer.key).encode()
         self._trusted = trusted
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
         self._lent: list[weakref.ref[Array]] = []  # those arrays
@@ -100,7 +99,7 @@ class RingSink:
                 self._loan = None
             if writer.anyone_asleep():
                 for announcer in self._announcers:
-                    announcer.announce(self._announcement)
+                    announcer.announce()
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)

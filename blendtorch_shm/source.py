@@ -10,7 +10,7 @@ from typing import Protocol
 from .errors import SegmentError, WireError
 from .place import Place
 from .reader import Reader
-from .wire import Announcement, Message, decode
+from .wire import Message, decode
 
 log = logging.getLogger("blendtorch")
 
@@ -34,8 +34,8 @@ class Source(Protocol):
 class Inbox(Protocol):
     """Where announcements arrive."""
 
-    def get(self, timeout_s: float) -> bytes | None:
-        """The next announcement, or None after `timeout_s` seconds."""
+    def hear(self, timeout_s: float) -> bool:
+        """Wait for an announcement, for `timeout_s` seconds at most; whether one came."""
 
     def close(self) -> None:
         """Hear no more."""
@@ -108,24 +108,13 @@ class RingSource:
             message = self._take()
             if message is not None:
                 return message
-            heard = self._hear(timeout_s)
+            heard = self._inbox.hear(timeout_s)
         finally:
             for reader in self._readers:
                 reader.sleep(False)
         if not heard:
             self._look_after()
         return self._take()
-
-    def _hear(self, timeout_s: float) -> bool:
-        """Wait for an announcement; whether one came."""
-        data = self._inbox.get(timeout_s)
-        if data is None:
-            return False
-        try:
-            Announcement.decode(data)
-        except WireError as error:
-            self._complain("announcements", error)
-        return True
 
     def _look_after(self) -> None:
         """What can wait until there is nothing to receive."""

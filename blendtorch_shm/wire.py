@@ -1,4 +1,4 @@
-"""The bytes of a message and of an announcement. Typed and validated; arrays are never pickled.
+"""The bytes of a message. Typed and validated; arrays are never pickled.
 
 A *message* is the dict that a script publishes. It becomes a payload, the raw bytes of its large arrays, each 64-byte aligned,
 and a header: msgpack of :class:`Header`, the same dict with nothing where its arrays stood, and a list of what they are. In
@@ -18,7 +18,6 @@ import functools
 import math
 import pickle
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -401,32 +400,3 @@ _pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_extens
 _trusted_decoder = msgspec.msgpack.Decoder(Header, ext_hook=_trusted_extension)
 _trusted_list_decoder = msgspec.msgpack.Decoder(list[Any], ext_hook=_trusted_extension)
 _trusted_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_trusted_extension)
-
-
-# -- announcements ----------------------------------------------------------------------------------------------
-
-_ANNOUNCEMENT = struct.Struct("<QQ")
-_ANNOUNCEMENT_MAGIC = int.from_bytes(b"btready1", "little")
-
-
-class Announcement(NamedTuple):
-    """Says that a message of a stream is READY: what travels over ZeroMQ instead of the pixels, to wake who waits.
-
-    Which one it is, the slot table knows: the oldest that is READY when the receiver looks.
-    """
-
-    key: int
-
-    def encode(self) -> bytes:
-        """16 bytes, little-endian: magic, and the stream's key."""
-        return _ANNOUNCEMENT.pack(_ANNOUNCEMENT_MAGIC, self.key)
-
-    @staticmethod
-    def decode(data: bytes) -> Announcement:
-        """Raises WireError if `data` is no announcement."""
-        if len(data) != _ANNOUNCEMENT.size:
-            raise WireError(f"An announcement has {_ANNOUNCEMENT.size} bytes, not {len(data)}.")
-        magic, key = _ANNOUNCEMENT.unpack(data)
-        if magic != _ANNOUNCEMENT_MAGIC:
-            raise WireError("Bytes that are no announcement arrived where one was expected.")
-        return Announcement(key)

@@ -3,7 +3,7 @@
 =============  =====================  ==================================================  ===========================
 module         the ring lives in      who is told that a message is READY                 the payload travels
 =============  =====================  ==================================================  ===========================
-``shared``     shared memory          ``ipc://`` PUSH, 16 bytes a message                 not at all
+``shared``     shared memory          an empty ``ipc://`` PUSH message, if one sleeps     not at all
 ``tcp``        either                 a thread of the producer, which takes it and        ``tcp://`` PUSH, sent from
                                       sends it                                            the slot without a copy
 ``local``      one process's memory   a queue                                             not at all

@@ -10,26 +10,21 @@ from ..source import RingSource
 from ..writer import Writer
 
 
-class _QueueAnnouncer:
-    def __init__(self, announcements: queue.SimpleQueue[bytes]) -> None:
-        self._queue = announcements
+class _Bell:
+    """Both ends of the announcements."""
 
-    def announce(self, announcement: bytes) -> None:
-        self._queue.put(announcement)
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def close(self) -> None:
-        pass
+    def announce(self) -> None:
+        self._queue.put(None)
 
-
-class _QueueInbox:
-    def __init__(self, announcements: queue.SimpleQueue[bytes]) -> None:
-        self._queue = announcements
-
-    def get(self, timeout_s: float) -> bytes | None:
+    def hear(self, timeout_s: float) -> bool:
         try:
-            return self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
+            self._queue.get(timeout=timeout_s)
         except queue.Empty:
-            return None
+            return False
+        return True
 
     def close(self) -> None:
         pass
@@ -45,15 +40,15 @@ class LocalStream:
 
     def __init__(self, *, send_hwm: int = 10, num_slots: int | None = None) -> None:
         self._place = PrivatePlace()
-        self._announcements: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._bell = _Bell()
         self._send_hwm = send_hwm
         self._num_slots = num_slots
 
     def open_sink(self) -> RingSink:
         """The producer's end."""
         writer = Writer(self._place, max_ready=self._send_hwm, num_slots=self._num_slots)
-        return RingSink(writer, [_QueueAnnouncer(self._announcements)], trusted=True)
+        return RingSink(writer, [self._bell], trusted=True)
 
     def open_source(self) -> RingSource:
         """A consumer's end; any number of them share the messages."""
-        return RingSource([self._place], _QueueInbox(self._announcements))
+        return RingSource([self._place], self._bell)

@@ -1,4 +1,4 @@
-"""Shared memory: the payload stays where it is, an announcement of 16 bytes crosses an ``ipc://`` socket."""
+"""Shared memory: the payload stays where it is, only a wake-up, an empty message, crosses an ``ipc://`` socket."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class PushAnnouncer:
             self._context.destroy(linger=0)
             raise SegmentError(f"Cannot announce messages on {endpoint}: {error}. Is its launch over?") from error
 
-    def announce(self, announcement: bytes) -> None:
+    def announce(self) -> None:
         with contextlib.suppress(zmq.Again):
-            self._socket.send(announcement, zmq.NOBLOCK)
+            self._socket.send(b"", zmq.NOBLOCK)
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -60,14 +60,13 @@ class PullInbox:
         for endpoint in endpoints:
             self.socket.connect(endpoint)
 
-    def get(self, timeout_s: float) -> bytes | None:
+    def hear(self, timeout_s: float) -> bool:
         # Not recv with a timeout: that starts anew with each signal that arrives.
         if not zmq.zmq_poll([(self.socket, zmq.POLLIN)], math.ceil(timeout_s * 1000)):
-            return None
-        try:
-            return self.socket.recv(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+            return False
+        with contextlib.suppress(zmq.Again):
+            self.socket.recv(zmq.NOBLOCK)
+        return True
 
     def close(self) -> None:
         self._context.destroy(linger=0)

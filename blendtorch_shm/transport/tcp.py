@@ -67,7 +67,7 @@ class TcpForwarder:
         self._thread = threading.Thread(target=self._run, name=f"blendtorch {endpoint}", daemon=True)
         self._thread.start()
 
-    def announce(self, announcement: bytes) -> None:
+    def announce(self) -> None:
         self._wake.set()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as npst
 
 from blendtorch_shm.errors import PublishError, WireError
-from blendtorch_shm.wire import Announcement, arrange, decode, encode_header, take_apart
+from blendtorch_shm.wire import arrange, decode, encode_header, take_apart
 
 
 def travel(fields: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
@@ -53,8 +53,6 @@ def test_whatever_is_published_arrives_the_same(fields: dict[str, Any]) -> None:
 def test_random_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
     with pytest.raises(WireError):
         decode(data, np.zeros(100, np.uint8), trusted=False)
-    with pytest.raises(WireError):
-        Announcement.decode(data)
 
 
 @settings(max_examples=300, deadline=None)
