@@ -280,7 +280,8 @@ class Reader:
         span = (words[FIRST_RING], words[NEXT_RING])
         if span != self._span:
             self._attached = list(attach_rings(self.place, self._control, self._rings))
-            self._span = span
+            if len(self._attached) == span[1] - span[0]:  # else try again: not every failure means that it was removed
+                self._span = span
         return self._attached
 
     def _say_hoarding(self, ring: Ring) -> None:

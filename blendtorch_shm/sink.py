@@ -7,6 +7,7 @@ and who is told that a message is READY: the :class:`Announcer` s that transport
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class Announcer(Protocol):
     """Wakes receivers that sleep. May fail to: an announcement is a hint, and has no content that could be believed."""
 
     def announce(self) -> None:
-        """One more message is READY."""
+        """A message is READY, and somebody sleeps."""
 
     def close(self) -> None:
         """The producer is done."""
@@ -54,7 +55,7 @@ class RingSink:
 
     Args:
         writer: the producer's half of the stream; closed with this sink.
-        announcers: told about every message; closed with this sink.
+        announcers: told about messages while a receiver sleeps; closed with this sink.
         trusted: whether messages may contain pickles.
     """
 
@@ -66,6 +67,7 @@ class RingSink:
         self._lent: list[weakref.ref[Array]] = []  # those arrays
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
+        self._pid = os.getpid()
 
     def publish(self, fields: Mapping[str, Any]) -> None:
         with self._lock:
@@ -120,6 +122,8 @@ class RingSink:
         return array
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child, on its way out perhaps: the stream is its parent's
         self._writer.stop_waiting()
         with self._lock:
             if self._closed:

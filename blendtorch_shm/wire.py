@@ -36,7 +36,7 @@ SMALL_NBYTES = 2048
 _NESTED_ARRAY, _NESTED_SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
 _PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSU]\d+|\?|V\d+|[mM]8(\[\w+\])?)")
 _MAX_DEPTH = 64
-_IN_BODY = -1
+_IN_FIELDS = -1
 
 
 class ArraySpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -46,7 +46,7 @@ class ArraySpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
         key: the field it stands in, or None if deeper inside a field.
         dtype: see :func:`dtype_name`.
         shape: its shape; C order.
-        offset: of its bytes in the payload, or -1 if they are in the body, in its place.
+        offset: of its bytes in the payload, or -1 if they stand in the header, in its place.
     """
 
     key: str | None
@@ -104,7 +104,7 @@ def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
                 parts.large.append(value)
                 value = None
             else:
-                parts.small.append(ArraySpec(key, name, value.shape, _IN_BODY))
+                parts.small.append(ArraySpec(key, name, value.shape, _IN_FIELDS))
                 value = value.tobytes()
         elif kind not in _AS_IT_IS and not (kind is int and -(2**63) <= value < 2**63):
             walk = walk or _Walk(parts, trusted)

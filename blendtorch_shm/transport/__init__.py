@@ -41,7 +41,6 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
         PortInUse: somebody else listens there.
         SegmentError: no shared memory, or another living process publishes to the same twin.
     """
-    shared = address.twin is not None
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
     announcers: list[Announcer] = []
@@ -54,7 +53,7 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
             announcer.close()
         writer.close()
         raise
-    return RingSink(writer, announcers, trusted=shared)
+    return RingSink(writer, announcers, trusted=address.twin is not None)
 
 
 def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source:

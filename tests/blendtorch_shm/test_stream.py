@@ -1,8 +1,13 @@
 """A stream in shared memory, seen from both sides."""
 
-import posix_ipc
+import os
 
+import posix_ipc
+import pytest
+
+from blendtorch_shm import segment
 from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.errors import SegmentError
 from blendtorch_shm.transport import open_sink, open_source
 
 
@@ -48,3 +53,40 @@ def test_the_next_producer_goes_on_where_the_last_one_ended(twin: Twin) -> None:
     assert [(m.sequence, m.fields["i"]) for m in received if m is not None] == [(i, i) for i in range(4)]
     source.close()
     second.close()
+
+
+def test_a_forked_child_that_closes_what_it_inherited_leaves_its_parents_stream_alone(twin: Twin) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    sink.publish({"i": 0})
+    child = os.fork()
+    if child == 0:
+        sink.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert "its producer is alive" in source.explain()
+    sink.publish({"i": 1})
+    assert [m.fields["i"] for m in (source.receive(10), source.receive(10)) if m is not None] == [0, 1]
+    source.close()
+    sink.close()
+
+
+def test_a_ring_that_could_not_be_attached_is_tried_again(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    attach = segment.attach
+
+    def fail_for_rings(name: str) -> segment.Segment:
+        if name.endswith(".0"):
+            raise SegmentError("too many open files")
+        return attach(name)
+
+    sink.publish({"i": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "attach", fail_for_rings)
+        assert source.receive(0) is None
+    message = source.receive(10)
+    assert message is not None
+    assert message.fields == {"i": 0}
+    source.close()
+    sink.close()

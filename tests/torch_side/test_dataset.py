@@ -310,6 +310,16 @@ def test_a_stranger_who_does_not_answer_is_a_timeout() -> None:
         next(iter(dataset))
 
 
+def answer_of_another_process(target: Any, addresses: list[str]) -> tuple[Any, Any]:
+    """Start `target(addresses, pipe)` in a spawned process; the process, and the first thing that it sends."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(addresses, theirs))
+    process.start()
+    theirs.close()
+    return process, ours.recv()
+
+
 def take_some_and_hang(addresses: list[str], pipe: Any) -> None:
     kept = list(RemoteIterableDataset(addresses, max_items=12))
     pipe.send([key(item) for item in kept])
@@ -319,12 +329,7 @@ def take_some_and_hang(addresses: list[str], pipe: Any) -> None:
 def test_what_a_killed_consumer_held_goes_to_the_next_one() -> None:
     with launch("--stop-after", "40", num_instances=1) as launcher:
         addresses = launcher.launch_info.addresses["DATA"]
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=take_some_and_hang, args=(addresses, theirs))
-        process.start()
-        theirs.close()
-        held = ours.recv()
+        process, held = answer_of_another_process(take_some_and_hang, addresses)
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         received = sorted(key(item) for item in RemoteIterableDataset(addresses, max_items=40))
@@ -335,12 +340,7 @@ def test_what_a_killed_consumer_held_goes_to_the_next_one() -> None:
 def test_what_an_exited_consumer_held_is_not_delivered_again() -> None:
     with launch("--stop-after", "40", num_instances=1) as launcher:
         addresses = launcher.launch_info.addresses["DATA"]
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=take_some_and_leave, args=(addresses, theirs))
-        process.start()
-        theirs.close()
-        held = ours.recv()
+        process, held = answer_of_another_process(take_some_and_leave, addresses)
         process.join()
         received = sorted(key(item) for item in RemoteIterableDataset(addresses, max_items=28))
         assert sorted(held + received) == [(0, i) for i in range(40)]
@@ -394,12 +394,7 @@ def lose_a_worker(addresses: list[str], pipe: Any) -> None:
 
 
 def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(addresses: list[str]) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=lose_a_worker, args=(addresses, theirs))
-    process.start()
-    theirs.close()
-    errors, distinct = ours.recv()
+    process, (errors, distinct) = answer_of_another_process(lose_a_worker, addresses)
     process.join()
     assert errors
     assert distinct == 40
