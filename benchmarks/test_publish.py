@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.address import Address
 from blendtorch_shm.launch_directory import LaunchDirectory
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
@@ -20,7 +20,7 @@ SHAPES = [(480, 640, 4), (1080, 1920, 4), (2160, 3840, 4)]
 @pytest.fixture
 def ends() -> Iterator[tuple[Sink, Source]]:
     directory = LaunchDirectory.create()
-    address = Address("tcp://127.0.0.1:*", Twin(directory.path, directory.launch, "DATA", 0))
+    address = Address("tcp://127.0.0.1:*", directory.twin("DATA", 0))
     sink, source = open_sink(address), open_source([address])
     yield sink, source
     source.close()

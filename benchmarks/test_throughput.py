@@ -1,13 +1,15 @@
-"""One producer, one consumer, no workers: blendtorch's way against the ring, in one run."""
+"""One producer, one consumer, no workers: blendtorch's way against the ring and our own TCP, in one run."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import zmq
 
+from blendtorch_shm.address import Address
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
 from .conftest import Stream
@@ -16,9 +18,11 @@ PRODUCER = Path(__file__).parent / "producer.py"
 SHAPES = [(64, 64, 3), (480, 640, 3), (1080, 1920, 4), (2160, 3840, 4)]
 
 
-def launch(how: str, shape: tuple[int, ...]) -> BlenderLauncher:
+def launch(how: str, shape: tuple[int, ...], bind_addr: str = "127.0.0.1") -> BlenderLauncher:
     arguments = [how, *map(str, shape)]
-    return BlenderLauncher("", PRODUCER, 1, ["DATA"], instance_args=[arguments], blender="python", progress=False)
+    return BlenderLauncher(
+        "", PRODUCER, 1, ["DATA"], bind_addr=bind_addr, instance_args=[arguments], blender="python", progress=False
+    )
 
 
 def name(shape: tuple[int, ...]) -> str:
@@ -39,7 +43,20 @@ def test_pickle_over_tcp(stream: Stream, shape: tuple[int, ...]) -> None:
 def test_ring(stream: Stream, shape: tuple[int, ...]) -> None:
     stream.benchmark.group = name(shape)
     with launch("ring", shape) as launcher:
-        messages = iter(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=10**9))
+        measure(stream, launcher.launch_info.addresses["DATA"], shape)
 
-        stream.measure(messages.__next__, math.prod(shape))
-        del messages
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("keys", [False, True], ids=["plain", "with_keys"])
+def test_tcp(stream: Stream, shape: tuple[int, ...], keys: bool) -> None:
+    """What a reader on another host does, over this host's own network."""
+    stream.benchmark.group = name(shape)
+    with launch("ring", shape, "primaryip" if keys else "127.0.0.1") as launcher:
+        addresses = [Address(a, keys=a.keys) for a in launcher.launch_info.addresses["DATA"]]
+        measure(stream, addresses, shape)
+
+
+def measure(stream: Stream, addresses: Sequence[str], shape: tuple[int, ...]) -> None:
+    messages = iter(RemoteIterableDataset(addresses, max_items=10**9))
+    stream.measure(messages.__next__, math.prod(shape))
+    del messages

@@ -1,24 +1,37 @@
-"""Addresses: plain TCP endpoints that know their shared-memory twin.
+"""Addresses: plain TCP endpoints that know more than they show.
 
 To the user an address is the string that ``launch_info.json`` shows, ``tcp://127.0.0.1:11000``. Where the launcher
-made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory. A plain string
-has no twin, and works over TCP.
+made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory, and, if it can be reached
+from other hosts, the keys that open it. A plain string has neither, and works over TCP.
 
-Instances learn about twins from the environment variable :data:`ENVIRONMENT_VARIABLE`, so a script may treat the
-address as the ordinary string that it is.
+The same knowledge travels as JSON: to instances in the environment variable :data:`ENVIRONMENT_VARIABLE`, so that a script may
+treat the address as the ordinary string that it is, and to readers in the launch information.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
 
 from .errors import ConfigurationError
+from .keys import ClientKeys, ServerKeys
 
-ENVIRONMENT_VARIABLE = "BLENDTORCH_TWINS"
-"""JSON object in an instance's environment: TCP endpoint -> the fields of its :class:`Twin`."""
+ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"
+"""JSON in an instance's environment: what it needs to know of each endpoint that it binds, see :func:`resolve`."""
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those who see that: locks and sockets."""
+
+
+MAX_SOCKET_NAME = 32
+"""Longest name of a socket; the path of its ``ipc://`` socket must fit into the 107 bytes of a sockaddr_un."""
+_LAUNCH = re.compile(r"[0-9a-f]{8}")
+_SOCKET_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}")
 
 
 @dataclass(frozen=True)
@@ -26,71 +39,157 @@ class Twin:
     """Where one instance's socket lives on this host.
 
     Args:
-        directory: the launch directory (mode 0700).
+        directory: the launch directory: logs and states of the instances.
         launch: identifier of the launch, 8 hexadecimal characters.
+        nonce: what the launch's beacon says, for those who see the same shared memory.
         name: name of the socket, such as ``DATA``.
         btid: number of the instance.
     """
 
     directory: str
     launch: str
+    nonce: str
     name: str
     btid: int
+
+    def __post_init__(self) -> None:
+        # It may come from a file, and becomes part of paths.
+        try:
+            can_be = b"\0" not in os.fsencode(self.directory)
+        except UnicodeEncodeError:
+            can_be = False
+        if not can_be:
+            raise ConfigurationError(f"{self.directory!r} is not the path of a directory.")
+        if not _LAUNCH.fullmatch(self.launch):
+            raise ConfigurationError(f"{self.launch!r} is not the identifier of a launch.")
+        if not _SOCKET_NAME.fullmatch(self.name) or not 0 <= self.btid <= 99999:
+            raise ConfigurationError(f"{self.name!r} of instance {self.btid} is not the name of a socket.")
+
+    @property
+    def streams(self) -> str:
+        """The directory (mode 0700) of locks and sockets."""
+        return streams_path(self.launch)
 
     @property
     def endpoint(self) -> str:
         """ZeroMQ endpoint of the announcements."""
-        return f"ipc://{self.directory}/{self.name}-{self.btid}.sock"
+        return f"ipc://{self.streams}/{self.name}-{self.btid}.sock"
 
     @property
     def lock_path(self) -> str:
         """The file whose byte-range locks order claims and prove who is alive."""
-        return f"{self.directory}/{self.name}-{self.btid}.lock"
+        return f"{self.streams}/{self.name}-{self.btid}.lock"
 
     @property
     def prefix(self) -> str:
         """Start of the name of every POSIX object of this stream."""
         return f"/bt-{self.launch}-{self.name}-{self.btid}"
 
+    def is_here(self) -> bool:
+        """Whether this process sees the shared memory in which the launch lives, and the launch lives.
+
+        No host name and no IP address could tell: two containers of one host may or may not share it. So whoever can read the
+        launch's beacon, and finds the nonce that it was told elsewhere, does.
+        """
+        try:
+            # Whatever lies there: at a pipe, one would wait.
+            fd = os.open(beacon_path(self.launch), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, encoding="ascii") as file:
+                return file.read(len(self.nonce) + 1) == self.nonce
+        except (OSError, ValueError):
+            return False
+
+
+def is_socket_name(name: str) -> bool:
+    """Whether a socket may be called `name`."""
+    return _SOCKET_NAME.fullmatch(name) is not None
+
+
+def streams_path(launch: str) -> str:
+    """The directory, in shared memory, of a launch's locks and sockets."""
+    return f"{SHARED_MEMORY}/blendtorch-{launch}"
+
+
+def beacon_path(launch: str) -> str:
+    """The file that proves to a reader that it sees the same shared memory as the launch."""
+    return f"{streams_path(launch)}/beacon"
+
 
 class Address(str):
-    """A TCP endpoint, and its twin in shared memory if it has one.
+    """A TCP endpoint, and what is known about it.
 
-    Compares, prints and formats as the plain string. Pickling keeps the twin.
+    Compares, prints and formats as the plain string. Pickling keeps the rest.
+
+    Attributes:
+        twin: the same stream in shared memory, if this process may look there.
+        keys: to bind it (an instance) or to connect to it (a reader); None where connections are not authenticated.
+        unauthenticated: connections without keys were asked for, beyond loopback too.
     """
 
     twin: Twin | None
+    keys: ServerKeys | ClientKeys | None
+    unauthenticated: bool
 
-    def __new__(cls, endpoint: str, twin: Twin | None = None) -> Address:
+    def __new__(
+        cls,
+        endpoint: str,
+        twin: Twin | None = None,
+        keys: ServerKeys | ClientKeys | None = None,
+        unauthenticated: bool = False,
+    ) -> Address:
         self = super().__new__(cls, endpoint)
         self.twin = twin
+        self.keys = keys
+        self.unauthenticated = unauthenticated
         return self
 
-    def __reduce__(self) -> tuple[type[Address], tuple[str, Twin | None]]:
-        return Address, (str(self), self.twin)
+    def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
+        return Address, (str(self), self.twin, self.keys, self.unauthenticated)
 
 
-def twins_to_env(addresses: Iterable[Address]) -> str:
-    """The value of :data:`ENVIRONMENT_VARIABLE` for an instance that owns `addresses`."""
-    return json.dumps({str(a): asdict(a.twin) for a in addresses if a.twin is not None})
+class ForInstances(msgspec.Struct, forbid_unknown_fields=True):
+    """What an instance is told about an endpoint that it binds."""
+
+    twin: Twin | None = None
+    keys: ServerKeys | None = None
+    unauthenticated: bool = False
+
+
+class ForReaders(msgspec.Struct):
+    """What a reader is told about an endpoint that it connects to."""
+
+    twin: Twin | None = None
+    keys: ClientKeys | None = None
+
+
+def describe(addresses: Iterable[Address]) -> dict[str, dict[str, Any]]:
+    """What is known about `addresses`, ready for JSON: endpoint -> :class:`ForInstances` or :class:`ForReaders`."""
+    return {
+        str(address): {
+            "twin": None if address.twin is None else asdict(address.twin),
+            "keys": None if address.keys is None else asdict(address.keys),
+            **({"unauthenticated": True} if address.unauthenticated else {}),
+        }
+        for address in addresses
+    }
 
 
 def resolve(endpoint: str) -> Address:
-    """`endpoint` with the twin it has in this process: its own, or the one the environment names.
+    """`endpoint` with all that is known about it in this process: by itself, or from the environment.
 
     Raises:
         ConfigurationError: the environment variable is not what the launcher writes.
     """
-    if isinstance(endpoint, Address) and endpoint.twin is not None:
+    if isinstance(endpoint, Address) and (endpoint.twin is not None or endpoint.keys is not None):
         return endpoint
     text = os.environ.get(ENVIRONMENT_VARIABLE)
     if not text:
         return Address(endpoint)
     try:
-        twin = json.loads(text).get(str(endpoint))
-        return Address(endpoint, None if twin is None else Twin(**twin))
-    except (ValueError, TypeError, AttributeError) as error:
+        known = msgspec.json.decode(text, type=dict[str, ForInstances]).get(str(endpoint), ForInstances())
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"The environment variable {ENVIRONMENT_VARIABLE} is not what the launcher writes ({error}). "
             f"Unset it to publish over TCP, or start the script through BlenderLauncher."
         ) from error
+    return Address(endpoint, known.twin, known.keys, known.unauthenticated)

@@ -1,20 +1,22 @@
-"""The directory of one launch, and the removal of everything that a launch left on this host.
+"""The directories of one launch, and the removal of everything that a launch left on this host.
 
-``{base}/blendtorch-{launch}/`` (mode 0700) holds the launcher's lock, sockets, lock files, and per instance a log, a
-status and two one-line notes of the instance itself. `launch` is 8 random hexadecimal characters; they are also in the
-name of every POSIX shared-memory object of the launch and, as :data:`LAUNCH_VARIABLE`, in the environment of every process
-that it started, so one number finds all that there is to clear away.
+``{base}/blendtorch-{launch}/`` (mode 0700) holds per instance a log, a status and two one-line notes of the instance itself.
+``/dev/shm/blendtorch-{launch}/`` (mode 0700) holds what the two ends of a stream meet at, lock files and ``ipc://`` sockets: who
+sees the rings, in another container perhaps, must see these too, and the beacon proves that one does. `launch` is 8 random
+hexadecimal characters; they are also in the name of every POSIX shared-memory object of the launch and, as
+:data:`LAUNCH_VARIABLE`, in the environment of every process that it started, so one number finds all that there is to
+clear away.
 
-Who is alive is the kernel's business: the launcher holds a byte-range lock for its life, and whoever can take it knows that the
-launcher is dead. Such a lock belongs to a process, so a process cannot test its own: it remembers its launches instead. The
-lock is also lost when the process closes *any* descriptor of the file, so nothing else may open it.
+Who is alive is the kernel's business: the launcher holds a byte-range lock in each directory for its life, and whoever can
+take one knows that the launcher is dead. Such a lock belongs to a process, so a process cannot test its own: it remembers its
+launches instead. The lock is also lost when the process closes *any* descriptor of the file, so nothing else may open it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -25,27 +27,28 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
+import msgspec
+
+from .address import SHARED_MEMORY, Twin, beacon_path, streams_path
 from .errors import LaunchError
 
 LAUNCH_VARIABLE = "BLENDTORCH_LAUNCH"
 """Environment variable that marks every process of a launch, grandchildren too."""
 STATUS_VARIABLE = "BLENDTORCH_STATUS"
 """Environment variable with the path of an instance's file ``instance-XX.renderer``: one line about what it renders with."""
-
-MAX_SOCKET_NAME = 32
-"""Longest name of a socket, so that the path of its ``ipc://`` socket fits (see :data:`_LONGEST_BASE`)."""
+RECYCLE_VARIABLE = "BLENDTORCH_RECYCLE_AFTER"
+"""Environment variable with the number of messages after which an instance is to end, to be started afresh; 0: none."""
+RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
+"""Environment variable that says how often an instance was started again."""
 
 _LOCK = "launcher.lock"
 _NAME = re.compile(r"\.?blendtorch-([0-9a-f]{8})")
-_SHARED_MEMORY = "/dev/shm"
-_LONGEST_BASE = 107 - len("/blendtorch-01234567/") - MAX_SOCKET_NAME - len("-12345.sock")
-"""sockaddr_un leaves 107 bytes for the path of a socket."""
 _ABANDONED_S = 60.0
 """A directory without a lock file is being made or removed; after this long, whoever did that is gone."""
 
-State = Literal["starting", "running", "exited"]
+State = Literal["starting", "running", "restarting", "exited"]
 
 _mine: set[str] = set()
 """Launches of this process, and of its parents if it was forked."""
@@ -57,10 +60,13 @@ class InstanceReport:
 
     Args:
         btid: number of the instance.
-        state: ``starting`` until its script begins, then ``running``, at last ``exited``.
-        exit_code: of the process once it exited, negative for a signal.
+        state: ``starting`` until its script begins, then ``running``; ``restarting`` between its end and a new start; at last
+            ``exited``.
+        exit_code: of the process that exited last, negative for a signal.
         log_tail: the last lines of its standard output and error.
         renderer: what it renders with, in its own words; empty until it told.
+        pid: of its process.
+        restarts: how often it was started again.
     """
 
     btid: int
@@ -68,60 +74,105 @@ class InstanceReport:
     exit_code: int | None
     log_tail: str
     renderer: str
+    pid: int = 0
+    restarts: int = 0
+
+    def is_stopped(self) -> bool:
+        """Whether its process is stopped, by SIGSTOP or a debugger, so that nothing happens in it."""
+        return self.state in ("starting", "running") and is_stopped(self.pid)
 
 
 class LaunchDirectory:
-    """The directory of a launch that this process owns. Make it with :meth:`create`."""
+    """The directories of a launch that this process owns. Make them with :meth:`create`.
 
-    def __init__(self, path: str, launch: str, lock_fd: int) -> None:
+    Attributes:
+        path: of logs and states.
+        streams: path of locks and sockets.
+        launch: identifier of the launch.
+    """
+
+    def __init__(self, path: str, launch: str, nonce: str, lock_fds: list[int]) -> None:
         self.path = path
+        self.streams = streams_path(launch)
         self.launch = launch
-        self._lock_fd = lock_fd
+        self._nonce = nonce
+        self._lock_fds = lock_fds
         self._pid = os.getpid()
 
     @classmethod
     def create(cls) -> LaunchDirectory:
-        """A new directory with its lock held from the first moment that others can see it.
+        """New directories, with their locks held from the first moment that others can see them.
 
         Raises:
-            LaunchError: no directory can be made, for example on a full disk.
+            LaunchError: a directory cannot be made, for example on a full disk.
         """
         base = _base()
         while True:
-            launch = secrets.token_hex(4)
-            making, path = f"{base}/.blendtorch-{launch}", f"{base}/blendtorch-{launch}"
+            launch, nonce = secrets.token_hex(4), secrets.token_hex(16)
+            path, streams = f"{base}/blendtorch-{launch}", streams_path(launch)
             _mine.add(launch)
+            made: dict[str, int] = {}  # directory -> descriptor of its lock
             try:
-                os.mkdir(making, 0o700)
-                lock_fd = os.open(f"{making}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.rename(making, path)
-                except BaseException:
-                    os.close(lock_fd)
-                    raise
-            except (FileExistsError, FileNotFoundError, BlockingIOError) as error:
-                _mine.discard(launch)  # the name exists, or a sweep caught the directory unlocked
-                if not os.path.isdir(base):
-                    raise LaunchError(f"The directory {base} for sockets and logs went away.") from error
-            except OSError as error:
+                for directory in dict.fromkeys([os.path.realpath(streams), os.path.realpath(path)]):
+                    made[directory] = _make_locked(directory)
+                Path(beacon_path(launch)).write_text(nonce)
+            except BaseException as error:
+                for directory, fd in made.items():
+                    shutil.rmtree(directory, ignore_errors=True)
+                    os.close(fd)
                 _mine.discard(launch)
-                shutil.rmtree(making, ignore_errors=True)
-                raise LaunchError(
-                    f"Cannot make a directory for sockets and logs in {base}: {error.strerror}. "
-                    f"Make room there, or set XDG_RUNTIME_DIR or TMPDIR to another directory."
-                ) from error
-            else:
-                return cls(path, launch, lock_fd)
+                if isinstance(error, _TryAgain):
+                    continue
+                if isinstance(error, OSError):
+                    raise LaunchError(
+                        f"Cannot make directories for the launch in {SHARED_MEMORY} and {base}: {error}. Make room there, or "
+                        f"set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs."
+                    ) from error
+                raise
+            return cls(path, launch, nonce, list(made.values()))
+
+    def twin(self, name: str, btid: int) -> Twin:
+        """Where the socket `name` of instance `btid` lives."""
+        return Twin(self.path, self.launch, self._nonce, name, btid)
 
     def remove(self) -> None:
-        """Remove the directory and every shared-memory object of the launch. In any process but the owner, do nothing."""
-        if self._lock_fd < 0 or os.getpid() != self._pid:
+        """Remove the directories and every shared-memory object of the launch. In any process but the owner, do nothing."""
+        if not self._lock_fds or os.getpid() != self._pid:
             return
         _remove(self.path, self.launch)
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        shutil.rmtree(self.streams, ignore_errors=True)
+        for fd in self._lock_fds:
+            os.close(fd)
+        self._lock_fds = []
         _mine.discard(self.launch)
+
+
+class _TryAgain(Exception):
+    """The name exists, or a sweep caught the directory unlocked."""
+
+
+def _make_locked(path: str) -> int:
+    """Make the directory `path`, and hold its lock from the first moment that others can see it."""
+    parent, name = os.path.split(path)
+    making = f"{parent}/.{name}"
+    try:
+        os.mkdir(making, 0o700)
+    except FileExistsError as error:
+        raise _TryAgain from error
+    lock_fd = -1
+    try:
+        lock_fd = os.open(f"{making}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(making, path)
+        return lock_fd
+    except BaseException as error:
+        if lock_fd >= 0:
+            os.close(lock_fd)
+        shutil.rmtree(making, ignore_errors=True)
+        taken = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.ENOENT, errno.EAGAIN)
+        if taken and os.path.isdir(parent):
+            raise _TryAgain from error
+        raise
 
 
 def sweep() -> list[str]:
@@ -130,26 +181,42 @@ def sweep() -> list[str]:
     Returns:
         the launches that were removed.
     """
-    removed = []
-    for base in {os.path.realpath(b) for b in _candidates()}:
+    removed: dict[str, None] = {}
+    for base in {os.path.realpath(b) for b in [*_candidates(), SHARED_MEMORY]}:
         with contextlib.suppress(OSError), os.scandir(base) as entries:
             for entry in entries:
                 match = _NAME.fullmatch(entry.name)
                 if match and match[1] not in _mine and _sweep_one(entry.path, match[1]):
-                    removed.append(match[1])
-    return removed
+                    removed[match[1]] = None
+    return list(removed)
 
 
-def processes_of(launch: str) -> list[int]:
-    """Process ids of all living processes of a launch, whatever session, group or parent they gave themselves."""
-    mark = f"{LAUNCH_VARIABLE}={launch}".encode()
+def processes_of(launch: str, status_path: str | None = None) -> list[int]:
+    """Process ids of all living processes of a launch, whatever session, group or parent they gave themselves.
+
+    Args:
+        launch: identifier of the launch.
+        status_path: only those of the instance that was given this path (see :data:`STATUS_VARIABLE`).
+    """
+    marks = {f"{LAUNCH_VARIABLE}={launch}".encode()}
+    if status_path is not None:
+        marks.add(f"{STATUS_VARIABLE}={status_path}".encode())
     pids = []
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
+                if marks.issubset(file.read().split(b"\0")):
                     pids.append(int(name))
     return pids
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process is one that SIGSTOP, or a debugger, has stopped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in "Tt"
 
 
 def log_path(directory: str, btid: int) -> str:
@@ -167,10 +234,38 @@ def renderer_path(directory: str, btid: int) -> str:
     return f"{directory}/instance-{btid:02d}.renderer"
 
 
-def write_status(directory: str, btid: int, pid: int, state: State, exit_code: int | None) -> None:
+def recycled_path(directory: str, btid: int) -> str:
+    """The file that an instance makes when it ends because of :data:`RECYCLE_VARIABLE`."""
+    return f"{directory}/instance-{btid:02d}.recycled"
+
+
+def forget_run(directory: str, btid: int) -> None:
+    """Remove the notes of an instance that has ended, and what its Blender left, so that it can be started again."""
+    _remove_scratch(started_path(directory, btid))
+    for note in (started_path, renderer_path, recycled_path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(note(directory, btid))
+
+
+class _Status(msgspec.Struct):
+    """What ``instance-XX.json`` holds."""
+
+    btid: int
+    pid: int
+    state: State
+    exit_code: int | None
+    restarts: int
+
+
+_decode_status = msgspec.json.Decoder(_Status).decode
+
+
+def write_status(
+    directory: str, btid: int, pid: int, state: State, exit_code: int | None, *, restarts: int = 0
+) -> None:
     """Replace the status of an instance, atomically: a reader sees the old or the new one."""
     path = f"{directory}/instance-{btid:02d}.json"
-    Path(f"{path}.new").write_text(json.dumps({"btid": btid, "pid": pid, "state": state, "exit_code": exit_code}))
+    Path(f"{path}.new").write_bytes(msgspec.json.encode(_Status(btid, pid, state, exit_code, restarts)))
     os.replace(f"{path}.new", path)
 
 
@@ -179,12 +274,14 @@ def instance_reports(directory: str) -> list[InstanceReport]:
     reports = []
     for path in Path(directory).glob("instance-*.json"):
         try:
-            status = json.loads(path.read_text())
-            btid, state, exit_code = int(status["btid"]), cast(State, status["state"]), status["exit_code"]
-        except (OSError, ValueError, KeyError, TypeError):  # removed meanwhile, or not ours
+            status = _decode_status(path.read_bytes())
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # removed meanwhile, or not ours
             continue
+        btid, renderer = status.btid, read_note(renderer_path(directory, status.btid))
         reports.append(
-            InstanceReport(btid, state, exit_code, log_tail(directory, btid), read_note(renderer_path(directory, btid)))
+            InstanceReport(
+                btid, status.state, status.exit_code, log_tail(directory, btid), renderer, status.pid, status.restarts
+            )
         )
     return sorted(reports, key=lambda report: report.btid)
 
@@ -216,16 +313,14 @@ def _candidates() -> list[str]:
 
 
 def _base() -> str:
-    """The first directory that can be written and whose path is short enough for a socket's."""
-    tried = []
-    for base in (os.path.abspath(b) for b in _candidates()):
-        if not (os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK)):
-            tried.append(f"{base} cannot be written")
-        elif len(os.fsencode(base)) > _LONGEST_BASE:
-            tried.append(f"{base} is longer than {_LONGEST_BASE} bytes, too long for the path of a socket")
-        else:
+    """The first directory that can be written."""
+    candidates = [os.path.abspath(base) for base in _candidates()]
+    for base in candidates:
+        if os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
             return base
-    raise LaunchError(f"No directory for sockets and logs: {'; '.join(tried)}. Set TMPDIR to a short, writable path.")
+    raise LaunchError(
+        f"No directory for logs: {', '.join(candidates)} cannot be written. Set TMPDIR to a writable one."
+    )
 
 
 def _sweep_one(path: str, launch: str) -> bool:
@@ -258,13 +353,18 @@ def _sweep_one(path: str, launch: str) -> bool:
         os.close(lock_fd)
 
 
+def _remove_scratch(started_note: str) -> None:
+    """Remove the temporary directory that a Blender leaves behind when it is terminated."""
+    scratch = read_note(started_note).rstrip("/")
+    if os.path.basename(scratch).startswith("blender_"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _remove(path: str, launch: str) -> None:
     for note in Path(path).glob("instance-*.started"):
-        scratch = read_note(str(note)).rstrip("/")
-        if os.path.basename(scratch).startswith("blender_"):  # Blender leaves it behind when it is terminated
-            shutil.rmtree(scratch, ignore_errors=True)
-    for name in os.listdir(_SHARED_MEMORY):
+        _remove_scratch(str(note))
+    for name in os.listdir(SHARED_MEMORY):
         if name.startswith((f"bt-{launch}", f"sem.bt-{launch}")):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{_SHARED_MEMORY}/{name}")
+                os.unlink(f"{SHARED_MEMORY}/{name}")
     shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from .address import Address
+import msgspec
+
+from .address import Address, ForReaders, describe
 from .errors import ConfigurationError
 
 
@@ -33,12 +35,21 @@ class LaunchInfo:
     def save_json(file: str | os.PathLike[str] | IO[str], launch_info: LaunchInfo) -> None:
         """Write `launch_info` as JSON. A path is replaced atomically and readable by this user only (mode 0600).
 
+        Beside the plain addresses the file holds, under ``details``, what a reader needs in order to find out whether it shares
+        the instances' memory, and the keys that let it connect: who has the file may read from the instances.
+
         Raises:
             OSError: the file cannot be written.
         """
         content = {
             "addresses": {name: [str(a) for a in addresses] for name, addresses in launch_info.addresses.items()},
             "commands": launch_info.commands,
+            "details": describe(
+                address
+                for addresses in launch_info.addresses.values()
+                for address in addresses
+                if getattr(address, "twin", None) is not None or getattr(address, "keys", None) is not None
+            ),
         }
         text = json.dumps(content, indent=4) + "\n"
         if not isinstance(file, (str, os.PathLike)):
@@ -59,6 +70,9 @@ class LaunchInfo:
     def load_json(file: str | os.PathLike[str] | IO[str]) -> LaunchInfo:
         """Read what :meth:`save_json`, or blendtorch, wrote.
 
+        An address has its shared-memory twin where this process sees the memory of the instances (see
+        :meth:`~blendtorch_shm.address.Twin.is_here`); all others are read over TCP.
+
         Raises:
             ConfigurationError: the file cannot be read, or is not launch information.
         """
@@ -74,7 +88,7 @@ class LaunchInfo:
             raise ConfigurationError(
                 f"Cannot read the launch information {name}: {error.strerror}. It is written where the instances are launched."
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: it is not JSON ({error}).") from error
         if not isinstance(content, dict):
             raise ConfigurationError(
@@ -88,7 +102,21 @@ class LaunchInfo:
         commands = content.get("commands", [])
         if not _is_list_of_str(commands):
             raise ConfigurationError(f"{name} is not launch information: 'commands' must be a list of command lines.")
-        return LaunchInfo({name: [Address(a) for a in values] for name, values in addresses.items()}, list(commands))
+        try:
+            details = msgspec.convert(content.get("details", {}), dict[str, ForReaders])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"{name} is not launch information: 'details' makes no sense ({error})."
+            ) from error
+        return LaunchInfo(
+            {name: [_address(a, details.get(a)) for a in values] for name, values in addresses.items()}, list(commands)
+        )
+
+
+def _address(endpoint: str, known: ForReaders | None) -> Address:
+    if known is None:
+        return Address(endpoint)
+    return Address(endpoint, known.twin if known.twin is not None and known.twin.is_here() else None, known.keys)
 
 
 def _is_list_of_str(value: object) -> bool:

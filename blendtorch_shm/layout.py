@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 CACHE_LINE = 64
 PAGE = 4096
 MAX_CONSUMERS = 256
 """Consumer processes that can be attached to one stream at a time."""
 MAX_SLOTS = 4096
 """Slots in one ring."""
+MAX_RINGS = 2**32
+"""Rings of one stream, over its life."""
+MAX_RINGS_AT_ONCE = 64
+"""Of these, how many can exist at one time: each has larger slots than the one before, by half at least."""
 
 STREAM_MAGIC = int.from_bytes(b"btstream", "little")
 RING_MAGIC = int.from_bytes(b"bt--ring", "little")
@@ -58,6 +62,8 @@ CONSUMER_RECORD = _words(
         24: "copied",  # handed out as copies because the process held too many slots
         32: "rejected",  # messages whose record or header made no sense
         40: "reclaimed",
+        48: "redelivered",  # delivered, after another consumer had it and did not finish
+        56: "remote",  # consumers elsewhere that this one sends to (the producer's own, for TCP)
     },
     CACHE_LINE,
 )
@@ -86,6 +92,8 @@ SLOT_RECORD = _words(
 
 FLAG_LOCAL_ONLY = 1
 """The message contains a pickle, and must not leave this host."""
+FLAG_AGAIN = 2
+"""Another consumer had the message, and did not finish with it."""
 
 ASLEEP_OFFSET = STREAM_HEADER.itemsize
 """Byte offset, in the control segment, of the bytes that are 1 while that consumer waits for an announcement."""

@@ -20,7 +20,7 @@ import weakref
 from typing import NamedTuple
 
 from .errors import SegmentError, StreamClosed
-from .layout import FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
+from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
 from .locks import consumer_lock, slot_lock
 from .place import Place
 from .ring import Bytes, Ring
@@ -43,20 +43,24 @@ from .stream import (
 log = logging.getLogger("blendtorch")
 
 
-class Claimed(NamedTuple):
-    """A message that this process alone has."""
-
-    header: bytes
-    payload: Bytes
-    """(n,) uint8. Either the slot itself, leased until the last view of this array has gone, or a copy."""
-
-
 class Lease(weakref.ref[Bytes]):
     """Ends when the array that it refers to has gone. Works from any thread, and takes no lock that could be held."""
 
     __slots__ = ("terms",)
     terms: tuple[Reader, Ring, int, int]
     """Whose it is, and which ring, slot and generation it is about."""
+
+
+class Claimed(NamedTuple):
+    """A message that this process alone has."""
+
+    header: bytes
+    payload: Bytes
+    """(n,) uint8. Either the slot itself, leased until the last view of this array has gone, or a copy."""
+    sequence: int
+    """Number of the message within its stream."""
+    lease: Lease | None
+    """None if the payload is a copy."""
 
 
 def _lease_ended(lease: Lease) -> None:
@@ -73,8 +77,8 @@ class Counter:
         self._at = at
 
     def add(self, n: int) -> None:
-        """Count `n` more."""
-        self._words[self._at] += n
+        """Count `n` more; whatever stood there, it stays a word."""
+        self._words[self._at] = (self._words[self._at] + n) % 2**64
 
 
 class Reader:
@@ -104,6 +108,7 @@ class Reader:
         self._hoarding = False
         self._locks = place.open_locks()
         self._index = -1
+        self._taken_back = 0
         try:
             self._index = self._join()
             _register(self)
@@ -114,10 +119,13 @@ class Reader:
             self._locks.close()
             raise
         self._words[consumer_word(self._index, "pid")] = self._pid
-        self._delivered, self._released, self._copied, self._rejected, self._reclaimed = (
+        self._delivered, self._released, self._copied, self._rejected, self._reclaimed, self._redelivered = (
             Counter(self._words, consumer_word(self._index, name))
-            for name in ("delivered", "released", "copied", "rejected", "reclaimed")
+            for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered")
         )
+        self._reclaimed.add(self._taken_back)
+        self.count_remote(0)
+        self.reclaim_dead()  # first of all, so that whoever replaces a dead consumer gets what that one held in its order
 
     def _join(self) -> int:
         for index in range(MAX_CONSUMERS):
@@ -131,7 +139,7 @@ class Reader:
     def _take_over(self, owner: int) -> bool:
         """Reclaim what a dead member of the same number still held; False if somebody is just doing it."""
         for ring in self._all_rings():
-            reclaim(ring, self._locks, lambda found: found == owner)
+            self._taken_back += reclaim(ring, self._locks, lambda found: found == owner)
         return not any(
             state == State.LEASED and ring.owner(slot) == owner
             for ring in self._all_rings()
@@ -140,12 +148,12 @@ class Reader:
 
     # -- taking messages ----------------------------------------------------------------------------------------
 
-    def take(self, *, copy: bool = True, local: bool = True) -> Claimed | None:
+    def take(self, *, local: bool = True, lease: bool = False) -> Claimed | None:
         """The oldest READY message of the stream, or None if there is none.
 
         Args:
-            copy: whether a copy will do when too many slots are leased; otherwise such messages stay READY.
             local: whether messages may be taken that must not leave this host.
+            lease: whether a message that has no payload should be leased as well, so that it can be given back.
 
         Raises:
             StreamClosed: called in a forked child; a child needs a reader of its own.
@@ -158,16 +166,14 @@ class Reader:
             found = [(ring, slot) for ring in rings for slot in ring.ready()]
             found.sort(key=lambda entry: entry[0].sequence(entry[1]))
         for ring, slot in found:
-            if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
-                return None
             if not local and ring.info(slot).flags & FLAG_LOCAL_ONLY:
                 continue
-            claimed = self._take(ring, slot)
+            claimed = self._take(ring, slot, lease)
             if claimed is not None:
                 return claimed
         return None
 
-    def _take(self, ring: Ring, slot: int) -> Claimed | None:
+    def _take(self, ring: Ring, slot: int, always_lease: bool) -> Claimed | None:
         if os.getpid() != self._pid:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
         owner = self._index + 1
@@ -185,16 +191,19 @@ class Reader:
                 self._locks.unlock(number)
         try:
             self._delivered.add(1)
-            header, payload_nbytes, _ = ring.message(slot)
+            header, payload_nbytes, flags = ring.message(slot)
+            if flags & FLAG_AGAIN:
+                self._redelivered.add(1)
+            sequence = ring.sequence(slot)
             root = ring.bytes_of(slot)
             payload = root[:payload_nbytes]
             hoarding = ring.count(State.LEASED) > ring.num_slots - RESERVE
-            if payload_nbytes and not hoarding:
+            if (payload_nbytes or always_lease) and not hoarding:
                 lease = Lease(root, _lease_ended)
                 lease.terms = (self, ring, slot, generation)
                 self._leases[id(lease)] = lease
                 self._wake_producer(ring)
-                return Claimed(header, payload)
+                return Claimed(header, payload, sequence, lease)
             payload = payload.copy()
         except BaseException:
             self._release(ring, slot, generation)
@@ -203,7 +212,13 @@ class Reader:
         if hoarding and payload_nbytes:
             self._copied.add(1)
             self._say_hoarding(ring)
-        return Claimed(header, payload)
+        return Claimed(header, payload, sequence, None)
+
+    def has_ready(self, *, local: bool = True) -> bool:
+        """Whether :meth:`take` would find a message."""
+        return any(
+            local or not ring.info(slot).flags & FLAG_LOCAL_ONLY for ring in self._all_rings() for slot in ring.ready()
+        )
 
     def sleep(self, asleep: bool) -> None:
         """Say whether this consumer waits to be woken by an announcement; look once more after saying so."""
@@ -212,6 +227,10 @@ class Reader:
     def reject(self) -> None:
         """Count a message that made no sense."""
         self._rejected.add(1)
+
+    def count_remote(self, consumers: int) -> None:
+        """Say how many consumers elsewhere this one sends to."""
+        self._words[consumer_word(self._index, "remote")] = consumers
 
     # -- ending leases ------------------------------------------------------------------------------------------
 
@@ -223,6 +242,20 @@ class Reader:
         self._release(ring, slot, generation)
         if self._closing and not self._leases:
             self._leave()
+
+    def give_back(self, lease: Lease) -> None:
+        """End a lease whose message was not used: it is READY again, for any consumer."""
+        if self._leases.pop(id(lease), None) is None:
+            return
+        _, ring, slot, _ = lease.terms
+        number = slot_lock(ring.number, slot)
+        while not self._locks.try_lock(number):  # somebody looks whether we are dead
+            time.sleep(0.001)
+        try:
+            if ring.reclaim(slot, self._index + 1):
+                self._delivered.add(-1)
+        finally:
+            self._locks.unlock(number)
 
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._index + 1):

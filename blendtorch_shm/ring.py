@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from . import layout
 from .errors import SegmentError
-from .layout import MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
+from .layout import FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
 from .segment import Segment
 from .states import SOURCE, TARGET, Event, State
 
@@ -95,8 +95,10 @@ class Ring:
         check_header(segment, magic, RING_MAGIC, version)
         if found_key != key:
             raise SegmentError(f"{segment.name} belongs to another stream.")
-        if not 1 <= num_slots <= MAX_SLOTS or slot_nbytes == 0 or slot_nbytes % layout.PAGE:
-            raise SegmentError(f"{segment.name} claims {num_slots} slots of {slot_nbytes} bytes, which cannot be.")
+        if number >= MAX_RINGS or not 1 <= num_slots <= MAX_SLOTS or slot_nbytes == 0 or slot_nbytes % layout.PAGE:
+            raise SegmentError(
+                f"{segment.name} claims to be ring {number}, {num_slots} slots of {slot_nbytes} bytes, which cannot be."
+            )
         if ring_nbytes(num_slots, slot_nbytes) > segment.nbytes:
             raise SegmentError(
                 f"{segment.name} has {segment.nbytes} bytes, but its header claims {num_slots} slots of {slot_nbytes} bytes."
@@ -137,13 +139,21 @@ class Ring:
         """Owner of the lease on `slot`, 0 for none."""
         return self._words[self._record(slot) + _OWNER]
 
+    def flags(self, slot: int) -> int:
+        """Flags of the message in `slot`."""
+        return self._words[self._record(slot) + _FLAGS]
+
     def info(self, slot: int) -> SlotInfo:
-        """The record of `slot`."""
+        """The record of `slot`.
+
+        Raises:
+            SegmentError: it is in no state that exists.
+        """
         at = self._record(slot)
         words = self._words
         return SlotInfo(
             slot,
-            State(self._states[slot]),
+            self._state(slot),
             words[at + _GENERATION],
             words[at + _SEQUENCE],
             words[at + _OWNER],
@@ -196,7 +206,8 @@ class Ring:
         return None if slot < 0 else slot
 
     def abort(self, slot: int) -> None:
-        """Give back a loaned slot unused."""
+        """Give back a loaned slot unused; what a commit that was cut short has left in its record counts for nothing."""
+        self._words[self._record(slot) + _SEQUENCE] = 0
         self._move(slot, Event.ABORT)
 
     def abort_all(self) -> None:
@@ -252,15 +263,23 @@ class Ring:
         """Make the lease of a dead `owner` READY again. The caller holds the slot's lock."""
         if self._states[slot] != State.LEASED or self.owner(slot) != owner:
             return False
-        self._words[self._record(slot) + _OWNER] = 0
+        at = self._record(slot)
+        self._words[at + _FLAGS] |= FLAG_AGAIN
         self._move(slot, Event.RECLAIM)
+        self._words[at + _OWNER] = 0  # last: who dies over this must leave a lease whose owner is known to be dead
         return True
 
     def _move(self, slot: int, event: Event) -> None:
         if self._states[slot] != SOURCE[event]:
-            state = State(self._states[slot])
+            state = self._state(slot)
             raise SegmentError(f"Slot {slot} of ring {self.number} is {state.name}: {event.name} is not possible.")
         self._states[slot] = TARGET[event]
+
+    def _state(self, slot: int) -> State:
+        try:
+            return State(self._states[slot])
+        except ValueError as error:
+            raise SegmentError(f"Slot {slot} of ring {self.number}: {error}.") from None
 
     def _record(self, slot: int) -> int:
         return self._first_record + slot * _RECORD_WORDS

@@ -62,16 +62,16 @@ class RingSource:
         self._attach()
 
     def receive(self, timeout_s: float) -> Message | None:
-        message = self._take()
+        message = self.take()
         if message is not None:
             return message
         deadline = time.monotonic() + timeout_s
         while (remaining_s := deadline - time.monotonic()) > 0:
-            message = self._take_or_sleep(min(IDLE_S, remaining_s))
+            message = self.take_or_sleep(min(IDLE_S, remaining_s))
             if message is not None:
                 return message
         self._look_after()
-        return self._take()
+        return self.take()
 
     def close(self) -> None:
         self._inbox.close()
@@ -85,7 +85,7 @@ class RingSource:
         lines += [f"{place.name}: not attached. {why}" for place, why in self._absent.items()]
         return "\n".join(lines)
 
-    def _take(self) -> Message | None:
+    def take(self) -> Message | None:
         """The oldest message of the next stream that has one."""
         readers = self._readers
         for _ in readers:
@@ -100,12 +100,12 @@ class RingSource:
                 self._complain(reader.place.name, error)
         return None
 
-    def _take_or_sleep(self, timeout_s: float) -> Message | None:
+    def take_or_sleep(self, timeout_s: float) -> Message | None:
         """Ask to be woken, look once more, then sleep; the message found, if any."""
         for reader in self._readers:
             reader.sleep(True)
         try:
-            message = self._take()
+            message = self.take()
             if message is not None:
                 return message
             heard = self._inbox.hear(timeout_s)
@@ -114,7 +114,7 @@ class RingSource:
                 reader.sleep(False)
         if not heard:
             self._look_after()
-        return self._take()
+        return self.take()
 
     def _look_after(self) -> None:
         """What can wait until there is nothing to receive."""

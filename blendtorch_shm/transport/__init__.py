@@ -4,8 +4,8 @@
 module         the ring lives in      who is told that a message is READY                 the payload travels
 =============  =====================  ==================================================  ===========================
 ``shared``     shared memory          an empty ``ipc://`` PUSH message, if one sleeps     not at all
-``tcp``        either                 a thread of the producer, which takes it and        ``tcp://`` PUSH, sent from
-                                      sends it                                            the slot without a copy
+``tcp``        either                 a thread of the producer, which takes it and        over ``tcp://``, sent from the
+                                      sends it to whoever has room                        slot without a copy
 ``local``      one process's memory   a queue                                             not at all
 =============  =====================  ==================================================  ===========================
 
@@ -44,16 +44,17 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
     announcers: list[Announcer] = []
+    trusted = address.twin is not None or address.keys is not None
     try:
         if address.twin is not None:
             announcers.append(PushAnnouncer(address.twin.endpoint))
-        announcers.append(TcpForwarder(place, address, send_hwm=send_hwm, lingerms=lingerms))
+        announcers.append(TcpForwarder(place, address, lingerms=lingerms))
     except BaseException:
         for announcer in announcers:
             announcer.close()
         writer.close()
         raise
-    return RingSink(writer, announcers, trusted=address.twin is not None)
+    return RingSink(writer, announcers, trusted=trusted)
 
 
 def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source:
@@ -64,10 +65,10 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source
         queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
     """
     twins = list(dict.fromkeys(a.twin for a in addresses if a.twin is not None))
-    plain = list(dict.fromkeys(str(a) for a in addresses if a.twin is None))
-    if not plain:
+    remote = list(dict.fromkeys(a for a in addresses if a.twin is None))
+    if not remote:
         return shared_source(twins)
+    tcp = TcpSource(remote, queue_size=queue_size)
     if not twins:
-        return TcpSource(plain, queue_size=queue_size)
-    remote = TcpSource(plain, queue_size=queue_size)
-    return MixedSource([remote, shared_source(twins)])
+        return tcp
+    return MixedSource(shared_source(twins, also=tcp.sockets), len(twins), tcp, len(remote))

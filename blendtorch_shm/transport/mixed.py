@@ -1,41 +1,49 @@
-"""Some instances here, some elsewhere: one source over several."""
+"""Some instances here, some elsewhere: one source over both kinds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-from ..source import IDLE_S, Source
+from ..source import IDLE_S, RingSource
 from ..wire import Message
+from .tcp import TcpSource
 
 
 class MixedSource:
-    """Takes from each source in turn.
+    """Takes from both kinds in proportion to their instances, and sleeps until either has something.
 
     Args:
-        sources: closed with this one.
+        ring: the instances whose memory is shared. Its inbox must also hear the sockets of `tcp`. Closed with this source.
+        num_rings: how many they are.
+        tcp: the others. Closed with this source.
+        num_tcp: how many they are.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = list(sources)
+    def __init__(self, ring: RingSource, num_rings: int, tcp: TcpSource, num_tcp: int) -> None:
+        self._ring = ring
+        self._tcp = tcp
+        turns = [((i + 0.5) / n, source) for source, n in ((ring, num_rings), (tcp, num_tcp)) for i in range(n)]
+        self._turns: list[RingSource | TcpSource] = [source for _, source in sorted(turns, key=lambda turn: turn[0])]
+        self._turn = 0
 
     def receive(self, timeout_s: float) -> Message | None:
         deadline = time.monotonic() + timeout_s
-        patience_s = 0.0
         while True:
-            for source in list(self._sources):
-                self._sources.append(self._sources.pop(0))
-                message = source.receive(patience_s)
+            for _ in self._turns:
+                self._turn = (self._turn + 1) % len(self._turns)
+                message = self._turns[self._turn].take()
                 if message is not None:
                     return message
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
                 return None
-            patience_s = min(IDLE_S / 10, remaining)  # nothing anywhere: wait a little at each
+            message = self._ring.take_or_sleep(min(IDLE_S, remaining_s))
+            if message is not None:
+                return message
 
     def explain(self) -> str:
-        return "\n".join(source.explain() for source in self._sources)
+        return f"{self._ring.explain()}\n{self._tcp.explain()}"
 
     def close(self) -> None:
-        for source in self._sources:
-            source.close()
+        self._ring.close()
+        self._tcp.close()

@@ -48,9 +48,10 @@ class PullInbox:
 
     Args:
         endpoints: ``ipc://`` endpoints to connect to; they need not exist yet.
+        also: further sockets at which there may be something to receive: :meth:`hear` returns, and does not touch them.
     """
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[str], also: Sequence[zmq.Socket[bytes]] = ()) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.PULL)
         self.socket.rcvhwm = _HWM
@@ -59,10 +60,11 @@ class PullInbox:
         self.socket.reconnect_ivl_max = 200
         for endpoint in endpoints:
             self.socket.connect(endpoint)
+        self._polled = [(socket, zmq.POLLIN) for socket in (self.socket, *also)]
 
     def hear(self, timeout_s: float) -> bool:
         # Not recv with a timeout: that starts anew with each signal that arrives.
-        if not zmq.zmq_poll([(self.socket, zmq.POLLIN)], math.ceil(timeout_s * 1000)):
+        if not zmq.zmq_poll(self._polled, math.ceil(timeout_s * 1000)):
             return False
         with contextlib.suppress(zmq.Again):
             self.socket.recv(zmq.NOBLOCK)
@@ -72,6 +74,6 @@ class PullInbox:
         self._context.destroy(linger=0)
 
 
-def shared_source(twins: Sequence[Twin]) -> RingSource:
-    """A source of the shared-memory streams `twins`."""
-    return RingSource([SharedPlace(t) for t in twins], PullInbox([t.endpoint for t in twins]))
+def shared_source(twins: Sequence[Twin], also: Sequence[zmq.Socket[bytes]] = ()) -> RingSource:
+    """A source of the shared-memory streams `twins`; for `also` see :class:`PullInbox`."""
+    return RingSource([SharedPlace(t) for t in twins], PullInbox([t.endpoint for t in twins], also))

@@ -1,175 +1,629 @@
-"""TCP: the whole message travels, as two frames: header and payload."""
+"""TCP: whole messages, for consumers that do not share the producer's memory.
+
+A consumer opens one connection per producer (DEALER to ROUTER). It greets, takes messages, and says which it has taken::
+
+    consumer                                                        producer
+    Hello(session, generation, queue_size, taken)  ───────────►     knows the session, or begins one
+                       ◄───────────  stamp, header, payload         at most queue_size that are not taken yet
+    Taken(sequence)                                ───────────►     ends the lease of that slot
+    Bye()                                          ───────────►     what was not taken is READY again
+                       ◄───────────  END                            closed: what was sent is the consumer's
+
+So a message stays the producer's until a consumer has it: what was on its way to one that died, that closed, or that the
+network lost, is delivered again, here or elsewhere. And nothing is received twice: a consumer greets anew after each
+interruption, counting *generations*, names what it has taken lately, and drops whatever was sent in an earlier generation, unless
+that ended with END. It also knows what it has taken when a producer that was killed is followed by one that goes on with its stream.
+
+The producer's end is a consumer of its own ring (:class:`TcpForwarder`): it leases a slot when a consumer has room, sends from
+the slot without a copy, and so competes fairly with the consumers that do share the memory. Its peers are unknown programs until
+they have greeted properly; beyond loopback they are not even heard without the keys of the launch (CURVE, keys.py).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
+import os
+import secrets
+import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from ..address import Address
 from ..errors import ConfigurationError, PortInUse, SegmentError, WireError
+from ..keys import ClientKeys, ServerKeys
+from ..layout import MAX_CONSUMERS, VERSION
 from ..place import Place
 from ..reader import Claimed, Reader
 from ..wire import Message, decode
 
 log = logging.getLogger("blendtorch")
 
-_POLL_MS = 100
+_LOST_S = 2.0
+"""How long a producer waits for a consumer whose connection closed; then its messages go to others."""
 _CLOSING_PATIENCE_S = 5.0
+"""How long a producer that closes waits for a message to be taken that is on its way to a consumer."""
+_LAST_CHANCE_S = 120.0
+"""How long it waits where messages are left that only consumers elsewhere may ever come for."""
+_HEARTBEAT_MS, _SILENT_MS = 10_000, 60_000
+"""A consumer asks a silent producer for a sign of life, and connects anew without one."""
+_UNACKNOWLEDGED_MS = 120_000
+"""A host that acknowledges no packet for so long is gone. A consumer's own patience is shorter: it drops the connection first."""
+_MAX_MESSAGE_NBYTES = 2**33
+_MAX_GREETING_NBYTES = 2**16
+_MAX_QUEUE = 4096
+_MAX_HEARD = 256
+"""Greetings and the like that are heard before messages are sent again, so that nobody keeps a producer busy by talking."""
+_STAMP = struct.Struct("<QQQ")
+"""First frame of each message: the generation that it was sent in, its sequence number, and the key of its stream."""
+_PROBE = b""
+"""A producer's question whether a consumer is still there; ZeroMQ answers it."""
+_END = b"end"
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The first message of each connection.
+
+    Attributes:
+        version: of the wire format.
+        session: random, the consumer's for as long as it lives.
+        generation: counts the greetings of the session.
+        queue_size: messages that may be on their way, or wait at the consumer.
+        taken: sequence numbers of the messages taken last.
+    """
+
+    version: int
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    generation: Annotated[int, msgspec.Meta(ge=0)]
+    queue_size: Annotated[int, msgspec.Meta(ge=1)]
+    taken: list[int]
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The consumer has taken a message; there is room for one more."""
+
+    sequence: int
+
+
+class Bye(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The consumer takes no more."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Hello | Taken | Bye)
+
+
+# -- the producer's end -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Peer:
+    """A consumer that has greeted."""
+
+    session: bytes
+    route: bytes
+    generation: int
+    queue_size: int
+    sent: dict[int, Claimed] = field(default_factory=dict)
+    """By sequence number, in the order they were sent: what it has not taken yet."""
+    unsent: deque[int] = field(default_factory=deque)
+    """Of these, what has to be sent in this generation."""
+    lost_at: float | None = None
+    """When its connection was found closed."""
 
 
 class TcpForwarder:
-    """A consumer inside the producer's process that sends what it takes to a TCP receiver.
+    """A consumer inside the producer's process that sends what it takes to consumers elsewhere.
 
-    It takes a message only when a receiver has room for it, so that local and remote receivers compete fairly; it sends from the
-    slot, whose lease ends when ZeroMQ has let go of the bytes. Its thread works also while the script renders.
+    Its thread works also while the script renders, and sleeps while nobody is connected.
 
     Args:
         place: the stream to take messages from.
-        endpoint: ``tcp://`` endpoint to bind.
-        send_hwm: messages that may be on their way to one receiver.
-        lingerms: extra milliseconds that closing may spend on sending.
+        address: ``tcp://`` endpoint to bind, with its keys if connections are to be authenticated.
+        lingerms: extra milliseconds that closing may wait for consumers, connected or not.
 
     Raises:
         PortInUse: somebody else listens there.
-        ConfigurationError: not an endpoint that can be bound.
+        ConfigurationError: not an endpoint that can be bound, or one beyond loopback without keys.
     """
 
-    def __init__(self, place: Place, endpoint: str, *, send_hwm: int = 10, lingerms: int = 0) -> None:
+    def __init__(self, place: Place, address: Address, *, lingerms: int = 0) -> None:
+        keys = address.keys if isinstance(address.keys, ServerKeys) else None
+        if keys is None and not is_loopback(address):
+            if not address.unauthenticated:
+                raise ConfigurationError(
+                    f"Publishing on {address} would let every program that reaches this host read from it. Start the script "
+                    f"through BlenderLauncher, which makes keys, or say allow_unauthenticated=True."
+                )
+            log.warning(
+                "%s is open to every program that reaches this host: connections are not authenticated.", address
+            )
+        self.authenticated = keys is not None
+        self._address = address
         self._lingerms = lingerms
-        self._wake = threading.Event()
+        self._peers: dict[bytes, _Peer] = {}  # by route
+        self._returned: deque[Claimed] = deque()  # copies that somebody did not take
+        self._complained: set[str] = set()
         self._closing = False
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PUSH)
-        self._socket.sndhwm = max(1, send_hwm)
-        self._socket.immediate = 1
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        self._receivers = 0
+        self._authenticator: ThreadAuthenticator | None = None
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.router_mandatory = 1  # a route that is gone is an error
+        self._socket.sndhwm = 0  # what is on its way is limited per consumer, in messages
+        self._socket.linger = 0
+        self._socket.maxmsgsize = _MAX_GREETING_NBYTES
+        self._socket.handshake_ivl = 10_000
+        self._socket.tcp_keepalive = 1
+        self._socket.tcp_keepalive_idle = 60
+        self._socket.tcp_keepalive_intvl = 15
+        self._socket.tcp_keepalive_cnt = 4
+        self._socket.tcp_maxrt = _UNACKNOWLEDGED_MS
+        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
+        )
         try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(
-                    f"Cannot publish on {endpoint}: another program listens there. Stop it, or choose another port "
-                    f"(start_port= of BlenderLauncher)."
-                ) from error
-            raise ConfigurationError(
-                f"Cannot publish on {endpoint!r}: {error}. Expected tcp://ADDRESS:PORT."
-            ) from error
-        self._reader = Reader(place)
-        self._thread = threading.Thread(target=self._run, name=f"blendtorch {endpoint}", daemon=True)
+            if keys is not None:
+                self._authenticator = ThreadAuthenticator(self._context, log=logging.getLogger("blendtorch.zap"))
+                self._authenticator.start()
+                self._authenticator.configure_curve_callback("*", _OneKey(keys.client_public))
+                keys.secure(self._socket)
+            self._bind()
+            self._reader = Reader(place)
+        except BaseException:
+            self._shut()
+            raise
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller = zmq.Poller()
+        for source in (self._socket, self._monitor, self._wake_fd):
+            self._poller.register(source, zmq.POLLIN)
+        self._thread = threading.Thread(target=self._run, name=f"blendtorch {address}", daemon=True)
         self._thread.start()
 
     def announce(self) -> None:
-        self._wake.set()
+        os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
-        """Hand over what receivers that are connected still take, for a few seconds at most, and stop."""
+        """Wait for consumers to take what there is for as long as they do take it, for a few seconds each, and stop."""
         self._closing = True
-        self._wake.set()
+        self.announce()
         self._thread.join()
+        os.close(self._wake_fd)
+
+    def _bind(self) -> None:
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(
+                    f"Cannot publish on {self._address}: another program listens there. Stop it, or choose another port "
+                    f"(start_port= of BlenderLauncher)."
+                ) from error
+            raise ConfigurationError(
+                f"Cannot publish on {str(self._address)!r}: {error}. Expected tcp://ADDRESS:PORT."
+            ) from error
+
+    def _shut(self, linger_ms: int = 0) -> None:
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._socket.disable_monitor()
+        self._context.destroy(linger=linger_ms)
+
+    # -- in the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        give_up = 0.0
-        taken: Claimed | None = None  # the one message in our hands
+        progress = 0.0  # when a consumer took something, while closing
         try:
             while True:
+                waiting = self._send()
                 if self._closing:
-                    give_up = give_up or time.monotonic() + _CLOSING_PATIENCE_S + self._lingerms / 1000
-                    if time.monotonic() > give_up:
+                    progress = progress or time.monotonic()
+                    if self._is_done(time.monotonic() - progress):
                         break
-                if not self._socket.poll(_POLL_MS, zmq.POLLOUT):  # nobody connected, or nobody with room
-                    if self._closing and not self._lingerms and not self._count_receivers():
-                        break
-                    continue
-                self._wake.clear()
-                taken = taken or self._take()
-                if taken is None:
-                    if self._closing:
-                        break
+                if waiting:
                     self._reader.sleep(True)
-                    taken = self._take()
-                    if taken is None:
-                        self._wake.wait(_POLL_MS / 1000)
+                    waiting = self._send()  # what was committed before the producer saw that we sleep
+                try:
+                    taken = self._wait()
+                finally:
                     self._reader.sleep(False)
-                    continue
-                with contextlib.suppress(zmq.Again):  # its receiver has just gone: keep it for the next
-                    self._socket.send_multipart(taken, zmq.NOBLOCK, copy=False)
-                    taken = None
+                if taken:
+                    progress = 0.0
+                self._find_lost()
         finally:
-            del taken
+            for peer in list(self._peers.values()):
+                if peer.lost_at is not None or not self._try_send(peer, [peer.route, _END]):
+                    self._dismiss(peer)
+            self._peers.clear()
+            if self._returned:
+                log.warning(
+                    "%s closed: %d messages that were sent and not taken are lost.", self._address, len(self._returned)
+                )
             self._reader.close()
-            self._socket.disable_monitor()
-            self._context.destroy(linger=int(_CLOSING_PATIENCE_S * 1000) + self._lingerms)
+            self._shut(linger_ms=int(_CLOSING_PATIENCE_S * 1000) + self._lingerms)
 
-    def _count_receivers(self) -> int:
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
-            self._receivers += 1 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else -1
-        return self._receivers
+    def _is_done(self, idle_s: float) -> bool:
+        """Whether closing need not wait any longer, `idle_s` seconds after a consumer took something."""
+        patience_s = 0.0
+        if self._returned or self._reader.has_ready(local=self.authenticated):
+            if self._peers or not is_loopback(self._address):
+                patience_s = _LAST_CHANCE_S
+        elif any(peer.sent for peer in self._peers.values()):
+            patience_s = _CLOSING_PATIENCE_S
+        else:
+            return True
+        return idle_s >= patience_s + self._lingerms / 1000
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; whether a consumer took a message."""
+        patience_ms = 100 if self._peers or self._closing else None
+        events = dict(self._poller.poll(patience_ms))
+        if self._wake_fd in events:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        if self._monitor in events:
+            self._hear_of_connections()
+        if not events:
+            self._reader.reclaim_dead()
+        if self._socket not in events:
+            return False
+        taken = 0
+        for _ in range(_MAX_HEARD):
+            try:
+                route, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            taken += self._hear(route, frames)
+        return taken > 0
+
+    def _hear(self, route: bytes, frames: list[bytes]) -> bool:
+        """Do what a peer asks for; whether it took a message."""
+        peer = self._peers.get(route)
+        try:
+            if len(frames) != 1:
+                raise WireError(f"it sent {len(frames)} frames")
+            said = _decoder.decode(frames[0])
+            if isinstance(said, Hello):
+                self._greet(route, said)
+            elif peer is None:
+                pass  # said to an earlier connection; the greeting that follows says it again
+            elif isinstance(said, Taken):
+                return peer.sent.pop(said.sequence, None) is not None
+            else:
+                self._dismiss(peer)
+        except (msgspec.MsgspecError, WireError, ValueError, RecursionError) as error:  # ValueError: a text is not UTF-8
+            self._complain(
+                f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {error}."
+            )
+        return False
+
+    def _greet(self, route: bytes, hello: Hello) -> None:
+        if hello.version != VERSION:
+            raise WireError(f"it speaks version {hello.version} of the wire format, this program {VERSION}")
+        peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
+        if peer is None:
+            if len(self._peers) >= MAX_CONSUMERS:
+                raise WireError(f"there are {MAX_CONSUMERS} consumers already")
+            peer = _Peer(hello.session, route, 0, 0)
+            self._reader.count_remote(len(self._peers) + 1)
+        else:
+            del self._peers[peer.route]
+        if route in self._peers:  # another session of the same connection, which nobody of ours would begin
+            self._dismiss(self._peers[route])
+        self._peers[route] = peer
+        peer.route, peer.generation, peer.lost_at = route, hello.generation, None
+        peer.queue_size = max(1, min(hello.queue_size, _MAX_QUEUE))
+        for sequence in hello.taken:
+            peer.sent.pop(sequence, None)
+        peer.unsent = deque(peer.sent)
+
+    def _send(self) -> bool:
+        """Send what there is to those who have room; whether one of them waits for more."""
+        for peer in list(self._peers.values()):
+            while peer.unsent and peer.lost_at is None:
+                self._send_next(peer)
+        while True:
+            room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < p.queue_size]
+            if not room:
+                return False
+            claimed = self._take()
+            if claimed is None:
+                return True
+            peer = min(room, key=lambda p: len(p.sent))  # of equals, the one that has waited longest
+            self._peers[peer.route] = self._peers.pop(peer.route)
+            peer.sent[claimed.sequence] = claimed
+            peer.unsent.append(claimed.sequence)
+            self._send_next(peer)
+
+    def _send_next(self, peer: _Peer) -> None:
+        claimed = peer.sent.get(peer.unsent[0])
+        if claimed is not None:
+            stamp = _STAMP.pack(peer.generation, claimed.sequence, self._reader.key)
+            if not self._try_send(peer, [peer.route, stamp, claimed.header, claimed.payload]):
+                return
+        peer.unsent.popleft()
+
+    def _try_send(self, peer: _Peer, frames: list[Any]) -> bool:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            return True
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            peer.lost_at = time.monotonic()
+            return False
 
     def _take(self) -> Claimed | None:
+        if self._returned:
+            return self._returned.popleft()
         try:
-            return self._reader.take(copy=False, local=False)
+            return self._reader.take(local=self.authenticated, lease=True)
         except SegmentError as error:
-            log.error("A message was not sent: %s", error)
+            self._complain(f"A message was not sent: {error}")
             return None
+
+    def _find_lost(self) -> None:
+        """Give the messages of those to others who did not come back."""
+        now = time.monotonic()
+        for peer in list(self._peers.values()):
+            if peer.lost_at is not None and now - peer.lost_at > _LOST_S:
+                self._dismiss(peer)
+
+    def _dismiss(self, peer: _Peer) -> None:
+        del self._peers[peer.route]
+        self._reader.count_remote(len(self._peers))
+        for claimed in peer.sent.values():
+            if claimed.lease is not None:
+                self._reader.give_back(claimed.lease)
+            else:
+                self._returned.append(claimed)
+
+    def _hear_of_connections(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_DISCONNECTED:
+                for peer in self._peers.values():  # whose it was, ZeroMQ does not say, but it knows who is left
+                    if peer.lost_at is None:
+                        self._try_send(peer, [peer.route, _PROBE])
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._complain(f"A program that does not have the keys of this launch was refused at {self._address}.")
+            else:
+                self._complain(f"A program was refused at {self._address}: it does not speak as consumers here do.")
+
+    def _complain(self, text: str) -> None:
+        """Count, and log each text once."""
+        self._reader.reject()
+        if text not in self._complained and len(self._complained) < 16:
+            self._complained.add(text)
+            log.warning("%s Later ones are counted silently.", text)
+
+
+class _OneKey:
+    """The one client key that an authenticator accepts."""
+
+    def __init__(self, client_public: str) -> None:
+        self._key = client_public.encode()
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether `key` (Z85) may connect."""
+        return secrets.compare_digest(key, self._key)
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether a ``tcp://`` endpoint can be reached from this host alone."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
+
+
+# -- the consumer's end -----------------------------------------------------------------------------------------
 
 
 class TcpSource:
     """Receives whole messages from any number of producers, fairly interleaved.
 
+    Arrays lie in the buffers that ZeroMQ received them in, which malloc uses again.
+
     Args:
-        endpoints: ``tcp://`` endpoints to connect to; they need not exist yet.
+        addresses: ``tcp://`` endpoints to connect to, with the keys of those that have some; they need not exist yet.
         queue_size: messages that may queue up here, per producer.
 
     Raises:
         ConfigurationError: not an endpoint.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, queue_size: int = 10) -> None:
-        self._context = zmq.Context()
-        self.socket = self._context.socket(zmq.PULL)
-        self.socket.rcvhwm = max(1, queue_size)
-        self.socket.linger = 0
-        self.socket.reconnect_ivl = 50
-        self.socket.reconnect_ivl_max = 1000
-        self.rejected = 0
-        self._endpoints = list(endpoints)
+    def __init__(self, addresses: Sequence[Address], *, queue_size: int = 10) -> None:
+        self._context = zmq.Context(io_threads=min(4, len(addresses)))
+        self._connections: deque[_Connection] = deque()
+        self._poller = zmq.Poller()
         try:
-            for endpoint in endpoints:
-                self.socket.connect(endpoint)
+            for address in addresses:
+                connection = _Connection(self._context, address, max(1, min(queue_size, _MAX_QUEUE)))
+                self._connections.append(connection)
+                for socket in connection.sockets:
+                    self._poller.register(socket, zmq.POLLIN)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise ConfigurationError(
-                f"{endpoint!r} is not an address: {error}. Expected tcp://ADDRESS:PORT."
+                f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT."
             ) from error
+
+    @property
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """One of these is readable when :meth:`take` may have something."""
+        return [socket for connection in self._connections for socket in connection.sockets]
+
+    def take(self) -> Message | None:
+        """The next message of the next producer that has sent one, if any."""
+        for _ in range(len(self._connections)):
+            self._connections.rotate(-1)
+            message = self._connections[-1].take()
+            if message is not None:
+                return message
+        return None
 
     def receive(self, timeout_s: float) -> Message | None:
         deadline = time.monotonic() + timeout_s
         while True:
-            if not self.socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            message = self.take()
+            if message is not None:
+                return message
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
                 return None
-            frames = self.socket.recv_multipart(copy=False)
-            try:
-                if len(frames) != 2:
-                    raise WireError(f"A message of {len(frames)} frames instead of 2 (is the sender blendtorch-shm?).")
-                payload = np.frombuffer(frames[1].buffer, np.uint8)
-                return decode(frames[0].bytes, payload, trusted=False)
-            except WireError as error:
-                self.rejected += 1
-                if self.rejected == 1:
-                    log.error("A message was dropped (later ones are counted silently): %s", error)
+            self._poller.poll(int(remaining_s * 1000) + 1)
 
     def explain(self) -> str:
-        return f"listening to {', '.join(self._endpoints)}; {self.rejected} messages rejected"
+        return "\n".join(connection.explain() for connection in self._connections)
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        """Give back what was received and not taken."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._poller = zmq.Poller()
+        self._context.destroy()
+
+
+_CONNECTED = "connected"
+_REFUSED = (
+    "refused: the two ends do not understand each other. Is it blendtorch-shm of the same version that listens there? "
+    "Connections from other hosts need the keys in the launch information of the launch that runs there"
+)
+
+
+class _Connection:
+    """The connection to one producer."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: Address, queue_size: int) -> None:
+        self._address = address
+        self._trusted = isinstance(address.keys, ClientKeys)
+        self._queue_size = queue_size
+        self._session = secrets.token_bytes(16)
+        self._generation = 0
+        self._taken: deque[int] = deque(maxlen=queue_size)  # sequence numbers
+        self._taken_from = 0  # key of the stream that they are of
+        self._kept: deque[list[zmq.Frame]] = deque()  # from a producer that closed, to be taken yet
+        self._state = "not reached yet"
+        self._rejected = 0
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.rcvhwm = 0  # what is on its way is limited by queue_size
+        self._socket.linger = 1000
+        self._socket.maxmsgsize = _MAX_MESSAGE_NBYTES
+        self._socket.reconnect_ivl = 50
+        self._socket.reconnect_ivl_max = 1000
+        self._socket.heartbeat_ivl = _HEARTBEAT_MS
+        self._socket.heartbeat_timeout = _SILENT_MS
+        if isinstance(address.keys, ClientKeys):
+            address.keys.secure(self._socket)
+        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
+        )
+        self.sockets = [self._socket, self._monitor]
+        self._socket.connect(address)
+
+    def take(self) -> Message | None:
+        """The next message, if it is here already."""
+        while True:
+            if self._monitor.poll(0):
+                self._hear_of_connection()
+            frames = self._kept.popleft() if self._kept else self._next()
+            if frames is None:
+                return None
+            try:
+                message = self._open(frames)
+            except WireError as error:
+                self._reject(error)
+            else:
+                if message is not None:
+                    return message
+
+    def _next(self) -> list[zmq.Frame] | None:
+        """What was received next, if anything was; a message of another generation than the current one is skipped."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                if len(frames) == 1 and frames[0].bytes in (_PROBE, _END):
+                    continue
+                if not _is_stamped(frames) or _STAMP.unpack(frames[0].buffer)[0] == self._generation:
+                    return frames
+        return None
+
+    def _open(self, frames: list[zmq.Frame]) -> Message | None:
+        """The message in these frames, now taken; None if it was taken before."""
+        if not _is_stamped(frames):
+            raise WireError(f"{len(frames)} frames are no message (is it blendtorch-shm that sends?).")
+        _, sequence, stream = _STAMP.unpack(frames[0].buffer)
+        self._say(Taken(sequence))
+        if stream != self._taken_from:
+            self._taken_from = stream
+            self._taken.clear()
+        if sequence in self._taken:
+            return None
+        self._taken.append(sequence)
+        return decode(frames[1].bytes, np.frombuffer(frames[2].buffer, np.uint8), trusted=self._trusted)
+
+    def explain(self) -> str:
+        rejected = f"; {self._rejected} messages were rejected" if self._rejected else ""
+        return f"{self._address}: {self._state}{rejected}"
+
+    def close(self) -> None:
+        if self._state == _CONNECTED:
+            self._say(Bye())
+        self._socket.disable_monitor()
+
+    def _say(self, what: Hello | Taken | Bye) -> None:
+        with contextlib.suppress(zmq.Again):  # not connected: the next greeting says it
+            self._socket.send(_encode(what), zmq.NOBLOCK)
+
+    def _hear_of_connection(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._state = _CONNECTED
+                self._keep_what_is_ours()
+                self._generation += 1
+                self._say(Hello(VERSION, self._session, self._generation, self._queue_size, list(self._taken)))
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._state = "the connection was lost" if self._state == _CONNECTED else _REFUSED
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._state = (
+                    "refused: these are not the keys of the launch that runs there. Load its launch information"
+                )
+            else:
+                self._state = _REFUSED
+
+    def _keep_what_is_ours(self) -> None:
+        """Of what an earlier connection left here: if that ended with END, it comes from nowhere else again."""
+        left: list[list[zmq.Frame]] = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                if len(frames) == 1 and frames[0].bytes == _END:
+                    self._kept.extend(left)
+                elif _is_stamped(frames) and _STAMP.unpack(frames[0].buffer)[0] == self._generation:
+                    left.append(frames)
+
+    def _reject(self, error: WireError) -> None:
+        self._rejected += 1
+        if self._rejected == 1:
+            log.error("A message from %s was dropped (later ones are counted silently): %s", self._address, error)
+
+
+def _is_stamped(frames: list[zmq.Frame]) -> bool:
+    return len(frames) == 3 and len(frames[0]) == _STAMP.size

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_directory import LaunchDirectory
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
@@ -23,7 +24,7 @@ def launch_directory() -> Iterator[LaunchDirectory]:
 
 @pytest.fixture
 def twin(launch_directory: LaunchDirectory) -> Twin:
-    return Twin(launch_directory.path, launch_directory.launch, "DATA", 0)
+    return launch_directory.twin("DATA", 0)
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Transport:
     trusted: bool
 
 
-@pytest.fixture(params=["shared", "tcp", "local"])
+@pytest.fixture(params=["shared", "tcp", "curve", "local"])
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     opened: list[Sink | Source] = []
 
@@ -57,15 +58,18 @@ def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
             trusted=True,
         )
     else:
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        at_sink = at_source = Address(endpoint)
         if request.param == "shared":
-            address = Address(f"tcp://127.0.0.1:{free_port()}", request.getfixturevalue("twin"))
-        else:
-            address = Address(f"tcp://127.0.0.1:{free_port()}")
+            at_sink = at_source = Address(endpoint, request.getfixturevalue("twin"))
+        elif request.param == "curve":
+            server_keys, client_keys = make_keys()
+            at_sink, at_source = Address(endpoint, keys=server_keys), Address(endpoint, keys=client_keys)
         yield Transport(
             request.param,
-            lambda **kwargs: remember(open_sink(address, **kwargs)),
-            lambda: remember(open_source([address])),
-            trusted=request.param == "shared",
+            lambda **kwargs: remember(open_sink(at_sink, **kwargs)),
+            lambda: remember(open_source([at_source])),
+            trusted=request.param != "tcp",
         )
     for end in reversed(opened):
         end.close()

@@ -1,5 +1,6 @@
 """The directory of a launch, and what becomes of it when its launcher dies."""
 
+import dataclasses
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import posix_ipc
 import pytest
 
 from blendtorch_shm import launch_directory
+from blendtorch_shm.address import MAX_SOCKET_NAME
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch_directory import (
     LAUNCH_VARIABLE,
@@ -75,6 +77,7 @@ def test_only_this_user_can_look_into_a_launch(directory: LaunchDirectory) -> No
     assert stat.S_IMODE(status.st_mode) == 0o700
     assert Path(directory.path).parent == Path(os.environ["XDG_RUNTIME_DIR"])
     assert Path(directory.path).name == f"blendtorch-{directory.launch}"
+    assert stat.S_IMODE(os.stat(directory.streams).st_mode) == 0o700
 
 
 def test_removing_a_launch_removes_its_shared_memory_and_nobody_elses(
@@ -82,11 +85,11 @@ def test_removing_a_launch_removes_its_shared_memory_and_nobody_elses(
 ) -> None:
     posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0-c", posix_ipc.O_CREX, size=4096).close_fd()
     posix_ipc.Semaphore(f"/bt-{directory.launch}-DATA-0-s", posix_ipc.O_CREX).close()
-    Path(directory.path, "DATA-0.lock").touch()
+    Path(directory.twin("DATA", 0).lock_path).touch()
     directory.remove()
     assert not os.path.exists(directory.path)
     assert not [name for name in os.listdir("/dev/shm") if directory.launch in name]
-    assert len(other.shared_memory()) == 2
+    assert len(other.shared_memory()) == 3
 
 
 def test_removing_twice_is_removing_once(directory: LaunchDirectory) -> None:
@@ -108,7 +111,7 @@ def test_a_sweep_leaves_the_living_alone(directory: LaunchDirectory, other: Othe
     assert sweep() == []
     assert os.path.isdir(directory.path)
     assert os.path.isdir(other.path)
-    assert len(other.shared_memory()) == 2
+    assert len(other.shared_memory()) == 3
 
 
 def test_a_sweep_removes_what_a_killed_launcher_left(other: OtherLauncher) -> None:
@@ -170,23 +173,31 @@ def test_a_link_that_looks_like_a_launch_is_not_followed(tmp_path: Path) -> None
         link.unlink()
 
 
-def test_a_base_too_long_for_a_socket_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    base = tmp_path / ("x" * 60)
-    base.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+def test_the_longest_name_of_a_socket_fits_into_its_path(directory: LaunchDirectory) -> None:
+    endpoint = directory.twin("N" * MAX_SOCKET_NAME, 12345).endpoint
+    assert len(endpoint.removeprefix("ipc://")) <= 107
+
+
+def test_logs_may_lie_in_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
     directory = LaunchDirectory.create()
-    try:
-        assert not directory.path.startswith(str(base))
-        assert len(f"{directory.path}/{'N' * launch_directory.MAX_SOCKET_NAME}-12345.sock") <= 107
-    finally:
-        directory.remove()
+    assert directory.path == directory.streams
+    directory.remove()
+    assert not os.path.exists(directory.path)
 
 
 def test_without_any_usable_base_the_error_names_them_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(launch_directory, "_candidates", lambda: [str(tmp_path / "none"), str(tmp_path / ("x" * 80))])
-    (tmp_path / ("x" * 80)).mkdir()
-    with pytest.raises(LaunchError, match=r"none cannot be written; .* too long.*TMPDIR"):
+    monkeypatch.setattr(launch_directory, "_candidates", lambda: [str(tmp_path / "none"), str(tmp_path / "other")])
+    with pytest.raises(LaunchError, match=r"none, .*other cannot be written.*TMPDIR"):
         LaunchDirectory.create()
+
+
+def test_who_sees_the_beacon_is_here_for_as_long_as_the_launch_lives(directory: LaunchDirectory) -> None:
+    twin = directory.twin("DATA", 0)
+    assert twin.is_here()
+    assert not dataclasses.replace(twin, nonce="0" * 32).is_here(), "another launch of the same name"
+    directory.remove()
+    assert not twin.is_here()
 
 
 def test_a_report_tells_what_is_known_of_each_instance(directory: LaunchDirectory) -> None:

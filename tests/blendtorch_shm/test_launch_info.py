@@ -1,29 +1,60 @@
 """The file that tells a reader where the instances are."""
 
+import dataclasses
 import io
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_info import LaunchInfo
 
 
-def launch_info() -> LaunchInfo:
-    twin = Twin("/run/blendtorch-01234567", "01234567", "DATA", 0)
-    return LaunchInfo({"DATA": [Address("tcp://10.0.0.1:11000", twin)], "CTRL": []}, ["blender --python x.py"])
+KEYS = make_keys()[1]
+
+
+def launch_info(twin: Twin | None = None) -> LaunchInfo:
+    twin = twin or Twin("/run/blendtorch-01234567", "01234567", "cafe", "DATA", 0)
+    address = Address("tcp://10.0.0.1:11000", twin, KEYS)
+    return LaunchInfo({"DATA": [address], "CTRL": []}, ["blender --python x.py"])
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     LaunchInfo.save_json(tmp_path / "info.json", launch_info())
     loaded = LaunchInfo.load_json(str(tmp_path / "info.json"))
     assert loaded.addresses == {"DATA": ["tcp://10.0.0.1:11000"], "CTRL": []}
-    assert loaded.addresses["DATA"][0].twin is None
+    assert loaded.addresses["DATA"][0].keys == KEYS
     assert loaded.commands == ["blender --python x.py"]
     assert loaded.processes is None
+
+
+def test_an_address_has_its_twin_where_the_launchs_shared_memory_is(tmp_path: Path, twin: Twin) -> None:
+    for name, found in [("here", twin), ("elsewhere", dataclasses.replace(twin, nonce="0" * 32))]:
+        LaunchInfo.save_json(tmp_path / name, launch_info(found))
+    assert LaunchInfo.load_json(tmp_path / "here").addresses["DATA"][0].twin == twin
+    assert LaunchInfo.load_json(tmp_path / "elsewhere").addresses["DATA"][0].twin is None
+
+
+def test_a_file_of_plain_blendtorch_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    path.write_text('{"addresses": {"DATA": ["tcp://10.0.0.1:11000"]}, "commands": ["blender"]}')
+    address = LaunchInfo.load_json(path).addresses["DATA"][0]
+    assert (address, address.twin, address.keys) == ("tcp://10.0.0.1:11000", None, None)
+
+
+def test_plain_strings_can_be_saved(tmp_path: Path) -> None:
+    LaunchInfo.save_json(tmp_path / "info.json", LaunchInfo({"DATA": ["tcp://10.0.0.1:11000"]}, []))  # type: ignore[list-item]
+    assert LaunchInfo.load_json(tmp_path / "info.json").addresses == {"DATA": ["tcp://10.0.0.1:11000"]}
+
+
+def test_secrets_are_not_shown() -> None:
+    assert KEYS.client_secret not in repr(launch_info())
 
 
 def test_file_objects_work_too() -> None:
@@ -50,6 +81,13 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["info.json"]
 
 
+TWIN = {"directory": "", "launch": "01234567", "nonce": "", "name": "DATA", "btid": 0}
+
+
+def with_details(**details: Any) -> str:
+    return json.dumps({"addresses": {"DATA": ["tcp://x"]}, "details": {"tcp://x": details}})
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -59,6 +97,11 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
         ('{"addresses": {"DATA": "tcp://x"}}', "'addresses' must map"),
         ('{"addresses": {"DATA": [1]}}', "'addresses' must map"),
         ('{"addresses": {}, "commands": 3}', "'commands' must be"),
+        ('{"addresses": {}, "details": 3}', "'details' makes no sense"),
+        ('{"addresses": {}, "details": {"tcp://x": {"twin": {"launch": 3}}}}', "'details' makes no sense.*twin"),
+        (with_details(twin={**TWIN, "launch": "../../etc"}), "'details' makes no sense.*launch"),
+        (with_details(twin={**TWIN, "name": "/../x"}), "'details' makes no sense.*name of a socket"),
+        (with_details(keys={**dataclasses.asdict(KEYS), "client_secret": "y"}), "client_secret"),
     ],
 )
 def test_a_file_that_is_something_else_is_a_clear_error(tmp_path: Path, content: str, complaint: str) -> None:

@@ -1,0 +1,156 @@
+"""The counters of a stream, read from outside.
+
+They lie in shared memory, each written by one process alone, so reading them costs a stream nothing and needs no
+membership in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from .address import Address, Twin
+from .errors import SegmentError
+from .layout import MAX_CONSUMERS, consumer_word
+from .locks import PRODUCER_LOCK, consumer_lock
+from .place import SharedPlace
+from .states import State
+from .stream import (
+    CLOSED,
+    EPOCH,
+    LAST_NS,
+    PUBLISHED,
+    RECLAIMED,
+    STALLED_NS,
+    attach_control,
+    attach_rings,
+)
+
+
+@dataclass(frozen=True)
+class ConsumerStats:
+    """One consumer's place at a stream. Its counters go on when another process takes the place over, so nothing is forgotten.
+
+    Attributes:
+        pid: of the process that has the place, or had it last.
+        alive: whether it has it still.
+        remote: consumers elsewhere that it sends to, over TCP; such a place is the producer's own.
+        delivered: messages received.
+        released: of these, how many are no longer in use.
+        copied: handed out as copies, because too many slots were in use.
+        redelivered: received after another consumer had them and did not finish.
+        rejected: messages (or, over TCP, connections) that made no sense.
+        reclaimed: messages taken back from dead consumers, by this one.
+    """
+
+    pid: int
+    alive: bool
+    remote: int
+    delivered: int
+    released: int
+    copied: int
+    redelivered: int
+    rejected: int
+    reclaimed: int
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """One socket of one instance.
+
+    Attributes:
+        name: of the socket, such as ``DATA``.
+        btid: number of the instance.
+        producer: ``alive``, ``finished`` (closed in good order), ``gone`` (died) or ``absent`` (published nothing yet).
+        starts: how many producers have owned the stream, one after the other.
+        published: messages.
+        stalled_s: seconds for which publishing waited for room.
+        silence_s: seconds since the last message; None before the first.
+        ready: messages that wait to be taken.
+        leased: messages that consumers hold.
+        slots: messages that there is memory for.
+        nbytes: of that memory.
+        delivered, released, copied, redelivered, rejected, reclaimed: sums over all consumers, see :class:`ConsumerStats`.
+        consumers: those that are there or were.
+    """
+
+    name: str
+    btid: int
+    producer: Literal["alive", "finished", "gone", "absent"] = "absent"
+    starts: int = 0
+    published: int = 0
+    stalled_s: float = 0.0
+    silence_s: float | None = None
+    ready: int = 0
+    leased: int = 0
+    slots: int = 0
+    nbytes: int = 0
+    delivered: int = 0
+    released: int = 0
+    copied: int = 0
+    redelivered: int = 0
+    rejected: int = 0
+    reclaimed: int = 0
+    consumers: Sequence[ConsumerStats] = ()
+
+
+_SUMS = ("delivered", "released", "copied", "redelivered", "rejected", "reclaimed")
+
+
+def stats(addresses: str | Iterable[str]) -> list[StreamStats]:
+    """The counters of the streams at `addresses`, as they are now.
+
+    Args:
+        addresses: such as ``launch_info.addresses['DATA']``. Those without a shared-memory twin here are left out: their counters
+            are on the host of the instances.
+
+    Returns:
+        in the order of the addresses.
+    """
+    each = [addresses] if isinstance(addresses, str) else addresses
+    return [_stats(a.twin) for a in each if isinstance(a, Address) and a.twin is not None]
+
+
+def _stats(twin: Twin) -> StreamStats:
+    place = SharedPlace(twin)
+    try:
+        control = attach_control(place)
+        locks = place.open_locks()
+    except SegmentError:
+        return StreamStats(twin.name, twin.btid)
+    try:
+        words = control.words
+        rings = list(attach_rings(place, control, {}))
+        is_producing = locks.is_held(PRODUCER_LOCK)
+        consumers = [
+            ConsumerStats(
+                pid=pid,
+                alive=locks.is_held(consumer_lock(index)),
+                remote=words[consumer_word(index, "remote")],
+                **{name: words[consumer_word(index, name)] for name in _SUMS},
+            )
+            for index in range(MAX_CONSUMERS)
+            if (pid := words[consumer_word(index, "pid")])
+        ]
+        sums = {name: sum(getattr(consumer, name) for consumer in consumers) for name in _SUMS}
+        sums["reclaimed"] += words[RECLAIMED]
+        last_ns = words[LAST_NS]
+        return StreamStats(
+            name=twin.name,
+            btid=twin.btid,
+            producer="alive" if is_producing else "finished" if words[CLOSED] else "gone",
+            starts=words[EPOCH],
+            published=words[PUBLISHED],
+            stalled_s=words[STALLED_NS] / 1e9,
+            silence_s=(time.monotonic_ns() - last_ns) / 1e9 if last_ns else None,
+            ready=sum(ring.count(State.READY) for ring in rings),
+            leased=sum(ring.count(State.LEASED) for ring in rings),
+            slots=sum(ring.num_slots for ring in rings),
+            nbytes=control.nbytes + sum(ring.segment.nbytes for ring in rings),
+            consumers=consumers,
+            **sums,
+        )
+    finally:
+        locks.close()
