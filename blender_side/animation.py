@@ -153,6 +153,7 @@ class AnimationController:
                 self.post_animation.invoke()
                 run.episode += 1
                 run.at_first = True
+            bootstrap.recycle_if_due()  # here no frame is lost that somebody has begun to make
             yield frame
         self._run = None
         self.post_play.invoke()

@@ -20,14 +20,18 @@ import argparse
 import atexit
 import faulthandler
 import os
+import threading
 import traceback
 import types
+from collections import Counter
 from typing import Any, NoReturn
 
 
 def main() -> None:
     """Run the instance that the command line describes."""
-    sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for animation.py, which may have to end it
+    global _in_blender, _recycle_after
+    sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for those who may have to end it
+    _recycle_after = int(os.environ.pop("BLENDTORCH_RECYCLE_AFTER", "0"))  # not for processes that the script starts
     atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -36,20 +40,20 @@ def main() -> None:
         if directory and directory not in sys.path:
             sys.path.append(directory)  # behind everything: Blender's own numpy wins
     sys.path.insert(0, os.path.dirname(options.script))
-    in_blender = "bpy" in sys.modules
-    if not in_blender:
+    _in_blender = "bpy" in sys.modules
+    if not _in_blender:
         faulthandler.enable()  # a crash leaves a trace in the log, as a Blender executable's own handler does
     if options.scene is not None:
-        _open(options.scene, in_blender)
+        _open(options.scene, _in_blender)
     _say_started()
     before = _Activity()
     code = run_script(options.script)
-    if not in_blender:
+    if not _in_blender:
         sys.exit(code)
     import bpy
 
     # In background too: 3.4 crashes on its own way out, after some imports (multiprocessing.util is one).
-    if code != 0 or bpy.app.background or not before.goes_on():
+    if code != 0 or _recycling or bpy.app.background or not before.goes_on():
         leave(code)
 
 
@@ -108,6 +112,43 @@ def _skip_blenders_own_exit() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_exit_code)
+
+
+_in_blender = False
+"""Whether this is a Blender executable, with an event loop and a way out of its own."""
+_recycle_after = 0
+"""Messages on one socket after which this instance ends, to be started afresh; 0: it goes on."""
+_published: Counter[str] = Counter()
+_recycling = False
+
+
+def count_published(socket: str) -> None:
+    """Note that one more message was published on a socket."""
+    _published[socket] += 1
+
+
+def recycle_if_due(socket: str | None = None) -> None:
+    """End this instance in good order if it has published what it may, so that the launcher starts it afresh.
+
+    It ends between two messages: by SystemExit where the next one was to be published, so that ``finally`` blocks run, and then
+    what is registered with ``atexit``.
+
+    Args:
+        socket: the one to be published on: its own messages count, so that others still get what belongs to its last. None: any.
+    """
+    global _exit_code, _recycle_after, _recycling
+    count = max(_published.values(), default=0) if socket is None else _published[socket]
+    if not 0 < _recycle_after <= count:
+        return
+    if not _recycling and not _note("recycled", ""):
+        _recycle_after = 0  # nobody would start it afresh
+        return
+    swallowed, _recycling = _recycling, True
+    if swallowed or threading.current_thread() is not threading.main_thread():
+        leave(0)
+    if _in_blender:
+        _exit_code = 0  # its event loop takes SystemExit for a reason to exit by itself
+    raise SystemExit(0)
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -170,14 +211,22 @@ def _take_own_options() -> argparse.Namespace:
 
 def _say_started() -> None:
     """Tell the launcher that the script begins, and which temporary directory Blender made for itself."""
+    bpy = sys.modules.get("bpy")
+    _note("started", bpy.app.tempdir if bpy is not None else "")
+
+
+def _note(kind: str, text: str) -> bool:
+    """Leave a note for the launcher, if there is one; whether that worked."""
     status = os.environ.get("BLENDTORCH_STATUS")
-    if status:
-        bpy = sys.modules.get("bpy")
-        try:
-            with open(os.path.splitext(status)[0] + ".started", "w") as file:
-                file.write(bpy.app.tempdir if bpy is not None else "")
-        except OSError as error:  # the launch is over, or was copied from launch_info.commands
-            print(f"Cannot report to the launcher: {error}", file=sys.stderr)
+    if not status:
+        return False
+    try:
+        with open(f"{os.path.splitext(status)[0]}.{kind}", "w") as file:
+            file.write(text)
+    except OSError as error:  # the launch is over, or was copied from launch_info.commands
+        print(f"Cannot report to the launcher: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from blendtorch_shm.address import resolve
 from blendtorch_shm.transport import open_sink
 
+from . import bootstrap
+
 _lenders: dict[tuple[tuple[int, ...], str], weakref.ref[DataPublisher]] = {}
 """By shape and dtype, the publisher that last published such an array: a renderer's next one will go there."""
 
@@ -29,9 +31,12 @@ class DataPublisher:
         send_hwm: messages that may wait to be taken before :meth:`publish` stalls.
         lingerms: milliseconds that :meth:`close` may spend on sending to TCP consumers, beyond what those already connected need.
         num_slots: messages that shared memory has room for, those in use by consumers included; default `send_hwm` + 6.
+        allow_unauthenticated: beyond loopback, let everybody who can reach `bind_address` read, if the launcher made no
+            keys for it.
 
     Raises:
         PortInUse: another program listens on that port.
+        ConfigurationError: an address beyond loopback, without keys.
         SegmentError: shared memory is not available, or another living publisher has this socket.
     """
 
@@ -43,9 +48,13 @@ class DataPublisher:
         lingerms: int = 0,
         *,
         num_slots: int | None = None,
+        allow_unauthenticated: bool = False,
     ) -> None:
         self.btid = btid
-        self._sink = open_sink(resolve(bind_address), send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
+        self._socket = str(bind_address)
+        address = resolve(bind_address)
+        address.unauthenticated |= allow_unauthenticated
+        self._sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
         _open.add(self)
 
     def publish(self, **kwargs: Any) -> None:
@@ -58,8 +67,12 @@ class DataPublisher:
 
         Raises:
             PublishError: a value cannot be sent; names its key. Nothing was sent.
+            SystemExit: this instance has published as many messages as one process may (``recycle_after`` of the launcher),
+                and is started afresh. Nothing was sent.
         """
+        bootstrap.recycle_if_due(self._socket)
         self._sink.publish({"btid": self.btid, **kwargs})
+        bootstrap.count_published(self._socket)
         for value in kwargs.values():
             if type(value) is np.ndarray:
                 self._lends((value.shape, value.dtype.str))

@@ -7,11 +7,13 @@ through a :class:`~blendtorch_shm.place.Place`: shared memory, or the memory of 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from . import layout
 from .errors import SegmentError
-from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, STREAM_MAGIC, word
+from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, MAX_RINGS_AT_ONCE, STREAM_MAGIC, word
 from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
 from .place import Place
 from .ring import Ring, check_header
@@ -64,13 +66,17 @@ def attach_rings(place: Place, control: Segment, known: dict[int, Ring]) -> Iter
         known: by number, those attached before; brought up to date.
     """
     first, following = control.words[FIRST_RING], control.words[NEXT_RING]
+    following = min(following, first + MAX_RINGS_AT_ONCE)
     for number in [n for n in known if n < first]:
         del known[number]  # unmapped with its last lease
     for number in range(first, following):
         ring = known.get(number)
         if ring is None:
             with contextlib.suppress(SegmentError):  # removed meanwhile: all its messages have been consumed
-                ring = known[number] = Ring.attach(place.attach(f".{number}"), control.words[KEY])
+                ring = Ring.attach(place.attach(f".{number}"), control.words[KEY])
+                if ring.number != number:
+                    raise SegmentError(f"{ring.segment.name} claims to be ring {ring.number}.")
+                known[number] = ring
         if ring is not None:
             yield ring
 
@@ -100,16 +106,44 @@ def reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:
     return reclaimed
 
 
+class Activity(NamedTuple):
+    """What a stream's producer has done so far. It stays the same while the producer hangs, and only then: one that waits
+    for room says so again and again, in `stalled_ns`.
+    """
+
+    published: int
+    """Messages."""
+    stalled_ns: int
+    """Time spent waiting for room."""
+    last_published_ns: int
+    """When the last message was published, CLOCK_MONOTONIC; 0: none was."""
+
+    def silence_s(self) -> float | None:
+        """Seconds since the last message, or None if there was none."""
+        return (time.monotonic_ns() - self.last_published_ns) / 1e9 if self.last_published_ns else None
+
+
+def activity(place: Place) -> Activity | None:
+    """What the producer of the stream at `place` has done so far, or None if there is no such stream (yet)."""
+    try:
+        words = attach_control(place).words
+    except SegmentError:
+        return None
+    return Activity(words[PUBLISHED], words[STALLED_NS], words[LAST_NS])
+
+
 def explain(place: Place, control: Segment, rings: Iterable[Ring], locks: Locks) -> str:
     """The state of a stream in one line, for messages to people."""
-    published = control.words[PUBLISHED]
-    slots = [ring.info(slot) for ring in rings for slot in range(ring.num_slots)]
-    ready = [slot for slot in slots if slot.state == State.READY]
-    leased = sum(slot.state == State.LEASED for slot in slots)
-    pickled = sum(bool(slot.flags & FLAG_LOCAL_ONLY) for slot in ready)
-    producer = "has finished" if control.words[CLOSED] else "is alive" if locks.is_held(PRODUCER_LOCK) else "is gone"
+    words = control.words
+    silence_s = Activity(words[PUBLISHED], words[STALLED_NS], words[LAST_NS]).silence_s()
+    slots = [(ring, slot, state) for ring in rings for slot, state in enumerate(ring.states())]
+    ready = [(ring, slot) for ring, slot, state in slots if state == State.READY]
+    leased = sum(state == State.LEASED for _, _, state in slots)
+    pickled = sum(bool(ring.flags(slot) & FLAG_LOCAL_ONLY) for ring, slot in ready)
+    producer = "has finished" if words[CLOSED] else "is alive" if locks.is_held(PRODUCER_LOCK) else "is gone"
+    last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"
     return (
-        f"{place.name}: its producer {producer} and has published {published} messages; of {len(slots)} slots, "
+        f"{place.name}: its producer {producer} and has published {words[PUBLISHED]} messages{last}; of {len(slots)} slots, "
         f"{len(ready)} hold messages that nobody has taken"
         f"{f' ({pickled} of them contain pickles, which only consumers on this host may take)' if pickled else ''} "
         f"and {leased} are in use by consumers"

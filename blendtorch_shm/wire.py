@@ -12,12 +12,12 @@ extension types of its own. Any other object is pickled, and only read where the
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import math
 import pickle
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -34,8 +34,11 @@ SMALL_NBYTES = 2048
 """Arrays up to this many bytes travel inside the header."""
 
 _NESTED_ARRAY, _NESTED_SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
-_PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSU]\d+|\?|V\d+|[mM]8(\[\w+\])?)")
+_PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSUV][0-9]{1,8}|\?|[mM]8(\[\w+\])?)")  # of larger numbers, NumPy 1 makes others
 _MAX_DEPTH = 64
+_MAX_NDIM = 64
+_MAX_DTYPE = 2**14
+"""Characters in the description of a dtype; about 400 fields."""
 _IN_FIELDS = -1
 
 
@@ -150,15 +153,18 @@ def encode_header(sequence: int, specs: list[ArraySpec], parts: Parts) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """A string that :func:`dtype_of` turns into `dtype` again; "" if it has Python objects or cannot be described."""
-    if dtype.hasobject:
+    """A string that :func:`dtype_of` turns into `dtype` again; "" if it has Python objects or cannot be described.
+
+    It is NumPy's own, such as ``<f4``, or for a structured dtype the JSON of :class:`_Field`, as in ``[["x","<f4"]]``.
+    """
+    if dtype.hasobject or not dtype.itemsize:
         return ""
-    if dtype.fields is None and dtype.subdtype is None and np.dtype(dtype.str) == dtype:
-        return dtype.str
+    if dtype.fields is None and dtype.subdtype is None:
+        return dtype.str if _PLAIN_DTYPE.fullmatch(dtype.str) and np.dtype(dtype.str) == dtype else ""
     if dtype.fields is not None:
-        with contextlib.suppress(ValueError):  # overlapping or unordered fields
-            description = repr(np.lib.format.dtype_to_descr(dtype))
-            if np.lib.format.descr_to_dtype(ast.literal_eval(description)) == dtype:
+        with contextlib.suppress(ValueError, WireError):  # overlapping or unordered fields, or too many
+            description = msgspec.json.encode(np.lib.format.dtype_to_descr(dtype)).decode()
+            if dtype_of(description) == dtype:
                 return description
     return ""
 
@@ -266,6 +272,7 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
         WireError: these bytes are not a valid message, or it contains a pickle and is not `trusted`.
     """
     try:
+        _this_message.has_references = False
         head = (_trusted_decoder if trusted else _decoder).decode(header)
         if head.version != VERSION:
             raise WireError(
@@ -274,20 +281,24 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
             )
         fields = head.fields
         nested: list[Array] = []
+        nbytes = 0
         for spec in head.arrays:
             key, offset = spec.key, spec.offset
             if offset >= 0:
                 array = _array(dtype_of(spec.dtype), spec.shape, payload, offset)
+                nbytes += array.nbytes
+                if nbytes > len(payload):  # they may have to be copied
+                    raise WireError(f"Arrays of {nbytes} bytes and more do not fit into {len(payload)} bytes.")
             else:
-                raw = fields.get(key or "")
+                raw = None if key is None else fields.get(key)
                 if type(raw) is not bytes:
-                    raise WireError(f"The bytes of the small array {key!r} are a {type(raw).__name__}.")
+                    raise WireError(f"The bytes of the small array {key!r:.80} are a {type(raw).__name__}.")
                 array = _array(dtype_of(spec.dtype), spec.shape, bytearray(raw), 0)
             if key is None:
                 nested.append(array)
             else:
                 fields[key] = array
-        return Message(head.sequence, _with_arrays(fields, nested) if nested else fields)
+        return Message(head.sequence, _with_arrays(fields, nested) if _this_message.has_references else fields)
     except WireError:
         raise
     except (
@@ -310,20 +321,39 @@ def dtype_of(name: str) -> np.dtype[Any]:
         WireError: it is not one that may travel.
     """
     try:
-        if _PLAIN_DTYPE.fullmatch(name):
-            dtype = np.dtype(name)
-        elif name.startswith("["):
-            dtype = np.lib.format.descr_to_dtype(ast.literal_eval(name))
-        else:
-            raise ValueError("unknown dtype")
-        if dtype.hasobject:
-            raise ValueError("has objects")
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, LookupError) as error:
+        if len(name) > _MAX_DTYPE:
+            raise ValueError(f"its description has {len(name)} characters, {_MAX_DTYPE} are allowed")
+        dtype = np.lib.format.descr_to_dtype(_checked(_decode_fields(name) if name.startswith("[") else name))
+        if dtype.itemsize <= 0:
+            raise ValueError("its elements have no bytes")
+    except (msgspec.MsgspecError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
         raise WireError(f"{name[:80]!r} is not the dtype of an array that may travel: {error}") from error
     return dtype
 
 
+class _Field(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A field of a structured dtype, as in :attr:`numpy.dtype.descr`: `name` may be a title and a name."""
+
+    name: str | tuple[str, str]
+    dtype: str | list[_Field]
+    shape: tuple[int, ...] = ()
+
+
+_decode_fields = msgspec.json.Decoder(list[_Field]).decode
+
+
+def _checked(description: str | list[_Field]) -> Any:
+    """`description` as :func:`numpy.lib.format.descr_to_dtype` takes it."""
+    if not isinstance(description, str):
+        return [(f.name, _checked(f.dtype), f.shape) for f in description]
+    if not _PLAIN_DTYPE.fullmatch(description):
+        raise ValueError("unknown dtype")
+    return description
+
+
 def _array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
+    if len(shape) > _MAX_NDIM:
+        raise WireError(f"An array of {len(shape)} dimensions cannot be.")
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < 0 or min(shape, default=0) < 0 or offset + nbytes > len(buffer):
         raise WireError(
@@ -339,11 +369,20 @@ class _Reference(NamedTuple):
     number: int
 
 
+class _ThisMessage(threading.local):
+    """What decoding the header of a message comes across, for the rest of :func:`decode` in the same thread."""
+
+    has_references = False
+
+
+_this_message = _ThisMessage()
+
+
 def _with_arrays(value: Any, arrays: list[Array]) -> Any:
     if type(value) is _Reference:
         return arrays[value.number]
     if type(value) is dict:
-        return {k: _with_arrays(v, arrays) for k, v in value.items()}
+        return {k if type(k) is str else _with_arrays(k, arrays): _with_arrays(v, arrays) for k, v in value.items()}
     if type(value) is list:
         return [_with_arrays(v, arrays) for v in value]
     if type(value) is tuple:
@@ -361,6 +400,7 @@ def _extension(code: int, data: memoryview) -> Any:
         number = _index_decoder.decode(data)
         if number < 0:
             raise WireError(f"Array {number} does not exist.")
+        _this_message.has_references = True
         return _Reference(number)
     if code == _NESTED_SMALL_ARRAY:
         name, shape, raw = _small_array_decoder.decode(data)

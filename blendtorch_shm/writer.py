@@ -139,14 +139,25 @@ class Writer:
             control.words[word(layout.STREAM_HEADER, "version")] = VERSION
             control.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC
         control.words[EPOCH] += 1
-        control.words[CLOSED] = 0
+        control.words[CLOSED] = control.words[WAITING] = 0
         return control
 
     def _adopt_rings(self) -> list[Ring]:
-        """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void."""
+        """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void.
+
+        It may have died anywhere, so what it stored in two steps is made good: a message that was READY counts as published,
+        and a ring that was removed is no longer looked for.
+        """
         rings = list(attach_rings(self.place, self._control, {}))
+        words = self._words
         for ring in rings:
+            for slot, state in enumerate(ring.states()):
+                if state != State.LOANED and ring.generation(slot):
+                    words[PUBLISHED] = max(words[PUBLISHED], ring.sequence(slot) + 1)
             ring.abort_all()
+        if rings:
+            words[FIRST_RING] = rings[0].number
+            self.max_ready = min(self.max_ready, rings[-1].num_slots - 1)
         return rings
 
     @property
@@ -259,7 +270,7 @@ class Writer:
         they take, which would cost two switches between processes a message, but in time to have some more ready.
         """
         words = self._words
-        start = reclaimed = explained = time.monotonic()
+        start = reclaimed = explained = counted = time.monotonic()
         try:
             while not enough():
                 if self._stopping:
@@ -269,6 +280,8 @@ class Writer:
                     break
                 self._room.acquire(_SLOW_WAIT_S)
                 now = time.monotonic()
+                words[STALLED_NS] += int((now - counted) * 1e9)  # as it goes: by this, who watches knows that we live
+                counted = now
                 if now - reclaimed > RECLAIM_EVERY_S:
                     reclaimed = now
                     words[RECLAIMED] += reclaim_dead(self._rings, self._locks)
@@ -277,7 +290,7 @@ class Writer:
                     log.warning("Publishing has waited for room for %.0f s. %s.", now - start, self.explain())
         finally:
             words[WAITING] = 0
-            words[STALLED_NS] += int((time.monotonic() - start) * 1e9)
+            words[STALLED_NS] += int((time.monotonic() - counted) * 1e9)
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""

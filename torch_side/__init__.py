@@ -6,6 +6,7 @@ Launching needs no torch; it is imported with the first use of a dataset.
 from typing import TYPE_CHECKING, Any
 
 from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.stats import stats
 
 from .finder import discover_blender
 from .launcher import BlenderLauncher
@@ -13,7 +14,7 @@ from .launcher import BlenderLauncher
 if TYPE_CHECKING:
     from .dataset import RemoteIterableDataset
 
-__all__ = ["BlenderLauncher", "LaunchInfo", "RemoteIterableDataset", "discover_blender"]
+__all__ = ["BlenderLauncher", "LaunchInfo", "RemoteIterableDataset", "discover_blender", "stats"]
 
 
 def __getattr__(name: str) -> Any:

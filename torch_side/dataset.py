@@ -15,8 +15,9 @@ from torch.utils import data
 from blendtorch_shm.address import Address
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
 from blendtorch_shm.launch_directory import InstanceReport, instance_reports
+from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.source import Source
-from blendtorch_shm.stream import RECLAIM_EVERY_S
+from blendtorch_shm.stream import RECLAIM_EVERY_S, activity
 from blendtorch_shm.transport import open_source
 
 log = logging.getLogger("blendtorch")
@@ -159,7 +160,7 @@ class _Watch:
         if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
             raise InstanceDied(
                 f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n"
-                f"{_describe(reports) or 'Their launch is over: its directory was removed.'}"
+                f"{self._describe(reports) or 'Their launch is over: its directory was removed.'}"
             )
         if self._exited_at is None and self._all_exited(reports):
             self._exited_at = now
@@ -167,7 +168,7 @@ class _Watch:
             raise StreamTimeout(
                 f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
                 f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms.\n"
-                f"{self._source.explain()}\n{_describe(reports) or self._remote()}"
+                f"{self._source.explain()}\n{self._describe(reports) or self._remote()}"
             )
         if self._tells and now - self._told > _TELL_EVERY_S:
             self._told = now
@@ -176,14 +177,16 @@ class _Watch:
                 waited_s,
                 self._progress,
                 self._source.explain(),
-                _describe(reports, lines=2),
+                self._describe(reports, lines=2),
             )
 
     def _all_exited(self, reports: dict[tuple[str, int], InstanceReport]) -> bool:
         """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
         return all(a.twin is not None for a in self._addresses) and all(
-            reports[instance].state == "exited" if instance in reports else not os.path.isdir(instance[0])
-            for instance in {(twin.directory, twin.btid) for twin in self._twins}
+            reports[twin.directory, twin.btid].state == "exited"
+            if (twin.directory, twin.btid) in reports
+            else not twin.is_here()
+            for twin in self._twins
         )
 
     def _reports(self) -> dict[tuple[str, int], InstanceReport]:
@@ -202,15 +205,24 @@ class _Watch:
             f"those ports?"
         )
 
-
-def _describe(reports: dict[tuple[str, int], InstanceReport], lines: int = 8) -> str:
-    """What each instance does, and the last `lines` lines of its log."""
-    text = []
-    for (_, btid), report in sorted(reports.items()):
-        state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
-        text.append(f"instance {btid}: {state}; it last logged:")
-        text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])
-    return "\n".join(text)
+    def _describe(self, reports: dict[tuple[str, int], InstanceReport], lines: int = 8) -> str:
+        """What each instance does, when it last published, and the last `lines` lines of its log."""
+        text = []
+        for (directory, btid), report in sorted(reports.items()):
+            state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
+            if report.is_stopped():
+                state = f"STOPPED (SIGSTOP, or a debugger; kill -CONT {report.pid} lets it go on)"
+            if report.restarts:
+                state += f", started again {report.restarts} times"
+            for twin in self._twins:
+                if (twin.directory, twin.btid) == (directory, btid):
+                    seen = activity(SharedPlace(twin))
+                    silence_s = None if seen is None else seen.silence_s()
+                    age = "no message yet" if silence_s is None else f"last message {silence_s:.1f} s ago"
+                    state += f"; {twin.name}: {age}"
+            text.append(f"instance {btid}: {state}; it last logged:")
+            text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])
+        return "\n".join(text)
 
 
 def to_tensors(value: Any) -> Any:

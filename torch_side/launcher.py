@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ipaddress
+import json
 import os
 import random
-import re
 import shlex
 import signal
 import socket
@@ -16,23 +16,27 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from blendtorch_shm.address import ENVIRONMENT_VARIABLE, Address, Twin, twins_to_env
+from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_socket_name
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, LaunchError, SceneNotFound, ScriptNotFound
 from blendtorch_shm.launch_directory import (
     LAUNCH_VARIABLE,
-    MAX_SOCKET_NAME,
+    RECYCLE_VARIABLE,
     STATUS_VARIABLE,
+    InstanceReport,
     LaunchDirectory,
+    instance_reports,
     renderer_path,
     sweep,
 )
+from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.stats import StreamStats, stats
 
 from .display import VirtualDisplay
 from .finder import Paths, Runtime, environment, find_runtime
 from .instance_packages import OUR_FOLDER, package_folders
 from .ports import DEFAULT_START_PORT, PortReservations
-from .process import Instance, Supervisor
+from .process import RESTARTS, Instance, Policy, Restart, Supervisor
 from .utils import get_primary_ip
 
 __all__ = ["BlenderLauncher"]
@@ -40,6 +44,7 @@ __all__ = ["BlenderLauncher"]
 _HEADLESS_SINCE = (5, 1)
 """From this version on, Blender draws off-screen in background."""
 _MAX_SEED = 2**31 - 1
+_EVERYWHERE = "0.0.0.0"
 
 StrPath = str | os.PathLike[str]
 
@@ -52,7 +57,9 @@ class BlenderLauncher:
     they started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel
     kills the instances, and the next launch removes the rest.
 
-    An instance that dies is reported at once with its exit code and the end of its log.
+    An instance that dies is reported at once with its exit code and the end of its log. With `restart`, it is started again in its
+    place, with the same command, addresses and log, and whoever reads from it goes on reading: what it had published is delivered,
+    once. Its environment variable ``BLENDTORCH_RESTARTS`` then counts from 1, so that its script can draw other random numbers.
 
     Args:
         scene: the .blend file to open. '' or None: Blender's start-up scene.
@@ -62,8 +69,8 @@ class BlenderLauncher:
             each, in the order of names first and instances second.
         start_port: the first TCP port. The default means the first free ports from there on, so that launches run side by
             side; any other number is taken at its word, and is an error if it is in use.
-        bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. Processes of this host use
-            shared memory in any case.
+        bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. '0.0.0.0': all. Processes of this host
+            use shared memory in any case. Beyond loopback, connections are encrypted and need the keys in `launch_info`.
         instance_args: for each instance, further command-line arguments for its script.
         proto: 'tcp'.
         blend_path: directories in which to look for a Blender executable, before anything else.
@@ -74,6 +81,15 @@ class BlenderLauncher:
             else the bpy module of the running interpreter (it needs no display), else an executable on the PATH.
         env: further environment variables, for all instances or as one dict for each.
         progress: tell on standard error what is going on.
+        restart: 'never'; 'on-failure': start an instance again that ended with an exit code other than 0, or by a signal; 'always':
+            also one whose script is done.
+        max_restarts: failures in a row after which an instance is given up. The pause before a restart grows from 0.5 s to at most
+            30 s. An instance that ran for a minute, or ended with 0 after it published something, begins anew.
+        recycle_after: for a Blender that grows: when an instance has published so many messages on one socket, it is ended
+            between two of them and started again, whatever `restart` says. Its script sees SystemExit.
+        stall_timeout_s: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
+            for room to do so: a render that hangs, a stopped process. More than its start and its first frame take.
+        allow_unauthenticated: beyond loopback, let everybody who can reach the instances read from them, without keys.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -100,6 +116,11 @@ class BlenderLauncher:
         blender: StrPath | None = None,
         env: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
         progress: bool = True,
+        restart: Restart = "never",
+        max_restarts: int = 5,
+        recycle_after: int | None = None,
+        stall_timeout_s: float | None = None,
+        allow_unauthenticated: bool = False,
     ) -> None:
         self.num_instances = _integer("num_instances", num_instances, 1, 9999)
         self.start_port = _integer("start_port", start_port, 1, 65535)
@@ -110,6 +131,15 @@ class BlenderLauncher:
         self.env = _environments(env, self.num_instances)
         last_seed = _MAX_SEED - self.num_instances
         self.seed = random.randrange(last_seed) if seed is None else _integer("seed", seed, 0, last_seed)
+        if restart not in RESTARTS:
+            raise ConfigurationError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTARTS))}.")
+        self.restart = restart
+        self.max_restarts = _integer("max_restarts", max_restarts, 0, sys.maxsize)
+        self.recycle_after = None if recycle_after is None else _integer("recycle_after", recycle_after, 1, sys.maxsize)
+        self.stall_timeout_s = None if stall_timeout_s is None else _seconds("stall_timeout_s", stall_timeout_s)
+        for name, value in (("recycle_after", recycle_after), ("stall_timeout_s", stall_timeout_s)):
+            if value is not None and not self.named_sockets:
+                raise ConfigurationError(f"{name}={value!r} needs named_sockets: it looks at what is published there.")
         if proto != "tcp":
             raise ConfigurationError(
                 f"proto={proto!r}: only 'tcp' is supported; on this host shared memory is used in any case."
@@ -123,7 +153,9 @@ class BlenderLauncher:
         self.background = background
         self.blender = blender
         self.progress = progress
+        self.allow_unauthenticated = allow_unauthenticated
         self._launch_info: LaunchInfo | None = None
+        self._directory: LaunchDirectory | None = None
         self._supervisor: Supervisor | None = None
         self._ports: PortReservations | None = None
         self._display: VirtualDisplay | None = None
@@ -162,7 +194,7 @@ class BlenderLauncher:
         self.close()
 
     def assert_alive(self) -> None:
-        """Do nothing if all instances run.
+        """Do nothing if all instances run, or are about to be started again.
 
         Raises:
             InstanceDied: some do not. The message holds exit codes and the ends of their logs.
@@ -171,11 +203,19 @@ class BlenderLauncher:
         if dead:
             raise InstanceDied("\n".join(instance.obituary for instance in dead))
 
+    def reports(self) -> list[InstanceReport]:
+        """What is known about each instance, in the order of their numbers. Empty before a launch and after it."""
+        return [] if self._directory is None else instance_reports(self._directory.path)
+
+    def stats(self) -> dict[str, list[StreamStats]]:
+        """The counters of each socket of each instance, read without disturbing anybody: name -> in the order of ``btid``."""
+        return {name: stats(addresses) for name, addresses in self.launch_info.addresses.items()}
+
     def wait(self) -> list[int]:
-        """Wait until all instances have ended by themselves.
+        """Wait until all instances have ended by themselves, and are not started again.
 
         Returns:
-            their exit codes, negative for a signal.
+            their last exit codes, negative for a signal.
         """
         if self._supervisor is not None:
             self._supervisor.wait()
@@ -195,16 +235,20 @@ class BlenderLauncher:
         sweep()
         directory = LaunchDirectory.create()
         self._cleanup.callback(directory.remove)
+        self._directory = directory
         folders = package_folders(runtime, directory.path, self._tell)
-        addresses = self._addresses(directory)
+        bound, addresses = self._addresses(directory)
         self._tell(
             f"starting {self.num_instances} instance{'s' if self.num_instances > 1 else ''} with {runtime}, "
             f"logs in {directory.path}"
         )
         self._cleanup.callback(self._stop_display)
-        self._supervisor = Supervisor(directory, self._tell)
+        recycles = self.recycle_after is not None
+        policy = Policy(self.restart, self.max_restarts, recycles, self.stall_timeout_s)
+        self._supervisor = Supervisor(directory, self._tell, policy)
         self._cleanup.callback(self._supervisor.stop)
         variables = {**environment(runtime.kind), LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
+        variables[RECYCLE_VARIABLE] = str(self.recycle_after or 0)
         background = self.background or runtime.kind != "executable"
         if not background and not (variables.get("DISPLAY") or variables.get("WAYLAND_DISPLAY")):
             if runtime.version >= _HEADLESS_SINCE:
@@ -217,33 +261,46 @@ class BlenderLauncher:
         instances = [
             Instance(
                 btid,
-                self._command(runtime, background, folders, btid, addresses),
+                self._command(runtime, background, folders, btid, bound),
                 {
                     **variables,
-                    ENVIRONMENT_VARIABLE: twins_to_env(column[btid] for column in addresses.values()),
+                    ENVIRONMENT_VARIABLE: json.dumps(describe(column[btid] for column in bound.values())),
                     STATUS_VARIABLE: renderer_path(directory.path, btid),
                     **self.env[btid],
                 },
+                [directory.twin(name, btid) for name in self.named_sockets],
             )
             for btid in range(self.num_instances)
         ]
         self._supervisor.start(instances)
-        processes = [instance.process for instance in instances if instance.process is not None]
+        processes = self._supervisor.processes  # a restart puts its own in
         self._launch_info = LaunchInfo(addresses, [shlex.join(i.command) for i in instances], processes)
 
-    def _addresses(self, directory: LaunchDirectory) -> dict[str, list[Address]]:
-        """An address, with its shared-memory twin, for each socket of each instance."""
+    def _addresses(self, directory: LaunchDirectory) -> tuple[dict[str, list[Address]], dict[str, list[Address]]]:
+        """An address for each socket of each instance, with its shared-memory twin: as it is bound, and as readers know it."""
         host = _numeric_address(self.bind_addr)
+        public_host = get_primary_ip() if host == _EVERYWHERE else host
         self._ports = PortReservations(host)
         self._cleanup.callback(self._ports.close)
         ports = iter(self._ports.reserve(len(self.named_sockets) * self.num_instances, self.start_port))
-        return {
-            name: [
-                Address(f"tcp://{host}:{next(ports)}", Twin(directory.path, directory.launch, name, btid))
-                for btid in range(self.num_instances)
-            ]
-            for name in self.named_sockets
-        }
+        server_keys, client_keys = None, None
+        is_open = not ipaddress.IPv4Address(host).is_loopback and self.allow_unauthenticated
+        if is_open:
+            self._tell(
+                f"WARNING: everybody who can reach {public_host} can read from these instances: connections are not "
+                f"authenticated."
+            )
+        elif not ipaddress.IPv4Address(host).is_loopback:
+            server_keys, client_keys = make_keys()
+        bound: dict[str, list[Address]] = {}
+        public: dict[str, list[Address]] = {}
+        for name in self.named_sockets:
+            bound[name], public[name] = [], []
+            for btid in range(self.num_instances):
+                port, twin = next(ports), directory.twin(name, btid)
+                bound[name].append(Address(f"tcp://{host}:{port}", twin, server_keys, is_open))
+                public[name].append(Address(f"tcp://{public_host}:{port}", twin, client_keys))
+        return bound, public
 
     def _command(
         self, runtime: Runtime, background: bool, folders: list[str], btid: int, addresses: dict[str, list[Address]]
@@ -343,6 +400,12 @@ def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     return int(value)
 
 
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigurationError(f"{name} must be a positive number of seconds, not {value!r}.")
+    return float(value)
+
+
 def _existing_file(name: str, value: Any, error: type[SceneNotFound] | type[ScriptNotFound]) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise ConfigurationError(f"{name} must be a path, not {value!r}.")
@@ -361,7 +424,7 @@ def _socket_names(names: Any) -> list[str]:
     if not isinstance(names, Sequence):
         raise ConfigurationError(f"named_sockets must be a list of names, not {names!r}.")
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}", name):
+        if not isinstance(name, str) or not is_socket_name(name):
             raise ConfigurationError(
                 f"named_sockets: {name!r} is not a name of 1 to {MAX_SOCKET_NAME} letters, digits and underscores."
             )
@@ -408,7 +471,7 @@ def _numeric_address(bind_addr: str) -> str:
     if bind_addr == "primaryip":
         return get_primary_ip()
     if bind_addr == "*":
-        return "0.0.0.0"
+        return _EVERYWHERE
     try:
         return str(ipaddress.IPv4Address(bind_addr))
     except ValueError:

@@ -1,9 +1,12 @@
-"""The processes of a launch: started, watched and ended by one thread.
+"""The processes of a launch: started, watched, started again and ended by one thread.
 
 Children are to die with the launcher, whatever becomes of it, so each asks the kernel for a signal at its parent's death
 (``PR_SET_PDEATHSIG``). The kernel sends that when the *thread* that forked the child ends, so one thread lives as long as the
 launch, starts every child, and meanwhile waits for their ends. The request is made in a tiny Python program that then
 becomes the child: code between fork and exec is not safe in a process with threads.
+
+An instance that is started again takes over its streams (``Writer`` adopts what its predecessor left), so the predecessor must
+be gone altogether, with everything that it started: it could still hold the port, or write into a slot.
 """
 
 from __future__ import annotations
@@ -22,27 +25,45 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
+from blendtorch_shm.address import Twin
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch_directory import (
+    RESTARTS_VARIABLE,
     LaunchDirectory,
     State,
+    forget_run,
+    is_stopped,
     log_path,
     log_tail,
     processes_of,
     read_note,
+    recycled_path,
     renderer_path,
     started_path,
     write_status,
 )
+from blendtorch_shm.place import SharedPlace
+from blendtorch_shm.stream import activity
 
 _log = logging.getLogger("blendtorch")
 
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM before it is killed."""
+RAN_WELL_S = 60.0
+"""An instance that ran for so long before it failed is not failing again and again: its restarts are counted anew."""
 _NEWS_S = 0.1
 """How often the notes of starting instances are looked for."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+"""Between a failure and the restart; doubled with each further failure in a row."""
+_LEFTOVERS_S = 0.05
+"""How often it is looked whether a killed instance's last process is gone."""
+_LISTEN_S = 1.0
+"""How often signs of life are looked for, or four times within the patience."""
+
+Restart = Literal["never", "on-failure", "always"]
+RESTARTS: tuple[Restart, ...] = get_args(Restart)
 
 _BECOME = """
 import ctypes, os, signal, sys
@@ -84,6 +105,27 @@ def describe_exit(code: int) -> str:
     return f"killed by {name}{hint}"
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of an instance that ends or hangs; ``BlenderLauncher`` explains it.
+
+    Args:
+        restart: which ends an instance is started again after.
+        max_restarts: how often in a row.
+        recycles: whether instances end by themselves to be started afresh.
+        stall_timeout_s: how long one may give no sign of life; None: for ever.
+    """
+
+    restart: Restart = "never"
+    max_restarts: int = 5
+    recycles: bool = False
+    stall_timeout_s: float | None = None
+
+    def wants_restart(self, exit_code: int) -> bool:
+        """Whether an instance that ended so should be started again."""
+        return self.restart == "always" or (self.restart == "on-failure" and exit_code != 0)
+
+
 @dataclass(eq=False)
 class Instance:
     """One instance: what to run, and what became of it."""
@@ -91,7 +133,10 @@ class Instance:
     btid: int
     command: list[str]
     env: Mapping[str, str]
+    streams: Sequence[Twin] = ()
+    """Those of its sockets."""
     process: subprocess.Popen[bytes] | None = None
+    """The current one, or the last."""
     pidfd: int = -1
     started_at: float = 0.0
     state: State = "starting"
@@ -99,10 +144,28 @@ class Instance:
     renderer: str = ""
     obituary: str = ""
     """How it ended: exit code, age, and the tail of its log."""
+    restarts: int = 0
+    failures: int = 0
+    """Ends in a row that were answered by a restart."""
+    due_at: float = 0.0
+    """When to start it again."""
+    signs: object = None
+    """What was last seen of its life: while it lives this changes."""
+    published_before: int = 0
+    """Messages, when its current process was started."""
+    silent_s: float = 0.0
+    """For how long it has not."""
+    listened_at: float = 0.0
+    stuck: str = ""
+    """Why it was killed."""
 
     def has_exited(self) -> bool:
-        """Whether its process is gone, and its obituary written."""
+        """Whether its process is gone for good, and its obituary written."""
         return self.state == "exited"
+
+    def published(self) -> int:
+        """How many messages it has published, since its first start."""
+        return sum(seen.published for twin in self.streams if (seen := activity(SharedPlace(twin))) is not None)
 
 
 class Supervisor:
@@ -111,10 +174,14 @@ class Supervisor:
     Args:
         directory: the launch directory, where logs and status files go.
         tell: called with one line of news at a time, from the supervisor's thread.
+        policy: what becomes of an instance that ends or hangs.
     """
 
-    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None]) -> None:
+    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], policy: Policy | None = None) -> None:
         self.instances: list[Instance] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        """The current process of each instance, or its last."""
+        self._policy = policy or Policy()
         self._directory = directory
         self._tell = tell
         self._ending = False
@@ -144,17 +211,17 @@ class Supervisor:
             self.call(partial(self._start, instance))
 
     def wait(self) -> None:
-        """Wait until every instance has ended."""
+        """Wait until every instance has ended, and is not started again."""
         with self._changed:
             self._changed.wait_for(lambda: all(i.has_exited() for i in self.instances))
 
     def dead(self) -> list[Instance]:
-        """The instances that have ended, noticed or not yet noticed by the thread."""
+        """The instances that have ended for good, noticed or not yet noticed by the thread."""
         with self._changed:
-            for instance in self.instances:
-                if instance.process is not None and instance.process.poll() is not None and instance.state != "exited":
+            for instance, process in zip(self.instances, self.processes, strict=True):
+                if instance.state in ("starting", "running") and process.poll() is not None:
                     self._wake()
-                    self._changed.wait_for(instance.has_exited, GRACE_S)
+                    self._changed.wait_for(partial(_is_noticed, instance, process), GRACE_S)
             return [i for i in self.instances if i.has_exited()]
 
     def stop(self) -> None:
@@ -181,8 +248,7 @@ class Supervisor:
         told: set[int] = set()
         deadline = time.monotonic() + GRACE_S
         while True:
-            processes = [i.process for i in self.instances if i.process is not None]
-            leaders = {p.pid for p in processes if p.poll() is None}
+            leaders = {p.pid for p in list(self.processes) if p.poll() is None}
             alive = leaders | set(processes_of(self._directory.launch))
             for pid in alive - told:
                 send = os.killpg if pid in leaders else os.kill
@@ -215,15 +281,28 @@ class Supervisor:
                     _obey(*order)
                 self._look_around()
         finally:
+            for process in self.processes:
+                if process.poll() is None:  # it was just being started while all others were ended
+                    process.kill()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(GRACE_S)
             self._look_around()
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
 
     def _patience(self) -> float | None:
-        """Seconds until there may be news that wakes nobody: notes, and ends that no pidfd tells of."""
-        alive = [i for i in self.instances if i.state != "exited"]
-        return _NEWS_S if any(i.pidfd < 0 or not i.renderer for i in alive) else None
+        """Seconds until there may be something to do that nothing wakes us for."""
+        waits = []
+        for instance in self.instances:
+            if instance.state == "restarting":
+                waits.append(max(0.0, instance.due_at - time.monotonic()))
+            elif instance.state != "exited":
+                if instance.pidfd < 0 or not instance.renderer:
+                    waits.append(_NEWS_S)
+                if self._policy.stall_timeout_s is not None:
+                    waits.append(self._listening_period_s(self._policy.stall_timeout_s))
+        return min(waits, default=None)
 
     def _start(self, instance: Instance) -> None:
         directory = self._directory.path
@@ -232,35 +311,50 @@ class Supervisor:
                 log_path(directory, instance.btid), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             try:
-                instance.started_at = time.monotonic()
-                instance.process = start_bound(instance.command, env=instance.env, stdout=log_fd, stderr=log_fd)
-                instance.process.args = instance.command
+                if instance.restarts:
+                    os.write(
+                        log_fd,
+                        f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n".encode(),
+                    )
+                env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
+                process = start_bound(instance.command, env=env, stdout=log_fd, stderr=log_fd)
+                process.args = instance.command
             finally:
                 os.close(log_fd)
-            with self._changed:
-                self.instances.append(instance)
-            self._write_status(instance)
         except OSError as error:
             raise LaunchError(f"Cannot start instance {instance.btid} ({instance.command[0]}): {error}.") from error
+        with self._changed:
+            if instance.process is None:
+                self.instances.append(instance)
+                self.processes.append(process)
+            else:
+                self.processes[self.instances.index(instance)] = process
+            instance.process = process
+            instance.started_at = instance.listened_at = time.monotonic()
+            instance.silent_s = 0.0
+            instance.stuck = instance.renderer = ""
+            self._move(instance, "starting")
         with contextlib.suppress(OSError):  # a kernel without pidfd, or no descriptor left: polled instead
-            instance.pidfd = os.pidfd_open(instance.process.pid)
+            instance.pidfd = os.pidfd_open(process.pid)
             self._selector.register(instance.pidfd, selectors.EVENT_READ)
 
     def _look_around(self) -> None:
         for instance in self.instances:
-            if instance.state == "exited" or instance.process is None:
-                continue
-            ended = instance.process.poll() is not None
-            self._read_notes(instance)
-            if ended:
-                self._bury(instance)
+            if instance.state == "restarting":
+                self._start_again(instance)
+            elif instance.state != "exited" and instance.process is not None:
+                code = instance.process.poll()
+                self._read_notes(instance)
+                if code is not None:
+                    self._bury(instance, code)
+                elif self._policy.stall_timeout_s is not None and not instance.stuck:
+                    self._listen(instance, self._policy.stall_timeout_s)
 
     def _read_notes(self, instance: Instance) -> None:
         """See whether the instance said that its script began, and what it renders with."""
         directory, btid = self._directory.path, instance.btid
         if instance.state == "starting" and os.path.exists(started_path(directory, btid)):
-            instance.state = "running"
-            self._write_status(instance)
+            self._move(instance, "running")
             self._tell(f"instance {btid} runs its script, after {time.monotonic() - instance.started_at:.1f} s")
         if not instance.renderer:
             instance.renderer = read_note(renderer_path(directory, btid))
@@ -273,35 +367,128 @@ class Supervisor:
                         "If this machine has one, its driver is not in use (in a container: --gpus all)."
                     )
 
-    def _bury(self, instance: Instance) -> None:
+    @staticmethod
+    def _listening_period_s(patience_s: float) -> float:
+        return min(_LISTEN_S, patience_s / 4)
+
+    def _listen(self, instance: Instance, patience_s: float) -> None:
+        """Kill an instance that has given no sign of life for too long: it may hang in a driver, or be stopped.
+
+        Only time in which this thread was there to listen counts: all may have been frozen together.
+        """
+        now = time.monotonic()
+        signs = instance.state, [activity(SharedPlace(twin)) for twin in instance.streams]
+        if signs == instance.signs:
+            instance.silent_s += min(now - instance.listened_at, 2 * self._listening_period_s(patience_s))
+        else:
+            instance.signs, instance.silent_s = signs, 0.0
+        instance.listened_at = now
         process = instance.process
-        code = process.returncode if process is not None else 0
+        if instance.silent_s > patience_s and process is not None and process.poll() is None:
+            stopped = ", stopped by a signal (SIGSTOP)" if is_stopped(process.pid) else ""
+            instance.stuck = (
+                f"it was stuck{stopped}: no message for {instance.silent_s:.1f} s although there was room "
+                f"(stall_timeout_s={patience_s:g})"
+            )
+            self._tell(f"instance {instance.btid} is killed: {instance.stuck}")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def _bury(self, instance: Instance, code: int) -> None:
+        """Note how an instance ended, and decide whether it is started again."""
         age_s = time.monotonic() - instance.started_at
         if instance.pidfd >= 0:
             self._selector.unregister(instance.pidfd)
             os.close(instance.pidfd)
             instance.pidfd = -1
+        how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
+        instance.exit_code = code
+        pause_s, fate = self._decide(instance, code, age_s)
         tail = log_tail(self._directory.path, instance.btid)
         quoted = "\n".join(f"    {line}" for line in tail.splitlines()) or "    (it is empty)"
         instance.obituary = (
-            f"Instance {instance.btid} ended after {age_s:.1f} s: {describe_exit(code)}. The end of its log, "
+            f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate} The end of its log, "
             f"{log_path(self._directory.path, instance.btid)}:\n{quoted}"
         )
-        with self._changed:
-            instance.exit_code = code
-            instance.state = "exited"
-            self._write_status(instance)
-            self._changed.notify_all()
-        if not self._ending:
+        if not self._ending:  # told first: whoever waits for the end may close everything, this thread included
             if code == 0:
-                self._tell(f"instance {instance.btid} is done, after {age_s:.1f} s")
+                self._tell(f"instance {instance.btid} is done, after {age_s:.1f} s.{fate}".removesuffix("."))
             else:
                 _log.error("%s", instance.obituary)
+        if pause_s is None:
+            self._move(instance, "exited")
+        else:
+            instance.due_at = time.monotonic() + pause_s
+            self._move(instance, "restarting")
+
+    def _decide(self, instance: Instance, code: int, age_s: float) -> tuple[float | None, str]:
+        """How long to wait before an instance that ended is started again (None: it is not), and a sentence about it."""
+        policy = self._policy
+        if self._ending:
+            return None, ""
+        if policy.recycles and os.path.exists(recycled_path(self._directory.path, instance.btid)):
+            instance.failures = 0
+            return (
+                0.0,
+                f" It had published as much as one process may (recycle_after); start {instance.restarts + 2} follows.",
+            )
+        if not policy.wants_restart(code):
+            return None, ""
+        worked = code == 0 and instance.published() > instance.published_before
+        if worked or age_s - instance.silent_s > RAN_WELL_S:
+            instance.failures = 0
+        if worked:
+            return 0.0, f" It is started again (restart={policy.restart!r})."
+        if instance.failures >= policy.max_restarts:
+            return None, (
+                f" It is not started again: it was {instance.failures} times in a row (max_restarts={policy.max_restarts}), "
+                f"without running for {RAN_WELL_S:.0f} s once."
+            )
+        pause_s = min(_FIRST_PAUSE_S * 2.0**instance.failures, _LONGEST_PAUSE_S)
+        instance.failures += 1
+        return (
+            pause_s,
+            f" It is started again in {pause_s:g} s ({instance.failures} of {policy.max_restarts} times in a row).",
+        )
+
+    def _start_again(self, instance: Instance) -> None:
+        """Start an instance again once it is time, and once nothing of the last time lives."""
+        if self._ending:
+            self._move(instance, "exited")
+            return
+        now = time.monotonic()
+        leftovers = processes_of(self._directory.launch, renderer_path(self._directory.path, instance.btid))
+        for pid in leftovers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if leftovers:
+            instance.due_at = max(instance.due_at, now + _LEFTOVERS_S)
+        if now < instance.due_at:
+            return
+        forget_run(self._directory.path, instance.btid)
+        instance.restarts += 1
+        instance.published_before = instance.published()
+        try:
+            self._start(instance)
+        except LaunchError as error:
+            pause_s, fate = self._decide(instance, 1, 0.0)
+            instance.obituary = f"{error}{fate}"
+            _log.error("%s", instance.obituary)
+            instance.due_at = time.monotonic() + (pause_s or 0.0)
+            if pause_s is None:
+                self._move(instance, "exited")
+
+    def _move(self, instance: Instance, state: State) -> None:
+        with self._changed:
+            instance.state = state
+            self._write_status(instance)
+            self._changed.notify_all()
 
     def _write_status(self, instance: Instance) -> None:
         pid = instance.process.pid if instance.process is not None else 0
         try:
-            write_status(self._directory.path, instance.btid, pid, instance.state, instance.exit_code)
+            code, restarts = instance.exit_code, instance.restarts
+            write_status(self._directory.path, instance.btid, pid, instance.state, code, restarts=restarts)
         except OSError as error:  # a full disk must not end the launch
             _log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
 
@@ -311,6 +498,11 @@ def _obey(order: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(order())
     except BaseException as error:
         future.set_exception(error)
+
+
+def _is_noticed(instance: Instance, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the supervisor's thread knows that `process` has ended."""
+    return instance.state in ("restarting", "exited") or instance.process is not process
 
 
 def _is_software(renderer: str) -> bool:

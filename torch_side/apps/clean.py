@@ -1,0 +1,51 @@
+"""``blendtorch-clean``: remove what launches left on this host whose launchers are dead.
+
+Each launch does that too, before it starts anything. This is for who wants the memory back now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from blendtorch_shm.address import SHARED_MEMORY
+from blendtorch_shm.launch_directory import sweep
+from blendtorch_shm.segment import mebibytes
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: the arguments of the command line. None: those of this process.
+
+    Returns:
+        the exit code, 0.
+    """
+    argparse.ArgumentParser(
+        prog="blendtorch-clean",
+        description="Remove what dead launches of this user left on this host: processes, shared memory, sockets, logs. "
+        "Launches that live are not touched.",
+    ).parse_args(argv)
+    before = _free_nbytes()
+    removed = sweep()
+    for launch in removed:
+        print(f"removed launch {launch}, whose launcher is dead")
+    if removed:
+        print(f"{mebibytes(max(0, _free_nbytes() - before))} of {SHARED_MEMORY} are free again")
+    else:
+        print("nothing to remove: no dead launch has left anything")
+    return 0
+
+
+def _free_nbytes() -> int:
+    space = os.statvfs(SHARED_MEMORY)
+    return space.f_bavail * space.f_frsize
+
+
+if __name__ == "__main__":
+    sys.exit(main())
