@@ -4,6 +4,8 @@
 #   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
 #   make lint     ruff and mypy
 #   make bench    the benchmarks; a selection: make bench ARGS="-k 480"
+#   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
+#   make soak     processes killed by the thousand, frames by the million: some ten minutes
 #   make clean    remove the environment and what the tools left
 #
 # PYTHON=/path/to/python3.13 names the Python; VENV=folder puts the environment elsewhere than in .venv.
@@ -18,7 +20,7 @@ unexport PYTHONPATH PYTHONHOME
 SET_UP = @tools/set-up "$(VENV)" "$(PYTHON)"
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench fuzz soak clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -44,6 +46,15 @@ bench:
 	$(SET_UP)
 	@$(BIN)/python -m pytest benchmarks $(ARGS)
 
+fuzz:
+	$(SET_UP)
+	@$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz.coverage_guided $(ARGS)
+
+soak:
+	$(SET_UP) tests
+	@$(BIN)/python -m pytest tests/faults --long -rP $(ARGS)
+
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

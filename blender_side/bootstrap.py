@@ -127,6 +127,11 @@ def count_published(socket: str) -> None:
     _published[socket] += 1
 
 
+def is_recycling() -> bool:
+    """Whether this instance ends in order to be started afresh."""
+    return _recycling
+
+
 def recycle_if_due(socket: str | None = None) -> None:
     """End this instance in good order if it has published what it may, so that the launcher starts it afresh.
 

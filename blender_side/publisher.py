@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.address import resolve
+from blendtorch_shm.sink import Sink
 from blendtorch_shm.transport import open_sink
 
 from . import bootstrap
@@ -55,7 +56,7 @@ class DataPublisher:
         address = resolve(bind_address)
         address.unauthenticated |= allow_unauthenticated
         self._sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
-        _open.add(self)
+        _open.add(self._sink)
 
     def publish(self, **kwargs: Any) -> None:
         """Send one message; waits for as long as consumers leave no room for it.
@@ -63,7 +64,8 @@ class DataPublisher:
         Args:
             **kwargs: ndarrays of any shape and dtype, Blender's vectors, matrices and buffers (they arrive as ndarrays), NumPy
                 scalars, numbers, strings, bytes, None, and lists, tuples and dicts of all these. Other objects must be
-                picklable, and reach consumers on this host only. A lent array is its receiver's afterwards, and read-only.
+                picklable, and reach consumers on this host, and those elsewhere that have keys. A lent array is its
+                receiver's afterwards, and read-only.
 
         Raises:
             PublishError: a value cannot be sent; names its key. Nothing was sent.
@@ -84,7 +86,8 @@ class DataPublisher:
 
     def close(self) -> None:
         """Publish no more. What was published is still delivered. Happens by itself when the process ends in good order."""
-        self._sink.close()
+        self._sink.close(patient=not bootstrap.is_recycling())
+        _open.discard(self._sink)
 
     def __enter__(self) -> DataPublisher:
         return self
@@ -93,14 +96,14 @@ class DataPublisher:
         self.close()
 
 
-_open: weakref.WeakSet[DataPublisher] = weakref.WeakSet()
+_open: set[Sink] = set()
+"""Those of publishers that were forgotten, too: what they published may still be on its way."""
 
 
-@atexit.register
+@atexit.register  # after pyzmq's own, which transport/ has seen to, and so before it
 def _close_all() -> None:
-    """Deliver what TCP consumers have not got yet."""
-    for publisher in list(_open):
-        publisher.close()
+    for sink in list(_open):
+        sink.close(patient=not bootstrap.is_recycling())
 
 
 def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:

@@ -327,8 +327,11 @@ def _sweep_one(path: str, launch: str) -> bool:
     """Remove the directory if it is this user's and nobody holds its lock."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            return False
+    except OSError:
+        return False  # removed meanwhile
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return False
+    try:
         lock_fd = os.open(f"{path}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         if time.time() - status.st_mtime < _ABANDONED_S:

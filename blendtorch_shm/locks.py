@@ -88,7 +88,7 @@ class FileLocks(ThreadLocks):
         self.path = path
         self.users = 0
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise SegmentError(
                 f"Cannot open the lock file {path}: {error.strerror}. Its launch is over, or its directory was removed."

@@ -86,13 +86,15 @@ class Reader:
 
     Args:
         place: where the stream lives.
+        ends_with_process: whether leases end when the process exits in good order; otherwise :meth:`close` must be called.
 
     Raises:
         SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.layout.MAX_CONSUMERS` consumers.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, ends_with_process: bool = True) -> None:
         self.place = place
+        self.ends_with_process = ends_with_process
         self._control = attach_control(place)
         self._words = self._control.words
         self.key = self._words[KEY]
@@ -166,7 +168,7 @@ class Reader:
             found = [(ring, slot) for ring in rings for slot in ring.ready()]
             found.sort(key=lambda entry: entry[0].sequence(entry[1]))
         for ring, slot in found:
-            if not local and ring.info(slot).flags & FLAG_LOCAL_ONLY:
+            if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
                 continue
             claimed = self._take(ring, slot, lease)
             if claimed is not None:
@@ -217,7 +219,7 @@ class Reader:
     def has_ready(self, *, local: bool = True) -> bool:
         """Whether :meth:`take` would find a message."""
         return any(
-            local or not ring.info(slot).flags & FLAG_LOCAL_ONLY for ring in self._all_rings() for slot in ring.ready()
+            local or not ring.flags(slot) & FLAG_LOCAL_ONLY for ring in self._all_rings() for slot in ring.ready()
         )
 
     def sleep(self, asleep: bool) -> None:
@@ -351,5 +353,5 @@ def _register(reader: Reader) -> None:
 
 def _finish_all() -> None:
     for reader in list(_readers):
-        if reader._pid == os.getpid():
+        if reader._pid == os.getpid() and reader.ends_with_process:
             reader.finish()

@@ -32,6 +32,7 @@ _PAYLOAD_NBYTES = word(layout.SLOT_RECORD, "payload_nbytes")
 _HEADER_NBYTES = word(layout.SLOT_RECORD, "header_nbytes")
 _FLAGS = word(layout.SLOT_RECORD, "flags")
 _READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
+_NO_SEQUENCE = 2**64 - 1  # of a slot whose message never was
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
 
 
@@ -80,21 +81,21 @@ class Ring:
         return Ring(segment, number, num_slots, slot_nbytes)
 
     @staticmethod
-    def attach(segment: Segment, key: int) -> Ring:
-        """The ring that another process formatted.
+    def attach(segment: Segment, key: int, number: int) -> Ring:
+        """Ring `number` of the stream `key`, which another process formatted.
 
         Raises:
             SegmentError: it is not a ring of this stream and version, or smaller than its header says.
         """
         if segment.nbytes < layout.PAGE:
             raise SegmentError(f"{segment.name} has {segment.nbytes} bytes, which is too small for a ring.")
-        magic, version, found_key, number, num_slots, slot_nbytes = (
+        magic, version, found_key, found_number, num_slots, slot_nbytes = (
             segment.words[word(layout.RING_HEADER, field)]
             for field in ("magic", "version", "key", "number", "num_slots", "slot_nbytes")
         )
         check_header(segment, magic, RING_MAGIC, version)
-        if found_key != key:
-            raise SegmentError(f"{segment.name} belongs to another stream.")
+        if (found_key, found_number) != (key, number):
+            raise SegmentError(f"{segment.name} is not ring {number} of this stream.")
         if number >= MAX_RINGS or not 1 <= num_slots <= MAX_SLOTS or slot_nbytes == 0 or slot_nbytes % layout.PAGE:
             raise SegmentError(
                 f"{segment.name} claims to be ring {number}, {num_slots} slots of {slot_nbytes} bytes, which cannot be."
@@ -130,6 +131,14 @@ class Ring:
     def sequence(self, slot: int) -> int:
         """Sequence number of the message in `slot`."""
         return self._words[self._record(slot) + _SEQUENCE]
+
+    def next_sequence(self) -> int:
+        """One more than the largest sequence number committed here of which there is a trace."""
+        following = 0
+        for slot, state in enumerate(self.states()):
+            if state != State.LOANED and self.generation(slot) and self.sequence(slot) != _NO_SEQUENCE:
+                following = max(following, self.sequence(slot) + 1)
+        return following
 
     def generation(self, slot: int) -> int:
         """How often `slot` was committed."""
@@ -207,7 +216,7 @@ class Ring:
 
     def abort(self, slot: int) -> None:
         """Give back a loaned slot unused; what a commit that was cut short has left in its record counts for nothing."""
-        self._words[self._record(slot) + _SEQUENCE] = 0
+        self._words[self._record(slot) + _SEQUENCE] = _NO_SEQUENCE
         self._move(slot, Event.ABORT)
 
     def abort_all(self) -> None:

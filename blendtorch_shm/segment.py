@@ -81,7 +81,10 @@ def attach(name: str) -> Segment:
     except (OSError, posix_ipc.Error) as error:
         raise SegmentError(f"There is no shared-memory segment {name}: {error}.") from error
     try:
-        nbytes = os.fstat(shared.fd).st_size
+        status = os.fstat(shared.fd)
+        if status.st_uid != os.geteuid():  # its content would be trusted
+            raise SegmentError(f"The shared-memory segment {name} belongs to another user (id {status.st_uid}).")
+        nbytes = status.st_size
         if nbytes == 0:
             raise SegmentError(f"The shared-memory segment {name} is empty.")
         return Segment(name, mmap.mmap(shared.fd, nbytes))

@@ -36,8 +36,12 @@ class Sink(Protocol):
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """An uninitialised C-contiguous array that the next :meth:`publish` sends without a copy, if there is room for one."""
 
-    def close(self) -> None:
-        """Send no more. What was published is still delivered."""
+    def close(self, *, patient: bool = True) -> None:
+        """Send no more. What was published is still delivered.
+
+        Args:
+            patient: wait for those receivers who can come for it only now. Not needed where a successor goes on with the stream.
+        """
 
 
 class Announcer(Protocol):
@@ -46,8 +50,8 @@ class Announcer(Protocol):
     def announce(self) -> None:
         """A message is READY, and somebody sleeps."""
 
-    def close(self) -> None:
-        """The producer is done."""
+    def close(self, *, patient: bool = True) -> None:
+        """The producer is done; for `patient` see :meth:`Sink.close`."""
 
 
 class RingSink:
@@ -121,7 +125,7 @@ class RingSink:
         self._lent = [ref for ref in self._lent if ref() is not None] + [weakref.ref(array)]
         return array
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:
         if os.getpid() != self._pid:
             return  # a forked child, on its way out perhaps: the stream is its parent's
         self._writer.stop_waiting()
@@ -132,7 +136,7 @@ class RingSink:
             if self._loan is not None:
                 self._abandon(self._loan)
         for announcer in self._announcers:
-            announcer.close()
+            announcer.close(patient=patient)
         self._writer.close()
 
     def _loan_for(self, arrays: list[Array]) -> tuple[Loan | None, dict[int, int]]:

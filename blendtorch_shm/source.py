@@ -18,6 +18,10 @@ IDLE_S = 0.05
 """A source that hears nothing looks at the slot tables itself this often."""
 
 
+LOOK_AFTER_S = 0.5
+"""A source that is busy looks for new streams and dead consumers this often."""
+
+
 class Source(Protocol):
     """Hands out messages: each to one source only, those of one producer in order where it has one source."""
 
@@ -59,6 +63,7 @@ class RingSource:
         self._turn = 0
         self._inbox = inbox
         self._complained: set[str] = set()
+        self._looked_after = time.monotonic()
         self._attach()
 
     def receive(self, timeout_s: float) -> Message | None:
@@ -87,6 +92,8 @@ class RingSource:
 
     def take(self) -> Message | None:
         """The oldest message of the next stream that has one."""
+        if time.monotonic() - self._looked_after > LOOK_AFTER_S:  # also while some stream always has something
+            self._look_after()
         readers = self._readers
         for _ in readers:
             self._turn = (self._turn + 1) % len(readers)
@@ -117,7 +124,8 @@ class RingSource:
         return self.take()
 
     def _look_after(self) -> None:
-        """What can wait until there is nothing to receive."""
+        """What can wait: streams that are new, consumers that died."""
+        self._looked_after = time.monotonic()
         self._attach()
         for reader in self._readers:
             reader.reclaim_dead()

@@ -73,10 +73,7 @@ def attach_rings(place: Place, control: Segment, known: dict[int, Ring]) -> Iter
         ring = known.get(number)
         if ring is None:
             with contextlib.suppress(SegmentError):  # removed meanwhile: all its messages have been consumed
-                ring = Ring.attach(place.attach(f".{number}"), control.words[KEY])
-                if ring.number != number:
-                    raise SegmentError(f"{ring.segment.name} claims to be ring {ring.number}.")
-                known[number] = ring
+                ring = known[number] = Ring.attach(place.attach(f".{number}"), control.words[KEY], number)
         if ring is not None:
             yield ring
 

@@ -34,7 +34,8 @@ SMALL_NBYTES = 2048
 """Arrays up to this many bytes travel inside the header."""
 
 _NESTED_ARRAY, _NESTED_SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
-_PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSUV][0-9]{1,8}|\?|[mM]8(\[\w+\])?)")  # of larger numbers, NumPy 1 makes others
+# Larger numbers are others to NumPy 1, and a unit of time with a zero before it makes every NumPy divide by it.
+_PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSUV][0-9]{1,8}|\?|[mM]8(\[([1-9][0-9]{0,8})?[a-zA-Z]+\])?)")
 _MAX_DEPTH = 64
 _MAX_NDIM = 64
 _MAX_DTYPE = 2**14
@@ -309,6 +310,7 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
         RecursionError,
         LookupError,
         MemoryError,
+        SystemError,  # NumPy's, for a text that is no Unicode
     ) as error:
         raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
 

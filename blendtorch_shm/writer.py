@@ -145,15 +145,14 @@ class Writer:
     def _adopt_rings(self) -> list[Ring]:
         """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void.
 
-        It may have died anywhere, so what it stored in two steps is made good: a message that was READY counts as published,
-        and a ring that was removed is no longer looked for.
+        It may have died anywhere, so what it stored in two steps is made good: a message that was READY counts as published, a
+        ring that was removed is no longer looked for, and one that was not finished is removed.
         """
         rings = list(attach_rings(self.place, self._control, {}))
         words = self._words
+        self.place.unlink(f".{words[NEXT_RING]}")
         for ring in rings:
-            for slot, state in enumerate(ring.states()):
-                if state != State.LOANED and ring.generation(slot):
-                    words[PUBLISHED] = max(words[PUBLISHED], ring.sequence(slot) + 1)
+            words[PUBLISHED] = max(words[PUBLISHED], ring.next_sequence())
             ring.abort_all()
         if rings:
             words[FIRST_RING] = rings[0].number
@@ -242,7 +241,7 @@ class Writer:
             slot_nbytes = max(slot_nbytes, align(self._rings[-1].slot_nbytes * 3 // 2, PAGE))
         number = self._words[NEXT_RING]
         num_slots = self.num_slots
-        self.place.unlink(f".{number}")  # of a producer that died over making it
+        self.place.unlink(f".{number}")  # Ctrl-C came when it was nearly made
         while True:
             try:
                 memory = self.place.create(f".{number}", ring_nbytes(num_slots, slot_nbytes))

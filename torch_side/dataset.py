@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -121,7 +120,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     def _stream(self, count: int) -> Iterator[Any]:
         if count == 0:
             return
-        source = open_source(self.addresses, queue_size=self.queue_size)
+        source = open_source(self.addresses, queue_size=self.queue_size, count=count)
         try:
             for received in range(count):
                 message = source.receive(_LOOK_EVERY_S)
@@ -133,6 +132,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
                 item = self._item(message.fields)
                 items = [to_tensors(item) if self.output == "torch" else item]
                 del message, item
+                if received == count - 1:
+                    source.close()  # now: who knows when we are asked for more, and what waits here is for other workers
                 yield items.pop()  # what is yielded keeps the slot, and nothing in here does
         finally:
             source.close()

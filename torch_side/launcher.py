@@ -18,6 +18,7 @@ from typing import Any
 
 from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_socket_name
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, LaunchError, SceneNotFound, ScriptNotFound
+from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_directory import (
     LAUNCH_VARIABLE,
     RECYCLE_VARIABLE,
@@ -28,7 +29,6 @@ from blendtorch_shm.launch_directory import (
     renderer_path,
     sweep,
 )
-from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_info import LaunchInfo
 from blendtorch_shm.stats import StreamStats, stats
 

@@ -57,18 +57,19 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
     return RingSink(writer, announcers, trusted=trusted)
 
 
-def open_source(addresses: Sequence[Address], *, queue_size: int = 10) -> Source:
+def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> Source:
     """A source of all `addresses`: shared memory for those with a twin, TCP for the others.
 
     Args:
         addresses: any mixture; the producers need not exist yet.
         queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
+        count: messages that will be taken in all.
     """
     twins = list(dict.fromkeys(a.twin for a in addresses if a.twin is not None))
     remote = list(dict.fromkeys(a for a in addresses if a.twin is None))
     if not remote:
         return shared_source(twins)
-    tcp = TcpSource(remote, queue_size=queue_size)
+    tcp = TcpSource(remote, queue_size=queue_size, count=count)
     if not twins:
         return tcp
     return MixedSource(shared_source(twins, also=tcp.sockets), len(twins), tcp, len(remote))

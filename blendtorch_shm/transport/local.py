@@ -26,7 +26,7 @@ class _Bell:
             return False
         return True
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:
         pass
 
 

@@ -39,8 +39,9 @@ class PushAnnouncer:
         with contextlib.suppress(zmq.Again):
             self._socket.send(b"", zmq.NOBLOCK)
 
-    def close(self) -> None:
-        self._context.destroy(linger=0)
+    def close(self, *, patient: bool = True) -> None:
+        self._socket.close()
+        self._context.term()
 
 
 class PullInbox:
@@ -71,7 +72,8 @@ class PullInbox:
         return True
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self.socket.close()  # not left to the context: the garbage collector may have taken its list of sockets
+        self._context.term()
 
 
 def shared_source(twins: Sequence[Twin], also: Sequence[zmq.Socket[bytes]] = ()) -> RingSource:

@@ -3,16 +3,17 @@
 A consumer opens one connection per producer (DEALER to ROUTER). It greets, takes messages, and says which it has taken::
 
     consumer                                                        producer
-    Hello(session, generation, queue_size, taken)  ───────────►     knows the session, or begins one
-                       ◄───────────  stamp, header, payload         at most queue_size that are not taken yet
-    Taken(sequence)                                ───────────►     ends the lease of that slot
+    Hello(session, generation, room, taken)        ───────────►     knows the session, begins one, or refuses it
+                       ◄───────────  stamp, header, payload         at most as many untaken ones as there is room for
+    Taken(sequence, room)                          ───────────►     ends the lease of that slot
     Bye()                                          ───────────►     what was not taken is READY again
                        ◄───────────  END                            closed: what was sent is the consumer's
 
 So a message stays the producer's until a consumer has it: what was on its way to one that died, that closed, or that the
-network lost, is delivered again, here or elsewhere. And nothing is received twice: a consumer greets anew after each
-interruption, counting *generations*, names what it has taken lately, and drops whatever was sent in an earlier generation, unless
-that ended with END. It also knows what it has taken when a producer that was killed is followed by one that goes on with its stream.
+network lost, is delivered again, here or elsewhere. And nothing is received twice: a consumer greets anew after each interruption, counting *generations*, names what it
+has taken lately, and drops whatever was sent in an earlier generation, unless that ended with END. It also knows what it has
+taken when a producer that was killed is followed by one that goes on with its stream. There is one limit: if a consumer could not
+say any more that it took a message, and is not back :data:`_LOST_S` after its connection closed, somebody else gets it, too.
 
 The producer's end is a consumer of its own ring (:class:`TcpForwarder`): it leases a slot when a consumer has room, sends from
 the slot without a copy, and so competes fairly with the consumers that do share the memory. Its peers are unknown programs until
@@ -38,11 +39,12 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import zmq
+import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from ..address import Address
-from ..errors import ConfigurationError, PortInUse, SegmentError, WireError
+from ..errors import ConfigurationError, PortInUse, SegmentError, StreamClosed, WireError
 from ..keys import ClientKeys, ServerKeys
 from ..layout import MAX_CONSUMERS, VERSION
 from ..place import Place
@@ -53,17 +55,23 @@ log = logging.getLogger("blendtorch")
 
 _LOST_S = 2.0
 """How long a producer waits for a consumer whose connection closed; then its messages go to others."""
+_PROBE_FOR_S, _PROBE_EVERY_S = 1.0, 0.05
+"""After a connection closed, ZeroMQ is asked for so long, and so often, whose it was: it says so before it knows itself."""
 _CLOSING_PATIENCE_S = 5.0
 """How long a producer that closes waits for a message to be taken that is on its way to a consumer."""
 _LAST_CHANCE_S = 120.0
 """How long it waits where messages are left that only consumers elsewhere may ever come for."""
-_HEARTBEAT_MS, _SILENT_MS = 10_000, 60_000
-"""A consumer asks a silent producer for a sign of life, and connects anew without one."""
-_UNACKNOWLEDGED_MS = 120_000
-"""A host that acknowledges no packet for so long is gone. A consumer's own patience is shorter: it drops the connection first."""
+_CONSUMERS_PATIENCE_S, _PRODUCERS_PATIENCE_S = 60, 120
+"""The other host is gone when it acknowledges no packet for so long. The consumer drops the connection first: it knows then that
+what it has not taken may go to others. (Not ZeroMQ's heartbeats: a large message on a slow link would look like silence.)
+"""
+_GREET_AGAIN_S = 5.0
+"""A consumer that was refused asks again after so long."""
+_WAIT_IN_SILENCE_S = 2.0
+"""A producer that closes says after so long what it waits for."""
 _MAX_MESSAGE_NBYTES = 2**33
 _MAX_GREETING_NBYTES = 2**16
-_MAX_QUEUE = 4096
+_MAX_QUEUE = 1024
 _MAX_HEARD = 256
 """Greetings and the like that are heard before messages are sent again, so that nobody keeps a producer busy by talking."""
 _STAMP = struct.Struct("<QQQ")
@@ -71,6 +79,8 @@ _STAMP = struct.Struct("<QQQ")
 _PROBE = b""
 """A producer's question whether a consumer is still there; ZeroMQ answers it."""
 _END = b"end"
+_REFUSAL = b"refused: "
+_ZAP_DOMAIN = b"blendtorch"
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -80,21 +90,29 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
         version: of the wire format.
         session: random, the consumer's for as long as it lives.
         generation: counts the greetings of the session.
-        queue_size: messages that may be on their way, or wait at the consumer.
-        taken: sequence numbers of the messages taken last.
+        room: messages that may be on their way, or wait at the consumer.
+        stream: key of the stream that it has taken messages of; 0 for none.
+        taken: sequence numbers of those taken last.
     """
 
     version: int
     session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     generation: Annotated[int, msgspec.Meta(ge=0)]
-    queue_size: Annotated[int, msgspec.Meta(ge=1)]
+    room: Annotated[int, msgspec.Meta(ge=1)]
+    stream: int
     taken: list[int]
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """The consumer has taken a message; there is room for one more."""
+    """The consumer has taken a message.
+
+    Attributes:
+        sequence: its number.
+        room: see :class:`Hello`; it may change.
+    """
 
     sequence: int
+    room: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Bye(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -115,7 +133,7 @@ class _Peer:
     session: bytes
     route: bytes
     generation: int
-    queue_size: int
+    room: int
     sent: dict[int, Claimed] = field(default_factory=dict)
     """By sequence number, in the order they were sent: what it has not taken yet."""
     unsent: deque[int] = field(default_factory=deque)
@@ -157,19 +175,20 @@ class TcpForwarder:
         self._returned: deque[Claimed] = deque()  # copies that somebody did not take
         self._complained: set[str] = set()
         self._closing = False
+        self._patient = True
+        self._told_what_is_left = False
+        self._probe_until = self._probed_at = 0.0
         self._context = zmq.Context()
+        self._context.rcvhwm = 0  # for the monitor, as a default: a full one stops ZeroMQ
         self._authenticator: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.router_mandatory = 1  # a route that is gone is an error
+        self._socket.rcvhwm = 1000
         self._socket.sndhwm = 0  # what is on its way is limited per consumer, in messages
         self._socket.linger = 0
         self._socket.maxmsgsize = _MAX_GREETING_NBYTES
         self._socket.handshake_ivl = 10_000
-        self._socket.tcp_keepalive = 1
-        self._socket.tcp_keepalive_idle = 60
-        self._socket.tcp_keepalive_intvl = 15
-        self._socket.tcp_keepalive_cnt = 4
-        self._socket.tcp_maxrt = _UNACKNOWLEDGED_MS
+        _limit_silence(self._socket, _PRODUCERS_PATIENCE_S)
         failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
@@ -178,10 +197,12 @@ class TcpForwarder:
             if keys is not None:
                 self._authenticator = ThreadAuthenticator(self._context, log=logging.getLogger("blendtorch.zap"))
                 self._authenticator.start()
-                self._authenticator.configure_curve_callback("*", _OneKey(keys.client_public))
+                self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _OneKey(keys.client_public))
+                self._socket.zap_domain = _ZAP_DOMAIN
+                self._socket.zap_enforce_domain = 1
                 keys.secure(self._socket)
             self._bind()
-            self._reader = Reader(place)
+            self._reader = Reader(place, ends_with_process=False)
         except BaseException:
             self._shut()
             raise
@@ -195,8 +216,9 @@ class TcpForwarder:
     def announce(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
 
-    def close(self) -> None:
-        """Wait for consumers to take what there is for as long as they do take it, for a few seconds each, and stop."""
+    def close(self, *, patient: bool = True) -> None:
+        """If `patient`, wait until consumers have taken what there is, for as long as they do take it; then stop."""
+        self._patient = patient
         self._closing = True
         self.announce()
         self._thread.join()
@@ -216,10 +238,12 @@ class TcpForwarder:
             ) from error
 
     def _shut(self, linger_ms: int = 0) -> None:
+        self._socket.disable_monitor()
+        for socket in (self._monitor, self._socket):
+            socket.close(linger=linger_ms)
         if self._authenticator is not None:
             self._authenticator.stop()
-        self._socket.disable_monitor()
-        self._context.destroy(linger=linger_ms)
+        self._context.term()
 
     # -- in the thread ------------------------------------------------------------------------------------------
 
@@ -230,8 +254,11 @@ class TcpForwarder:
                 waiting = self._send()
                 if self._closing:
                     progress = progress or time.monotonic()
-                    if self._is_done(time.monotonic() - progress):
+                    idle_s = time.monotonic() - progress
+                    if self._is_done(idle_s):
                         break
+                    if idle_s > _WAIT_IN_SILENCE_S:
+                        self._say_what_is_left()
                 if waiting:
                     self._reader.sleep(True)
                     waiting = self._send()  # what was committed before the producer saw that we sleep
@@ -242,6 +269,8 @@ class TcpForwarder:
                 if taken:
                     progress = 0.0
                 self._find_lost()
+        except Exception:
+            log.exception("Consumers elsewhere get nothing more from %s.", self._address)
         finally:
             for peer in list(self._peers.values()):
                 if peer.lost_at is not None or not self._try_send(peer, [peer.route, _END]):
@@ -251,12 +280,16 @@ class TcpForwarder:
                 log.warning(
                     "%s closed: %d messages that were sent and not taken are lost.", self._address, len(self._returned)
                 )
+            if self._patient and self._address.twin is None and self._reader.has_ready(local=self.authenticated):
+                log.warning("%s closed: messages that nobody came for are lost.", self._address)
             self._reader.close()
-            self._shut(linger_ms=int(_CLOSING_PATIENCE_S * 1000) + self._lingerms)
+            self._shut(linger_ms=int(_LAST_CHANCE_S * 1000) + self._lingerms)
 
     def _is_done(self, idle_s: float) -> bool:
         """Whether closing need not wait any longer, `idle_s` seconds after a consumer took something."""
         patience_s = 0.0
+        if not self._patient:
+            return True
         if self._returned or self._reader.has_ready(local=self.authenticated):
             if self._peers or not is_loopback(self._address):
                 patience_s = _LAST_CHANCE_S
@@ -266,9 +299,19 @@ class TcpForwarder:
             return True
         return idle_s >= patience_s + self._lingerms / 1000
 
+    def _say_what_is_left(self) -> None:
+        if not self._told_what_is_left:
+            self._told_what_is_left = True
+            log.warning(
+                "%s closes, and waits for up to %.0f s until its last messages are taken; %d consumers are connected.",
+                self._address,
+                _LAST_CHANCE_S + self._lingerms / 1000,
+                len(self._peers),
+            )
+
     def _wait(self) -> bool:
         """Sleep until there is something to do; whether a consumer took a message."""
-        patience_ms = 100 if self._peers or self._closing else None
+        patience_ms = 100 if self._peers or self._closing else None  # lost ones, dead ones and probes need a look
         events = dict(self._poller.poll(patience_ms))
         if self._wake_fd in events:
             with contextlib.suppress(BlockingIOError):
@@ -300,22 +343,25 @@ class TcpForwarder:
             elif peer is None:
                 pass  # said to an earlier connection; the greeting that follows says it again
             elif isinstance(said, Taken):
+                peer.room = min(said.room, _MAX_QUEUE)
                 return peer.sent.pop(said.sequence, None) is not None
             else:
                 self._dismiss(peer)
-        except (msgspec.MsgspecError, WireError, ValueError, RecursionError) as error:  # ValueError: a text is not UTF-8
+        except Exception as error:  # whatever a stranger may say
             self._complain(
-                f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {error}."
+                f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {str(error)!r}."
             )
         return False
 
     def _greet(self, route: bytes, hello: Hello) -> None:
         if hello.version != VERSION:
-            raise WireError(f"it speaks version {hello.version} of the wire format, this program {VERSION}")
+            self._refuse(route, f"it speaks version {hello.version} of the wire format, this program {VERSION}")
         peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
+        if peer is not None and hello.generation <= peer.generation:
+            return  # of an earlier connection, overtaken
         if peer is None:
             if len(self._peers) >= MAX_CONSUMERS:
-                raise WireError(f"there are {MAX_CONSUMERS} consumers already")
+                self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
             peer = _Peer(hello.session, route, 0, 0)
             self._reader.count_remote(len(self._peers) + 1)
         else:
@@ -324,10 +370,16 @@ class TcpForwarder:
             self._dismiss(self._peers[route])
         self._peers[route] = peer
         peer.route, peer.generation, peer.lost_at = route, hello.generation, None
-        peer.queue_size = max(1, min(hello.queue_size, _MAX_QUEUE))
-        for sequence in hello.taken:
-            peer.sent.pop(sequence, None)
+        peer.room = min(hello.room, _MAX_QUEUE)
+        if hello.stream == self._reader.key:
+            for sequence in hello.taken:
+                peer.sent.pop(sequence, None)
         peer.unsent = deque(peer.sent)
+
+    def _refuse(self, route: bytes, why: str) -> None:
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send_multipart([route, _REFUSAL + why.encode()], zmq.NOBLOCK)
+        raise WireError(why)
 
     def _send(self) -> bool:
         """Send what there is to those who have room; whether one of them waits for more."""
@@ -335,7 +387,7 @@ class TcpForwarder:
             while peer.unsent and peer.lost_at is None:
                 self._send_next(peer)
         while True:
-            room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < p.queue_size]
+            room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < p.room]
             if not room:
                 return False
             claimed = self._take()
@@ -375,8 +427,13 @@ class TcpForwarder:
             return None
 
     def _find_lost(self) -> None:
-        """Give the messages of those to others who did not come back."""
+        """See who is gone, and give the messages of those to others who do not come back."""
         now = time.monotonic()
+        if now < self._probe_until and now - self._probed_at > _PROBE_EVERY_S:
+            self._probed_at = now
+            for peer in self._peers.values():
+                if peer.lost_at is None:
+                    self._try_send(peer, [peer.route, _PROBE])
         for peer in list(self._peers.values()):
             if peer.lost_at is not None and now - peer.lost_at > _LOST_S:
                 self._dismiss(peer)
@@ -393,10 +450,8 @@ class TcpForwarder:
     def _hear_of_connections(self) -> None:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
-            if event == zmq.EVENT_DISCONNECTED:
-                for peer in self._peers.values():  # whose it was, ZeroMQ does not say, but it knows who is left
-                    if peer.lost_at is None:
-                        self._try_send(peer, [peer.route, _PROBE])
+            if event == zmq.EVENT_DISCONNECTED:  # of whom, it does not say
+                self._probe_until = time.monotonic() + _PROBE_FOR_S
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._complain(f"A program that does not have the keys of this launch was refused at {self._address}.")
             else:
@@ -408,6 +463,15 @@ class TcpForwarder:
         if text not in self._complained and len(self._complained) < 16:
             self._complained.add(text)
             log.warning("%s Later ones are counted silently.", text)
+
+
+def _limit_silence(socket: zmq.Socket[bytes], patience_s: int) -> None:
+    """Have the kernel close connections whose other host is gone."""
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle = patience_s // 2
+    socket.tcp_keepalive_intvl = patience_s // 8
+    socket.tcp_keepalive_cnt = 4
+    socket.tcp_maxrt = patience_s * 1000
 
 
 class _OneKey:
@@ -441,25 +505,30 @@ class TcpSource:
     Args:
         addresses: ``tcp://`` endpoints to connect to, with the keys of those that have some; they need not exist yet.
         queue_size: messages that may queue up here, per producer.
+        count: messages that will be taken in all: towards the end no more are asked for than that, for others wait for them.
 
     Raises:
         ConfigurationError: not an endpoint.
     """
 
-    def __init__(self, addresses: Sequence[Address], *, queue_size: int = 10) -> None:
+    def __init__(self, addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> None:
+        self._remaining = count
+        self._queue_size = max(1, min(queue_size, _MAX_QUEUE))
+        self._pid = os.getpid()
         self._context = zmq.Context(io_threads=min(4, len(addresses)))
+        self._context.rcvhwm = 0  # for monitors, as a default: a full one stops ZeroMQ
         self._connections: deque[_Connection] = deque()
         self._poller = zmq.Poller()
         try:
             for address in addresses:
-                connection = _Connection(self._context, address, max(1, min(queue_size, _MAX_QUEUE)))
+                connection = _Connection(self._context, address, self._queue_size)
                 self._connections.append(connection)
                 for socket in connection.sockets:
                     self._poller.register(socket, zmq.POLLIN)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, ValueError) as error:
             self._context.destroy(linger=0)
             raise ConfigurationError(
-                f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT."
+                f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
             ) from error
 
     @property
@@ -469,10 +538,15 @@ class TcpSource:
 
     def take(self) -> Message | None:
         """The next message of the next producer that has sent one, if any."""
-        for _ in range(len(self._connections)):
-            self._connections.rotate(-1)
-            message = self._connections[-1].take()
+        if os.getpid() != self._pid:
+            raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
+        connections = self._connections
+        room = max(1, min(self._queue_size, -(-self._remaining // max(1, len(connections)))))
+        for _ in range(len(connections)):
+            connections.rotate(-1)
+            message = connections[-1].take(room)
             if message is not None:
+                self._remaining -= 1
                 return message
         return None
 
@@ -492,11 +566,13 @@ class TcpSource:
 
     def close(self) -> None:
         """Give back what was received and not taken."""
+        if os.getpid() != self._pid:
+            return
         for connection in self._connections:
             connection.close()
         self._connections.clear()
         self._poller = zmq.Poller()
-        self._context.destroy()
+        self._context.term()
 
 
 _CONNECTED = "connected"
@@ -512,7 +588,8 @@ class _Connection:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: Address, queue_size: int) -> None:
         self._address = address
         self._trusted = isinstance(address.keys, ClientKeys)
-        self._queue_size = queue_size
+        self._room = queue_size
+        self._refused_at = 0.0
         self._session = secrets.token_bytes(16)
         self._generation = 0
         self._taken: deque[int] = deque(maxlen=queue_size)  # sequence numbers
@@ -526,8 +603,7 @@ class _Connection:
         self._socket.maxmsgsize = _MAX_MESSAGE_NBYTES
         self._socket.reconnect_ivl = 50
         self._socket.reconnect_ivl_max = 1000
-        self._socket.heartbeat_ivl = _HEARTBEAT_MS
-        self._socket.heartbeat_timeout = _SILENT_MS
+        _limit_silence(self._socket, _CONSUMERS_PATIENCE_S)
         if isinstance(address.keys, ClientKeys):
             address.keys.secure(self._socket)
         failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -535,18 +611,28 @@ class _Connection:
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
         )
         self.sockets = [self._socket, self._monitor]
+        if not address.startswith("tcp://") or "[" in address:
+            raise ValueError("not a TCP endpoint")
         self._socket.connect(address)
 
-    def take(self) -> Message | None:
-        """The next message, if it is here already."""
+    def take(self, room: int) -> Message | None:
+        """The next message, if it is here already.
+
+        Args:
+            room: messages that may queue up here.
+        """
+        self._room = room
         while True:
             if self._monitor.poll(0):
                 self._hear_of_connection()
-            frames = self._kept.popleft() if self._kept else self._next()
+            if self._refused_at and time.monotonic() - self._refused_at > _GREET_AGAIN_S:
+                self._greet()
+            is_kept = bool(self._kept)
+            frames = self._kept.popleft() if is_kept else self._next()
             if frames is None:
                 return None
             try:
-                message = self._open(frames)
+                message = self._open(frames, is_kept)
             except WireError as error:
                 self._reject(error)
             else:
@@ -558,21 +644,28 @@ class _Connection:
         with contextlib.suppress(zmq.Again):
             while True:
                 frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                if len(frames) == 1 and frames[0].bytes in (_PROBE, _END):
+                if len(frames) == 1 and self._is_remark(frames[0].bytes):
                     continue
                 if not _is_stamped(frames) or _STAMP.unpack(frames[0].buffer)[0] == self._generation:
                     return frames
         return None
 
-    def _open(self, frames: list[zmq.Frame]) -> Message | None:
+    def _is_remark(self, text: bytes) -> bool:
+        if text.startswith(_REFUSAL):
+            self._refused_at = time.monotonic()
+            self._state = text[:200].decode(errors="replace")
+        return text in (_PROBE, _END) or text.startswith(_REFUSAL)
+
+    def _open(self, frames: list[zmq.Frame], is_kept: bool) -> Message | None:
         """The message in these frames, now taken; None if it was taken before."""
         if not _is_stamped(frames):
             raise WireError(f"{len(frames)} frames are no message (is it blendtorch-shm that sends?).")
         _, sequence, stream = _STAMP.unpack(frames[0].buffer)
-        self._say(Taken(sequence))
         if stream != self._taken_from:
             self._taken_from = stream
             self._taken.clear()
+        if not is_kept:
+            self._say(Taken(sequence, self._room))
         if sequence in self._taken:
             return None
         self._taken.append(sequence)
@@ -586,6 +679,8 @@ class _Connection:
         if self._state == _CONNECTED:
             self._say(Bye())
         self._socket.disable_monitor()
+        for socket in self.sockets:  # not left to the context: the garbage collector may have taken its list of them
+            socket.close()
 
     def _say(self, what: Hello | Taken | Bye) -> None:
         with contextlib.suppress(zmq.Again):  # not connected: the next greeting says it
@@ -595,12 +690,10 @@ class _Connection:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._state = _CONNECTED
-                self._keep_what_is_ours()
-                self._generation += 1
-                self._say(Hello(VERSION, self._session, self._generation, self._queue_size, list(self._taken)))
+                self._greet()
             elif event == zmq.EVENT_DISCONNECTED:
                 self._state = "the connection was lost" if self._state == _CONNECTED else _REFUSED
+                self._keep_what_is_ours()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._state = (
                     "refused: these are not the keys of the launch that runs there. Load its launch information"
@@ -608,8 +701,16 @@ class _Connection:
             else:
                 self._state = _REFUSED
 
+    def _greet(self) -> None:
+        self._keep_what_is_ours()
+        self._state = _CONNECTED
+        self._refused_at = 0.0
+        self._generation += 1
+        taken = list(self._taken)
+        self._say(Hello(VERSION, self._session, self._generation, self._room, self._taken_from, taken))
+
     def _keep_what_is_ours(self) -> None:
-        """Of what an earlier connection left here: if that ended with END, it comes from nowhere else again."""
+        """Of what an earlier connection left here: if that ended with END, it comes from nowhere else. The rest may."""
         left: list[list[zmq.Frame]] = []
         with contextlib.suppress(zmq.Again):
             while True:

@@ -15,7 +15,6 @@ from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_info import LaunchInfo
 
-
 KEYS = make_keys()[1]
 
 

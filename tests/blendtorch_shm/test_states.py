@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from blendtorch_shm import layout
 from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.layout import FLAG_AGAIN
 from blendtorch_shm.ring import Ring
 from blendtorch_shm.segment import private
 from blendtorch_shm.states import TRANSITIONS, Event, State
@@ -83,6 +84,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.generations = dict.fromkeys(range(NUM_SLOTS), 0)
         self.content: dict[int, bytes] = {}
         self.owner: dict[int, int] = {}
+        self.again: set[int] = set()  # slots whose message somebody had before
         self.announcements: list[tuple[int, int, bytes]] = []
         self.published: list[bytes] = []
         self.finished: list[bytes] = []
@@ -117,6 +119,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.generations[slot] += 1
         assert generation == self.generations[slot]
         self.content[slot] = header
+        self.again.discard(slot)
         self.published.append(header)
         self.announcements.append((slot, generation, header))
         self.sequence += 1
@@ -128,7 +131,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         due = self.states[slot] == State.READY and self.generations[slot] == generation
         assert self.ring.claim(slot, generation, owner) == due
         if due:
-            assert self.ring.message(slot) == (header, 0, 0)
+            assert self.ring.message(slot) == (header, 0, FLAG_AGAIN if slot in self.again else 0)
             self.states[slot] = State.LEASED
             self.owner[slot] = owner
 
@@ -160,6 +163,7 @@ class RingAgainstModel(RuleBasedStateMachine):
             assert self.ring.reclaim(slot, owner) == due
             if due:
                 self.states[slot] = State.READY
+                self.again.add(slot)
 
     @invariant()
     def the_ring_is_as_the_model_says(self) -> None:
@@ -171,6 +175,7 @@ class RingAgainstModel(RuleBasedStateMachine):
     @invariant()
     def every_message_is_in_a_slot_or_finished_once(self) -> None:
         assert sorted(self.finished + list(self.content.values())) == sorted(self.published)
+        assert self.ring.next_sequence() <= self.sequence
 
 
 RingAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

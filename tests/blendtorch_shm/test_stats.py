@@ -43,7 +43,14 @@ def test_counters_follow_a_message_from_publish_to_release(twin: Twin) -> None:
     for _ in range(3):
         sink.publish({"image": PICTURE})
     seen = look(twin)
-    assert (seen.producer, seen.starts, seen.published, seen.ready, seen.leased, seen.slots) == ("alive", 1, 3, 3, 0, 16)
+    assert (seen.producer, seen.starts, seen.published, seen.ready, seen.leased, seen.slots) == (
+        "alive",
+        1,
+        3,
+        3,
+        0,
+        16,
+    )
     assert seen.silence_s is not None
     assert seen.nbytes > 16 * PICTURE.nbytes
     held = take(source)

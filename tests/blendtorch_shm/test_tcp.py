@@ -184,7 +184,9 @@ time.sleep(600)
         rest.append(receive(source))
     producer.join()
     assert len(rest) == len(set(rest)), "the living got something twice"
-    assert source.receive(0.2) is None  # what it took last, and was killed before it had said so, came again: it died with it
+    assert (
+        source.receive(0.2) is None
+    )  # what it took last, and was killed before it had said so, came again: it died with it
 
 
 def test_what_tcp_consumers_leave_is_there_for_those_who_share_the_memory(
@@ -234,7 +236,7 @@ def test_consumers_that_do_not_take_what_they_have_starve_nobody(opened: Open, a
     assert sorted(numbers) == list(range(300))
 
 
-def test_consumers_share_evenly_what_comes_slowly(opened: Open, address: Address) -> None:
+def test_consumers_share_what_comes_slowly(opened: Open, address: Address) -> None:
     sink = opened(open_sink(address))
     sources = [opened(open_source([address])) for _ in range(2)]
     for source in sources:
@@ -244,7 +246,7 @@ def test_consumers_share_evenly_what_comes_slowly(opened: Open, address: Address
     for i in range(30):
         publish(sink, range(i, i + 1)).join()
         turns.append(next(who for who in itertools.cycle((0, 1)) if sources[who].receive(0.02) is not None))
-    assert abs(turns[10:].count(0) - turns[10:].count(1)) <= 1
+    assert 3 <= turns[10:].count(0) <= 17
 
 
 # -- a network that fails ---------------------------------------------------------------------------------------
@@ -412,11 +414,11 @@ def test_noise_harms_nobody(opened: Open, address: Address, keys: bool, caplog: 
 
 
 GREETINGS = [
-    Hello(VERSION + 1, b"s" * 16, 1, 10, []),
-    Hello(VERSION, b"short", 1, 10, []),
-    Hello(VERSION, b"s" * 16, -1, 10, []),
-    Hello(VERSION, b"s" * 16, 1, 0, []),
-    Taken(2**63),
+    Hello(VERSION + 1, b"s" * 16, 1, 10, 0, []),
+    Hello(VERSION, b"short", 1, 10, 0, []),
+    Hello(VERSION, b"s" * 16, -1, 10, 0, []),
+    Hello(VERSION, b"s" * 16, 1, 0, 0, []),
+    Taken(2**63, 1),
     Bye(),
 ]
 
@@ -429,6 +431,11 @@ def test_who_greets_wrongly_gets_nothing(opened: Open, address: Address, greetin
         stranger.connect(address)
         stranger.send(msgspec.msgpack.encode(greeting))
         producer = publish(sink, range(5))
+        if greeting == GREETINGS[0]:
+            assert (
+                stranger.recv()
+                == f"refused: it speaks version {VERSION + 1} of the wire format, this program {VERSION}".encode()
+            )
         assert not stranger.poll(300)
         source = opened(open_source([address]))
         assert [receive(source) for _ in range(5)] == list(range(5))
@@ -541,5 +548,7 @@ def test_instances_here_and_elsewhere_are_interleaved(opened: Open, address: Add
         producer.join()
     assert [i for i in numbers if i < 1000] == list(range(100))
     assert [i for i in numbers if i >= 1000] == list(range(1000, 1100))
-    first_half = sum(i < 1000 for i in numbers[:100])
-    assert 30 <= first_half <= 70, "one kind was preferred"
+    both = next(
+        n for n in range(200) if len({i < 1000 for i in numbers[: n + 1]}) == 2
+    )  # from here on, both are connected
+    assert 5 <= sum(i < 1000 for i in numbers[both : both + 20]) <= 15, "one kind was preferred"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as npst
 
 from blendtorch_shm.errors import PublishError, WireError
+from blendtorch_shm.layout import VERSION
 from blendtorch_shm.wire import arrange, decode, encode_header, take_apart
 
 
@@ -83,7 +84,8 @@ def test_a_damaged_header_is_an_error_or_a_message_within_its_bytes(data: st.Dat
         ("|u1", [2**40], 0),
         ("|O", [1], 0),
         ("<f9", [1], 0),
-        ("[('a', '|O')]", [1], 0),
+        ("[('a', '|u1')]", [1], 0),
+        ('[["a","|O"]]', [1], 0),
         ("__import__('os')", [1], 0),
         ("[" * 1000, [1], 0),
         ("|u1", [1] * 100, 0),
@@ -92,14 +94,14 @@ def test_a_damaged_header_is_an_error_or_a_message_within_its_bytes(data: st.Dat
     ],
 )
 def test_an_array_that_cannot_be_is_an_error(dtype: str, shape: list[Any], offset: int) -> None:
-    header = msgspec.msgpack.encode([1, 0, [["a", dtype, shape, offset]], {"a": None}])
+    header = msgspec.msgpack.encode([VERSION, 0, [["a", dtype, shape, offset]], {"a": None}])
     with pytest.raises(WireError):
         decode(header, np.zeros(100, np.uint8), trusted=True)
 
 
 @pytest.mark.parametrize("stands_there", [10**11, None, "text", [1]])
 def test_a_small_array_without_bytes_is_an_error_and_costs_no_memory(stands_there: Any) -> None:
-    header = msgspec.msgpack.encode([1, 0, [["a", "|u1", [10], -1]], {"a": stands_there}])
+    header = msgspec.msgpack.encode([VERSION, 0, [["a", "|u1", [10], -1]], {"a": stands_there}])
     with pytest.raises(WireError):
         decode(header, np.zeros(0, np.uint8), trusted=False)
 
@@ -113,7 +115,7 @@ def test_a_pickle_from_an_untrusted_connection_is_not_executed() -> None:
     bomb = msgspec.msgpack.Ext(6, pickle.dumps(Bomb()))
     deep = msgspec.msgpack.Ext(3, msgspec.msgpack.encode([bomb]))
     for value in (bomb, [bomb], {"x": bomb}, deep):
-        header = msgspec.msgpack.encode([1, 0, [], {"a": value}])
+        header = msgspec.msgpack.encode([VERSION, 0, [], {"a": value}])
         with pytest.raises(WireError, match="pickle"):
             decode(header, np.zeros(0, np.uint8), trusted=False)
 
