@@ -76,7 +76,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for row in rows:
         info = row.extra_info
         ratio = info["frames_per_s"] / base.setdefault(row.group, info["frames_per_s"])
-        how = row.name.removeprefix("test_").replace(f"[{row.group}", "[").replace(f"-{row.group}", "").replace("[]", "")
+        how = (
+            row.name.removeprefix("test_").replace(f"[{row.group}", "[").replace(f"-{row.group}", "").replace("[]", "")
+        )
         name = f"{row.group}  {how}"
         terminalreporter.write_line(
             f"{name:<44}{info['frames_per_s']:>10}{info['gb_per_s']:>8}{info['cpu_us_per_frame']:>14}{ratio:>8.1f}"

@@ -11,14 +11,13 @@ its member lock, and whoever notices makes them READY again (:func:`reclaim_dead
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import sys
 import time
 import weakref
 from typing import NamedTuple
 
+from . import leaving
 from .errors import SegmentError, StreamClosed
 from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
 from .locks import consumer_lock, slot_lock
@@ -36,6 +35,7 @@ from .stream import (
     attach_control,
     attach_rings,
     explain,
+    forget_sleepers,
     reclaim,
     reclaim_dead,
 )
@@ -86,7 +86,8 @@ class Reader:
 
     Args:
         place: where the stream lives.
-        ends_with_process: whether leases end when the process exits in good order; otherwise :meth:`close` must be called.
+        ends_with_process: whether leases end when the process exits in good order; otherwise whoever made the reader keeps it
+            until it has called :meth:`finish`.
 
     Raises:
         SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.layout.MAX_CONSUMERS` consumers.
@@ -94,7 +95,6 @@ class Reader:
 
     def __init__(self, place: Place, *, ends_with_process: bool = True) -> None:
         self.place = place
-        self.ends_with_process = ends_with_process
         self._control = attach_control(place)
         self._words = self._control.words
         self.key = self._words[KEY]
@@ -110,12 +110,15 @@ class Reader:
         self._hoarding = False
         self._locks = place.open_locks()
         self._index = -1
+        self._is_in = False
         self._taken_back = 0
         try:
             self._index = self._join()
-            _register(self)
+            self._is_in = True
+            if ends_with_process:
+                leaving.join(self)
         except BaseException:
-            _readers.discard(self)
+            leaving.leave(self)
             if self._index >= 0:
                 self._locks.unlock(consumer_lock(self._index))
             self._locks.close()
@@ -150,10 +153,11 @@ class Reader:
 
     # -- taking messages ----------------------------------------------------------------------------------------
 
-    def take(self, *, local: bool = True, lease: bool = False) -> Claimed | None:
+    def take(self, *, copy: bool = True, local: bool = True, lease: bool = False) -> Claimed | None:
         """The oldest READY message of the stream, or None if there is none.
 
         Args:
+            copy: whether a copy will do where too many slots are leased; otherwise such messages stay READY.
             local: whether messages may be taken that must not leave this host.
             lease: whether a message that has no payload should be leased as well, so that it can be given back.
 
@@ -170,6 +174,8 @@ class Reader:
         for ring, slot in found:
             if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
                 continue
+            if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
+                return None
             claimed = self._take(ring, slot, lease)
             if claimed is not None:
                 return claimed
@@ -215,6 +221,10 @@ class Reader:
             self._copied.add(1)
             self._say_hoarding(ring)
         return Claimed(header, payload, sequence, None)
+
+    def leasable(self) -> int:
+        """How many messages consumers may hold altogether, without copies."""
+        return max((ring.num_slots - RESERVE for ring in self._all_rings()), default=1)
 
     def has_ready(self, *, local: bool = True) -> bool:
         """Whether :meth:`take` would find a message."""
@@ -286,8 +296,9 @@ class Reader:
         self._leave()
 
     def _leave(self) -> None:
-        if self in _readers:
-            _readers.discard(self)
+        if self._is_in:
+            self._is_in = False
+            leaving.leave(self)
             self._locks.unlock(consumer_lock(self._index))
             self._locks.close()
             self._rings.clear()
@@ -301,6 +312,7 @@ class Reader:
             for lease in list(self._leases.values()):
                 if lease() is None:  # Ctrl-C hit the call that should have ended it
                     self.end(lease)
+            forget_sleepers(self._control, self._locks)
             reclaimed = reclaim_dead(self._all_rings(), self._locks)
             if reclaimed:
                 self._reclaimed.add(reclaimed)
@@ -329,29 +341,3 @@ class Reader:
                 ring.num_slots,
                 self.place.name,
             )
-
-
-# -- leaving in good order ----------------------------------------------------------------------------------------
-
-_readers: set[Reader] = set()  # strong: a reader must outlive its leases, whatever the user drops
-_registered_pid = 0
-
-
-def _register(reader: Reader) -> None:
-    """Have the reader's leases end when this process exits, so that nobody takes them for those of a dead one."""
-    global _registered_pid
-    if _registered_pid != os.getpid():
-        _registered_pid = os.getpid()
-        _readers.clear()
-        util = sys.modules.get("multiprocessing.util")
-        if util is None:
-            atexit.register(_finish_all)
-        else:  # children of multiprocessing do not always run atexit; and after its queues have sent what they hold
-            util.Finalize(None, _finish_all, exitpriority=-100)
-    _readers.add(reader)
-
-
-def _finish_all() -> None:
-    for reader in list(_readers):
-        if reader._pid == os.getpid() and reader.ends_with_process:
-            reader.finish()

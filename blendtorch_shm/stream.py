@@ -87,6 +87,16 @@ def reclaim_dead(rings: Iterable[Ring], locks: Locks) -> int:
     return sum(reclaim(ring, locks, lambda owner: not locks.is_held(consumer_lock(owner - 1))) for ring in rings)
 
 
+def forget_sleepers(control: Segment, locks: Locks) -> None:
+    """Announce nothing any more to consumers that died in their sleep."""
+    asleep = asleep_bytes(control)
+    index = bytes(asleep).find(1)
+    while index >= 0:
+        if not locks.is_held(consumer_lock(index)):
+            asleep[index] = 0
+        index = bytes(asleep).find(1, index + 1)
+
+
 def reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:
     """Make the leases of those owners READY again who are dead (a lease's owner is a consumer's number plus one)."""
     reclaimed = 0

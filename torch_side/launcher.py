@@ -57,9 +57,9 @@ class BlenderLauncher:
     they started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel
     kills the instances, and the next launch removes the rest.
 
-    An instance that dies is reported at once with its exit code and the end of its log. With `restart`, it is started again in its
-    place, with the same command, addresses and log, and whoever reads from it goes on reading: what it had published is delivered,
-    once. Its environment variable ``BLENDTORCH_RESTARTS`` then counts from 1, so that its script can draw other random numbers.
+    An instance that dies is reported at once with its exit code and the end of its log. With `restart`, it is started again
+    in its place, with the same command, addresses and log, and whoever reads from it goes on reading: what it had published is
+    delivered, once. Only its ``-btseed`` is another, and its environment variable ``BLENDTORCH_RESTARTS`` counts, from 0.
 
     Args:
         scene: the .blend file to open. '' or None: Blender's start-up scene.
@@ -74,20 +74,21 @@ class BlenderLauncher:
         instance_args: for each instance, further command-line arguments for its script.
         proto: 'tcp'.
         blend_path: directories in which to look for a Blender executable, before anything else.
-        seed: the first instance gets this as ``-btseed``, the next one more, and so on. None: a random one.
+        seed: the first instance gets this as ``-btseed``, the next one more, and so on; one that is started again gets one that
+            nobody had. None: a random one.
         background: run a Blender executable without a window (``--background``), also where it could have one.
         blender: what runs an instance: a Blender executable, a Python interpreter that has the bpy module, or
             ``'python'``, the running interpreter, for scripts that need no Blender. None: an executable in `blend_path`,
             else the bpy module of the running interpreter (it needs no display), else an executable on the PATH.
         env: further environment variables, for all instances or as one dict for each.
         progress: tell on standard error what is going on.
-        restart: 'never'; 'on-failure': start an instance again that ended with an exit code other than 0, or by a signal; 'always':
-            also one whose script is done.
-        max_restarts: failures in a row after which an instance is given up. The pause before a restart grows from 0.5 s to at most
-            30 s. An instance that ran for a minute, or ended with 0 after it published something, begins anew.
+        restart: 'never'; 'on-failure': start an instance again that ended with an exit code other than 0, or by a signal;
+            'always': also one whose script is done.
+        max_restarts: failures in a row after which an instance is given up. The pause before a restart grows from 0.5 s to at
+            most 30 s. An instance that ran for a minute, or ended with 0 after it published something, begins anew.
         recycle_after: for a Blender that grows: when an instance has published so many messages on one socket, it is ended
             between two of them and started again, whatever `restart` says. Its script sees SystemExit.
-        stall_timeout_s: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
+        stall_timeout: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
             for room to do so: a render that hangs, a stopped process. More than its start and its first frame take.
         allow_unauthenticated: beyond loopback, let everybody who can reach the instances read from them, without keys.
 
@@ -119,7 +120,7 @@ class BlenderLauncher:
         restart: Restart = "never",
         max_restarts: int = 5,
         recycle_after: int | None = None,
-        stall_timeout_s: float | None = None,
+        stall_timeout: float | None = None,
         allow_unauthenticated: bool = False,
     ) -> None:
         self.num_instances = _integer("num_instances", num_instances, 1, 9999)
@@ -136,8 +137,8 @@ class BlenderLauncher:
         self.restart = restart
         self.max_restarts = _integer("max_restarts", max_restarts, 0, sys.maxsize)
         self.recycle_after = None if recycle_after is None else _integer("recycle_after", recycle_after, 1, sys.maxsize)
-        self.stall_timeout_s = None if stall_timeout_s is None else _seconds("stall_timeout_s", stall_timeout_s)
-        for name, value in (("recycle_after", recycle_after), ("stall_timeout_s", stall_timeout_s)):
+        self.stall_timeout = None if stall_timeout is None else _seconds("stall_timeout", stall_timeout)
+        for name, value in (("recycle_after", recycle_after), ("stall_timeout", stall_timeout)):
             if value is not None and not self.named_sockets:
                 raise ConfigurationError(f"{name}={value!r} needs named_sockets: it looks at what is published there.")
         if proto != "tcp":
@@ -244,7 +245,7 @@ class BlenderLauncher:
         )
         self._cleanup.callback(self._stop_display)
         recycles = self.recycle_after is not None
-        policy = Policy(self.restart, self.max_restarts, recycles, self.stall_timeout_s)
+        policy = Policy(self.restart, self.max_restarts, recycles, self.stall_timeout)
         self._supervisor = Supervisor(directory, self._tell, policy)
         self._cleanup.callback(self._supervisor.stop)
         variables = {**environment(runtime.kind), LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
@@ -268,6 +269,7 @@ class BlenderLauncher:
                     STATUS_VARIABLE: renderer_path(directory.path, btid),
                     **self.env[btid],
                 },
+                self.num_instances,
                 [directory.twin(name, btid) for name in self.named_sockets],
             )
             for btid in range(self.num_instances)

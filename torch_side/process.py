@@ -133,6 +133,8 @@ class Instance:
     btid: int
     command: list[str]
     env: Mapping[str, str]
+    num_seeds: int = 1
+    """Seeds that the first starts of all instances take: each further start takes one that nobody had."""
     streams: Sequence[Twin] = ()
     """Those of its sockets."""
     process: subprocess.Popen[bytes] | None = None
@@ -158,6 +160,14 @@ class Instance:
     listened_at: float = 0.0
     stuck: str = ""
     """Why it was killed."""
+
+    def command_now(self) -> list[str]:
+        """The command of the current start. It has a seed of its own, or the script would draw what it drew before."""
+        command = list(self.command)
+        if self.restarts and "-btseed" in command:
+            at = command.index("-btseed") + 1
+            command[at] = str((int(command[at]) + self.restarts * self.num_seeds) % 2**31)
+        return command
 
     def has_exited(self) -> bool:
         """Whether its process is gone for good, and its obituary written."""
@@ -317,8 +327,9 @@ class Supervisor:
                         f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n".encode(),
                     )
                 env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
-                process = start_bound(instance.command, env=env, stdout=log_fd, stderr=log_fd)
-                process.args = instance.command
+                command = instance.command_now()
+                process = start_bound(command, env=env, stdout=log_fd, stderr=log_fd)
+                process.args = command
             finally:
                 os.close(log_fd)
         except OSError as error:
@@ -388,7 +399,7 @@ class Supervisor:
             stopped = ", stopped by a signal (SIGSTOP)" if is_stopped(process.pid) else ""
             instance.stuck = (
                 f"it was stuck{stopped}: no message for {instance.silent_s:.1f} s although there was room "
-                f"(stall_timeout_s={patience_s:g})"
+                f"(stall_timeout={patience_s:g})"
             )
             self._tell(f"instance {instance.btid} is killed: {instance.stuck}")
             with contextlib.suppress(ProcessLookupError):

@@ -10,10 +10,11 @@ A consumer opens one connection per producer (DEALER to ROUTER). It greets, take
                        ◄───────────  END                            closed: what was sent is the consumer's
 
 So a message stays the producer's until a consumer has it: what was on its way to one that died, that closed, or that the
-network lost, is delivered again, here or elsewhere. And nothing is received twice: a consumer greets anew after each interruption, counting *generations*, names what it
-has taken lately, and drops whatever was sent in an earlier generation, unless that ended with END. It also knows what it has
-taken when a producer that was killed is followed by one that goes on with its stream. There is one limit: if a consumer could not
-say any more that it took a message, and is not back :data:`_LOST_S` after its connection closed, somebody else gets it, too.
+network lost, is delivered again, here or elsewhere. And nothing is received twice: a consumer greets anew after each
+interruption, counting *generations*, names what it has taken lately, and drops whatever was sent in an earlier generation, unless
+that ended with END. It also knows what it has taken when a producer that was killed is followed by one that goes on with its
+stream. There is one limit: if a consumer could not say any more that it took a message, because its connection broke or its
+producer was killed at that moment, and somebody else asks for that message before it is back (:data:`_LOST_S`), both get it.
 
 The producer's end is a consumer of its own ring (:class:`TcpForwarder`): it leases a slot when a consumer has room, sends from
 the slot without a copy, and so competes fairly with the consumers that do share the memory. Its peers are unknown programs until
@@ -43,6 +44,7 @@ import zmq.utils.garbage  # now: it registers with atexit, and who publishes mus
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from .. import leaving
 from ..address import Address
 from ..errors import ConfigurationError, PortInUse, SegmentError, StreamClosed, WireError
 from ..keys import ClientKeys, ServerKeys
@@ -282,8 +284,8 @@ class TcpForwarder:
                 )
             if self._patient and self._address.twin is None and self._reader.has_ready(local=self.authenticated):
                 log.warning("%s closed: messages that nobody came for are lost.", self._address)
-            self._reader.close()
             self._shut(linger_ms=int(_LAST_CHANCE_S * 1000) + self._lingerms)
+            self._reader.finish()  # what is sent is its receivers'
 
     def _is_done(self, idle_s: float) -> bool:
         """Whether closing need not wait any longer, `idle_s` seconds after a consumer took something."""
@@ -386,14 +388,17 @@ class TcpForwarder:
         for peer in list(self._peers.values()):
             while peer.unsent and peer.lost_at is None:
                 self._send_next(peer)
+        share = max(
+            1, self._reader.leasable() // max(1, len(self._peers))
+        )  # of the slots: who takes nothing starves nobody
         while True:
-            room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < p.room]
+            room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < min(p.room, share)]
             if not room:
                 return False
-            claimed = self._take()
+            peer = min(room, key=lambda p: len(p.sent))  # of equals, the one that has waited longest
+            claimed = self._take(copy=not peer.sent)  # a copy would die with this process, so only for who has nothing
             if claimed is None:
                 return True
-            peer = min(room, key=lambda p: len(p.sent))  # of equals, the one that has waited longest
             self._peers[peer.route] = self._peers.pop(peer.route)
             peer.sent[claimed.sequence] = claimed
             peer.unsent.append(claimed.sequence)
@@ -417,11 +422,11 @@ class TcpForwarder:
             peer.lost_at = time.monotonic()
             return False
 
-    def _take(self) -> Claimed | None:
+    def _take(self, copy: bool) -> Claimed | None:
         if self._returned:
             return self._returned.popleft()
         try:
-            return self._reader.take(local=self.authenticated, lease=True)
+            return self._reader.take(copy=copy, local=self.authenticated, lease=True)
         except SegmentError as error:
             self._complain(f"A message was not sent: {error}")
             return None
@@ -530,6 +535,7 @@ class TcpSource:
             raise ConfigurationError(
                 f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
             ) from error
+        leaving.join(self)
 
     @property
     def sockets(self) -> list[zmq.Socket[bytes]]:
@@ -561,6 +567,10 @@ class TcpSource:
                 return None
             self._poller.poll(int(remaining_s * 1000) + 1)
 
+    def finish(self) -> None:
+        """Close: the process is about to exit."""
+        self.close()
+
     def explain(self) -> str:
         return "\n".join(connection.explain() for connection in self._connections)
 
@@ -568,6 +578,7 @@ class TcpSource:
         """Give back what was received and not taken."""
         if os.getpid() != self._pid:
             return
+        leaving.leave(self)
         for connection in self._connections:
             connection.close()
         self._connections.clear()

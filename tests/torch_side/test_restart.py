@@ -182,17 +182,20 @@ def test_the_current_process_is_in_launch_info_and_in_the_report(script: Callabl
         assert second.returncode == -signal.SIGKILL
 
 
-def test_log_environment_and_command_are_those_of_the_first_start(script: Callable[[str], Path], quick: None) -> None:
+def test_log_environment_and_command_are_those_of_the_first_start_but_for_the_seed(
+    script: Callable[[str], Path], quick: None
+) -> None:
     path = script(
         "import os, sys\nprint(os.environ['BLENDTORCH_RESTARTS'], os.environ['MINE'], sys.argv, flush=True)\n"
         "sys.exit(os.environ['BLENDTORCH_RESTARTS'] == '0')"
     )
-    with launched(path, restart="on-failure", env={"MINE": "x"}) as launcher:
+    with launched(path, restart="on-failure", env={"MINE": "x"}, seed=7) as launcher:
         assert launcher.wait() == [0]
         before, mark, after = log(launcher).splitlines()
     assert mark == "---- blendtorch: restart 1 of instance 0 ----"
     assert before.startswith("0 x [")
-    assert after == "1" + before[1:]
+    assert "'-btseed', '7'" in before
+    assert after == ("1" + before[1:]).replace("'-btseed', '7'", "'-btseed', '8'")
 
 
 def test_everything_that_a_dead_instance_started_is_gone_before_the_next_start(
@@ -423,7 +426,7 @@ def test_a_stopped_instance_is_named_with_the_age_of_its_last_message(script: Ca
 
 
 def test_a_stopped_instance_is_replaced(script: Callable[[str], Path], quick: None, caplog: Any) -> None:
-    with launched(script(FOREVER), restart="on-failure", stall_timeout_s=PATIENCE_S) as launcher:
+    with launched(script(FOREVER), restart="on-failure", stall_timeout=PATIENCE_S) as launcher:
         items = stream(launcher)
         received = [key(next(items)) for _ in range(30)]
         process(launcher).send_signal(signal.SIGSTOP)
@@ -431,7 +434,7 @@ def test_a_stopped_instance_is_replaced(script: Callable[[str], Path], quick: No
             received.append(key(next(items)))
         check_that_each_run_is_whole(received)
         assert "it was stuck, stopped by a signal (SIGSTOP): no message for" in caplog.text
-        assert f"(stall_timeout_s={PATIENCE_S:g})" in caplog.text
+        assert f"(stall_timeout={PATIENCE_S:g})" in caplog.text
 
 
 def test_a_render_that_hangs_is_replaced(script: Callable[[str], Path], quick: None) -> None:
@@ -439,14 +442,14 @@ def test_a_render_that_hangs_is_replaced(script: Callable[[str], Path], quick: N
         COUNT + "publisher = btb.DataPublisher(args.btsockets['DATA'], args.btid)\n"
         "frames(publisher, end=5 if run == 0 else 10**9)\nimport time\ntime.sleep(600)"
     )
-    with launched(path, restart="on-failure", stall_timeout_s=PATIENCE_S) as launcher:
+    with launched(path, restart="on-failure", stall_timeout=PATIENCE_S) as launcher:
         items = stream(launcher)
         received = [key(next(items)) for _ in range(25)]
         assert received == [(0, i) for i in range(5)] + [(1, i) for i in range(20)]
 
 
 def test_without_restart_an_instance_that_hangs_is_ended_and_reported(script: Callable[[str], Path]) -> None:
-    with launched(script("import time\ntime.sleep(600)"), stall_timeout_s=PATIENCE_S) as launcher:
+    with launched(script("import time\ntime.sleep(600)"), stall_timeout=PATIENCE_S) as launcher:
         with pytest.raises(InstanceDied):
             next(stream(launcher))
         with pytest.raises(InstanceDied, match="it was stuck: no message for"):
@@ -459,7 +462,7 @@ def test_an_instance_that_waits_for_room_is_not_stuck(script: Callable[[str], Pa
         COUNT + "publisher = btb.DataPublisher(args.btsockets['DATA'], args.btid)\n"
         "frames(publisher, end=3 if args.btid else 10**9)\nimport time\ntime.sleep(600)"
     )
-    with launched(path, 2, stall_timeout_s=PATIENCE_S) as launcher:
+    with launched(path, 2, stall_timeout=PATIENCE_S) as launcher:
         eventually(lambda: report(launcher, 1).state == "exited")
         assert report(launcher, 0).state == "running"
         items = stream(launcher)
@@ -529,10 +532,10 @@ def test_blender_is_recycled_exactly_and_restarted_when_killed(
         (dict(restart=True), "restart=True"),
         (dict(max_restarts=-1), "max_restarts=-1"),
         (dict(recycle_after=0), "recycle_after=0"),
-        (dict(stall_timeout_s=0), "stall_timeout_s"),
-        (dict(stall_timeout_s="10"), "stall_timeout_s"),
+        (dict(stall_timeout=0), "stall_timeout"),
+        (dict(stall_timeout="10"), "stall_timeout"),
         (dict(recycle_after=5, named_sockets=[]), "needs named_sockets"),
-        (dict(stall_timeout_s=5, named_sockets=None), "needs named_sockets"),
+        (dict(stall_timeout=5, named_sockets=None), "needs named_sockets"),
     ],
 )
 def test_arguments_that_cannot_work_are_named(
