@@ -1,13 +1,17 @@
 """A stream in shared memory, seen from both sides."""
 
 import os
+import time
 
 import posix_ipc
 import pytest
 
 from blendtorch_shm import segment
-from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.address import Address, Twin, beacon_path
 from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.place import SharedPlace
+from blendtorch_shm.stream import attach_control
 from blendtorch_shm.transport import open_sink, open_source
 
 
@@ -89,4 +93,42 @@ def test_a_ring_that_could_not_be_attached_is_tried_again(twin: Twin, monkeypatc
     assert message is not None
     assert message.fields == {"i": 0}
     source.close()
+    sink.close()
+
+
+def test_a_stream_that_begins_late_is_not_starved_by_one_that_always_has_something(
+    launch_directory: LaunchDirectory,
+) -> None:
+    early, late = (Address("tcp://127.0.0.1:*", launch_directory.twin("DATA", btid)) for btid in range(2))
+    source = open_source([early, late])
+    busy = open_sink(early)
+    busy.publish({"from": "early"})
+    assert source.receive(20) is not None
+    quiet = open_sink(late)
+    quiet.publish({"from": "late"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        busy.publish({"from": "early"})  # there is never nothing to take
+        message = source.receive(20)
+        assert message is not None
+        if message.fields["from"] == "late":
+            break
+    else:
+        pytest.fail("nothing came of the stream that began late")
+    source.close()
+    for sink in (busy, quiet):
+        sink.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+def test_what_belongs_to_another_user_is_not_trusted(twin: Twin) -> None:
+    sink = open_sink(Address("tcp://127.0.0.1:*", twin))
+    segment = f"/dev/shm{twin.prefix}"
+    os.chown(segment, 65534, 65534)
+    with pytest.raises(SegmentError, match="belongs to another user"):
+        attach_control(SharedPlace(twin))
+    os.chown(segment, 0, 0)
+    assert twin.is_here()
+    os.chown(beacon_path(twin.launch), 65534, 65534)
+    assert not twin.is_here()
     sink.close()

@@ -249,6 +249,44 @@ def test_consumers_share_what_comes_slowly(opened: Open, address: Address) -> No
     assert 3 <= turns[10:].count(0) <= 17
 
 
+ENDS_WITHOUT_CLOSING = """
+import sys
+import numpy as np
+import blendtorch.btb as btb
+
+def main():
+    publisher = btb.DataPublisher(sys.argv[1], 3)
+    for i in range(20):
+        publisher.publish(i=i, image=np.full((60, 80, 3), i, np.uint8))
+
+main()
+"""
+
+
+def test_a_script_that_just_ends_loses_nothing(opened: Open, address: Address) -> None:
+    source = opened(open_source([address]))
+    with subprocess.Popen([sys.executable, "-c", ENDS_WITHOUT_CLOSING, address]) as producer:
+        assert [receive(source) for _ in range(20)] == list(range(20))
+    assert producer.returncode == 0
+
+
+def test_a_consumer_that_just_ends_is_not_taken_for_one_that_died(opened: Open, address: Address) -> None:
+    program = """
+import sys
+from blendtorch_shm.address import Address
+from blendtorch_shm.transport import open_source
+source = open_source([Address(sys.argv[1])])
+for _ in range(5):
+    print(source.receive(20).fields["i"])
+"""
+    sink = opened(open_sink(address))
+    producer = publish(sink, range(30))
+    done = subprocess.run([sys.executable, "-c", program, address], capture_output=True, text=True, check=True)
+    source = opened(open_source([address]))
+    assert [*map(int, done.stdout.split()), *(receive(source) for _ in range(25))] == list(range(30))
+    producer.join()
+
+
 # -- a network that fails ---------------------------------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ class Part:
     twins: list[dict[str, Any]]
     endpoints: list[str]
     arm: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    num_slots: int = 64
+    num_slots: int = 16
     keep: int = 0
     growth: float = 0.02
 

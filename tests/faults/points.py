@@ -144,7 +144,7 @@ def _table() -> list[Point]:
         ),
         Point("a slot is reclaimed, still locked", both, f"{ring}:Ring.reclaim", "return True"),
         # A message goes over TCP.
-        Point("the forwarder has claimed", producer, f"{tcp}:TcpForwarder._send", "peer = min(room", True),
+        Point("the forwarder has claimed", producer, f"{tcp}:TcpForwarder._send", "self._peers[peer.route] = ", True),
         Point("the forwarder has sent", producer, f"{tcp}:TcpForwarder._send_next", "peer.unsent.popleft()", True),
         Point(
             "the forwarder hears that it was taken",
@@ -161,10 +161,7 @@ def _table() -> list[Point]:
             tcp=True,
             after="a message is here, not acknowledged yet",
         ),
-        Point(
-            "a message is here, not acknowledged yet", remote, f"{tcp}:_Connection._open", "self._taken.append(", True
-        ),
-        Point("a message is acknowledged", remote, f"{tcp}:_Connection.take", "self._in_hand = None", True),
+        Point("a message is here, not acknowledged yet", remote, f"{tcp}:_Connection._open", "if not is_kept", True),
         Point("a remote consumer greets", remote, f"{tcp}:_Connection._greet", "self._say(Hello(", True),
     ]
 
