@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import weakref
 from typing import Any
 
@@ -85,8 +86,11 @@ class DataPublisher:
             _lenders[kind] = weakref.ref(self)
 
     def close(self) -> None:
-        """Publish no more. What was published is still delivered. Happens by itself when the process ends in good order."""
-        self._sink.close(patient=not bootstrap.is_recycling())
+        """Publish no more. What was published is still delivered. Happens by itself when the process ends in good order.
+
+        On the way out after Ctrl-C it does not wait for TCP consumers to take what they have not.
+        """
+        self._sink.close(patient=_is_patient(sys.exc_info()[0]))
         _open.discard(self._sink)
 
     def __enter__(self) -> DataPublisher:
@@ -102,8 +106,14 @@ _open: set[Sink] = set()
 
 @atexit.register  # after pyzmq's own, which transport/ has seen to, and so before it
 def _close_all() -> None:
+    last = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)  # in a session, that may be long ago
     for sink in list(_open):
-        sink.close(patient=not bootstrap.is_recycling())
+        sink.close(patient=_is_patient(last))
+
+
+def _is_patient(error: type[BaseException] | None) -> bool:
+    """Whether to wait for slow consumers while closing because of `error`."""
+    return not bootstrap.is_recycling() and (error is None or not issubclass(error, KeyboardInterrupt))
 
 
 def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:

@@ -17,7 +17,7 @@ import time
 import weakref
 from typing import NamedTuple
 
-from . import leaving
+from . import interrupts, leaving
 from .errors import SegmentError, StreamClosed
 from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
 from .locks import consumer_lock, slot_lock
@@ -64,7 +64,11 @@ class Claimed(NamedTuple):
 
 
 def _lease_ended(lease: Lease) -> None:
-    lease.terms[0].end(lease)
+    try:
+        lease.terms[0].end(lease)
+    except BaseException as error:  # Ctrl-C
+        lease.terms[0].end_later(lease)
+        interrupts.keep(error)
 
 
 class Counter:
@@ -164,6 +168,7 @@ class Reader:
         Raises:
             StreamClosed: called in a forked child; a child needs a reader of its own.
         """
+        interrupts.raise_kept()
         rings = self._all_rings()
         if len(rings) == 1:
             ring = rings[0]
@@ -254,6 +259,11 @@ class Reader:
         self._release(ring, slot, generation)
         if self._closing and not self._leases:
             self._leave()
+
+    def end_later(self, lease: Lease) -> None:
+        """Note that :meth:`end` was interrupted."""
+        if os.getpid() == self._pid:
+            self._leases[id(lease)] = lease
 
     def give_back(self, lease: Lease) -> None:
         """End a lease whose message was not used: it is READY again, for any consumer."""

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import layout, segment
+from . import interrupts, layout, segment
 from .errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
 from .layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
 from .locks import PRODUCER_LOCK
@@ -52,8 +52,13 @@ class Pin(weakref.ref[Bytes]):
 
 
 def _unpin(pin: Pin) -> None:
-    if pin.ring.pins.get(pin.slot) is pin:
-        del pin.ring.pins[pin.slot]
+    try:
+        if pin.ring.pins.get(pin.slot) is pin:
+            del pin.ring.pins[pin.slot]
+    except BaseException as error:  # Ctrl-C
+        if pin.ring.pins.get(pin.slot) is pin:
+            del pin.ring.pins[pin.slot]
+        interrupts.keep(error)
 
 
 @dataclass
@@ -200,6 +205,7 @@ class Writer:
 
     def wait_for_room(self) -> None:
         """Return when :meth:`has_room`."""
+        interrupts.raise_kept()
         if not self.has_room():
             self._wait(self.has_room, wake_below=(self.max_ready + 1) // 2)
 

@@ -2,8 +2,8 @@
 
 Nothing stays behind
     Each test is watched from its set-up to the end of its clean-up. It fails when it leaves a shared-memory object
-    (``/dev/shm/bt-*``, ``sem.bt-*``, ``blendtorch-*``), a launch directory (``blendtorch-*`` in ``$XDG_RUNTIME_DIR`` or
-    the temporary directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a
+    (``/dev/shm/bt-*``, ``sem.bt-*``), a launch directory (``blendtorch-*`` in ``/dev/shm``, ``$XDG_RUNTIME_DIR`` or the
+    temporary directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a
     whole module, say) is in place before the test and so does not count; at the end of the run nothing may be left.
     A failed test is not reported a second time, but what it left is removed, so that the next one starts clean.
 
@@ -129,9 +129,9 @@ def _command(pid: int) -> str:
 
 def traces() -> set[Trace]:
     found = set(Processes().traces())
-    for pattern in ("bt-*", "sem.bt-*", "blendtorch-*"):
+    for pattern in ("bt-*", "sem.bt-*"):
         found |= {Trace("shared memory", str(path)) for path in Path("/dev/shm").glob(pattern)}
-    for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp"}:
+    for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp", "/dev/shm"}:
         found |= {Trace("launch directory", str(path)) for path in Path(directory).glob("blendtorch-*")}
     found |= {Trace("X lock", str(path)) for path in Path("/tmp").glob(".X*-lock")}
     found |= {Trace("X socket", str(path)) for path in Path("/tmp/.X11-unix").glob("X*")}
