@@ -6,6 +6,8 @@ Publishing and argument parsing work in any Python. The rest needs Blender, and 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
+from blendtorch_shm.errors import PublishError
+
 from .arguments import parse_blendtorch_args
 from .publisher import DataPublisher
 from .signal import Signal
@@ -21,6 +23,7 @@ __all__ = [
     "Camera",
     "DataPublisher",
     "OffScreenRenderer",
+    "PublishError",
     "Signal",
     "parse_blendtorch_args",
     "utils",

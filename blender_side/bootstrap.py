@@ -18,7 +18,9 @@ if __name__ == "__main__" and "bpy" not in sys.modules and not getattr(sys.flags
 
 import argparse
 import atexit
+import errno
 import faulthandler
+import io
 import os
 import threading
 import traceback
@@ -33,8 +35,7 @@ def main() -> None:
     sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for those who may have to end it
     _recycle_after = int(os.environ.pop("BLENDTORCH_RECYCLE_AFTER", "0"))  # not for processes that the script starts
     atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = _Log.over(sys.stdout), _Log.over(sys.stderr)
     options = _take_own_options()
     for directory in options.packages.split(os.pathsep):
         if directory and directory not in sys.path:
@@ -55,6 +56,25 @@ def main() -> None:
     # In background too: 3.4 crashes on its own way out, after some imports (multiprocessing.util is one).
     if code != 0 or _recycling or bpy.app.background or not before.goes_on():
         leave(code)
+
+
+class _Log(io.FileIO):
+    """A log on a disk that may be full: then lines are lost, which is better than the script."""
+
+    @staticmethod
+    def over(stream: Any) -> Any:
+        """A text stream that writes where `stream` does."""
+        raw = _Log(stream.fileno(), "wb", closefd=False)
+        buffer = io.BufferedWriter(raw)
+        return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True, write_through=True)
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(data)
 
 
 def _open(scene: str, in_blender: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.address import resolve
+from blendtorch_shm.address import Address, resolve
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.transport import open_sink
 
@@ -55,7 +55,8 @@ class DataPublisher:
         self.btid = btid
         self._socket = str(bind_address)
         address = resolve(bind_address)
-        address.unauthenticated |= allow_unauthenticated
+        if allow_unauthenticated:
+            address = Address(address, address.twin, address.keys, unauthenticated=True)
         self._sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
         _open.add(self._sink)
 
@@ -66,7 +67,7 @@ class DataPublisher:
             **kwargs: ndarrays of any shape and dtype, Blender's vectors, matrices and buffers (they arrive as ndarrays), NumPy
                 scalars, numbers, strings, bytes, None, and lists, tuples and dicts of all these. Other objects must be
                 picklable, and reach consumers on this host, and those elsewhere that have keys. A lent array is its
-                receiver's afterwards, and read-only.
+                consumer's afterwards, and read-only.
 
         Raises:
             PublishError: a value cannot be sent; names its key. Nothing was sent.

@@ -10,6 +10,7 @@ treat the address as the ordinary string that it is, and to readers in the launc
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import stat
@@ -109,6 +110,15 @@ def _open_own(path: str, flags: int) -> int:
     return fd
 
 
+def is_loopback(endpoint: str) -> bool:
+    """Whether a ``tcp://`` endpoint can be reached from this host alone."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
+
+
 def is_socket_name(name: str) -> bool:
     """Whether a socket may be called `name`."""
     return _SOCKET_NAME.fullmatch(name) is not None
@@ -152,6 +162,11 @@ class Address(str):
         self.unauthenticated = unauthenticated
         return self
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is known about it."""
+        return self.twin is None and self.keys is None and not self.unauthenticated
+
     def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
         return Address, (str(self), self.twin, self.keys, self.unauthenticated)
 
@@ -189,7 +204,7 @@ def resolve(endpoint: str) -> Address:
     Raises:
         ConfigurationError: the environment variable is not what the launcher writes.
     """
-    if isinstance(endpoint, Address) and (endpoint.twin is not None or endpoint.keys is not None):
+    if isinstance(endpoint, Address) and not endpoint.is_plain:
         return endpoint
     text = os.environ.get(ENVIRONMENT_VARIABLE)
     if not text:

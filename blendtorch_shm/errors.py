@@ -14,6 +14,7 @@
     ├── StreamClosed                        used after close, or closed while waiting
     ├── SegmentError                        shared memory could not be created, attached or understood
     │   └── OutOfSharedMemory               ... because it is full
+    ├── OutOfDescriptors (OSError)          this process may not open more files and connections
     ├── PublishError (TypeError)            a value that cannot be published here
     └── WireError                           bytes from another process that are not a valid message
 
@@ -70,6 +71,10 @@ class SegmentError(BlendtorchError):
 
 class OutOfSharedMemory(SegmentError):
     """The shared-memory file system has no room for a segment."""
+
+
+class OutOfDescriptors(BlendtorchError, OSError):
+    """This process may not open more files and connections."""
 
 
 class PublishError(BlendtorchError, TypeError):

@@ -48,6 +48,9 @@ _NAME = re.compile(r"\.?blendtorch-([0-9a-f]{8})")
 _ABANDONED_S = 60.0
 """A directory without a lock file is being made or removed; after this long, whoever did that is gone."""
 
+_ROOM_NBYTES = 2**16
+"""For logs, at least, there must be in the directory of a launch that begins."""
+
 State = Literal["starting", "running", "restarting", "exited"]
 
 _mine: set[str] = set()
@@ -74,8 +77,8 @@ class InstanceReport:
     exit_code: int | None
     log_tail: str
     renderer: str
-    pid: int = 0
-    restarts: int = 0
+    pid: int
+    restarts: int
 
     def is_stopped(self) -> bool:
         """Whether its process is stopped, by SIGSTOP or a debugger, so that nothing happens in it."""
@@ -116,6 +119,9 @@ class LaunchDirectory:
                 for directory in dict.fromkeys([os.path.realpath(streams), os.path.realpath(path)]):
                     made[directory] = _make_locked(directory)
                 Path(beacon_path(launch)).write_text(nonce)
+                room = Path(path, "room")
+                room.write_bytes(bytes(_ROOM_NBYTES))  # to try is the only way to know: there are quotas, too
+                room.unlink()
             except BaseException as error:
                 for directory, fd in made.items():
                     shutil.rmtree(directory, ignore_errors=True)
@@ -213,10 +219,10 @@ def processes_of(launch: str, status_path: str | None = None) -> list[int]:
 def is_stopped(pid: int) -> bool:
     """Whether the process is one that SIGSTOP, or a debugger, has stopped."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] in "Tt"
+    return status.rpartition(")")[2].split()[0] in "Tt"
 
 
 def log_path(directory: str, btid: int) -> str:
@@ -364,6 +370,7 @@ def _remove_scratch(started_note: str) -> None:
 
 
 def _remove(path: str, launch: str) -> None:
+    """Remove one directory of a launch, and what the launch has elsewhere: shared memory, Blender's temporary directories."""
     for note in Path(path).glob("instance-*.started"):
         _remove_scratch(str(note))
     for name in os.listdir(SHARED_MEMORY):

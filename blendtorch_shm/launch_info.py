@@ -24,7 +24,7 @@ class LaunchInfo:
     Args:
         addresses: name of a socket -> its address at each instance, in the order of ``btid``.
         commands: the command line of each instance, ready to copy into a shell.
-        processes: the instances, where this process started them.
+        processes: the current process of each instance, where this process started them; None otherwise.
     """
 
     addresses: dict[str, list[Address]]
@@ -48,7 +48,7 @@ class LaunchInfo:
                 address
                 for addresses in launch_info.addresses.values()
                 for address in addresses
-                if getattr(address, "twin", None) is not None or getattr(address, "keys", None) is not None
+                if isinstance(address, Address) and not address.is_plain  # type: ignore[redundant-expr]  # users may put strings
             ),
         }
         text = json.dumps(content, indent=4) + "\n"

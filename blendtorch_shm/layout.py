@@ -60,7 +60,7 @@ CONSUMER_RECORD = _words(
         8: "delivered",
         16: "released",
         24: "copied",  # handed out as copies because the process held too many slots
-        32: "rejected",  # messages whose record or header made no sense
+        32: "rejected",  # messages whose record or header made no sense; the producer's own: connections, too
         40: "reclaimed",
         48: "redelivered",  # delivered, after another consumer had it and did not finish
         56: "remote",  # consumers elsewhere that this one sends to (the producer's own, for TCP)

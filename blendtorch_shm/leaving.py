@@ -37,12 +37,9 @@ def join(member: Member) -> None:
     _members.add(member)
 
 
-def leave(member: Member) -> bool:
-    """Forget `member`; whether it was one."""
-    if member not in _members:
-        return False
+def leave(member: Member) -> None:
+    """Forget `member`, which has finished, or never joined."""
     _members.discard(member)
-    return True
 
 
 def _finish_all() -> None:

@@ -66,9 +66,12 @@ class Claimed(NamedTuple):
 def _lease_ended(lease: Lease) -> None:
     try:
         lease.terms[0].end(lease)
-    except BaseException as error:  # Ctrl-C
+    except BaseException:  # Ctrl-C
         lease.terms[0].end_later(lease)
-        interrupts.keep(error)
+        raise
+
+
+interrupts.keep_of(_lease_ended)
 
 
 class Counter:

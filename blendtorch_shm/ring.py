@@ -269,7 +269,9 @@ class Ring:
         return True
 
     def reclaim(self, slot: int, owner: int) -> bool:
-        """Make the lease of a dead `owner` READY again. The caller holds the slot's lock."""
+        """Make READY again what `owner` leased and has not finished. The caller holds the slot's lock, and is `owner`, or knows
+        that it is dead.
+        """
         if self._states[slot] != State.LEASED or self.owner(slot) != owner:
             return False
         at = self._record(slot)

@@ -24,7 +24,7 @@ from .writer import Loan, Writer
 
 
 class Sink(Protocol):
-    """Takes messages; each is received exactly once, in order where there is one receiver."""
+    """Takes messages; each is received exactly once, in order where there is one consumer."""
 
     def publish(self, fields: Mapping[str, Any]) -> None:
         """Send one message, waiting for room as long as it takes.
@@ -40,12 +40,12 @@ class Sink(Protocol):
         """Send no more. What was published is still delivered.
 
         Args:
-            patient: wait for those receivers who can come for it only now. Not needed where a successor goes on with the stream.
+            patient: wait for those consumers who can come for it only now. Not needed where a successor goes on with the stream.
         """
 
 
 class Announcer(Protocol):
-    """Wakes receivers that sleep. May fail to: an announcement is a hint, and has no content that could be believed."""
+    """Wakes consumers that sleep. May fail to: an announcement is a hint, and has no content that could be believed."""
 
     def announce(self) -> None:
         """A message is READY, and somebody sleeps."""
@@ -59,7 +59,7 @@ class RingSink:
 
     Args:
         writer: the producer's half of the stream; closed with this sink.
-        announcers: told about messages while a receiver sleeps; closed with this sink.
+        announcers: told about messages while a consumer sleeps; closed with this sink.
         trusted: whether messages may contain pickles.
     """
 
@@ -94,7 +94,7 @@ class RingSink:
                 slot = loan.ring.bytes_of(loan.slot)
                 for i, array in enumerate(parts.large):
                     if i in lent:
-                        array.flags.writeable = False  # its receiver's now: a late write is an error, not a torn frame
+                        array.flags.writeable = False  # its consumer's now: a late write is an error, not a torn frame
                     else:
                         np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
             except BaseException:  # Ctrl-C in the middle of a copy

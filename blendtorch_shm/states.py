@@ -5,7 +5,7 @@
                  loan                commit                 claim
         FREE ───────────► LOANED ───────────► READY ───────────────────► LEASED
          ▲                  │                   ▲                         │  │
-         │      abort       │                   │   reclaim (owner died)  │  │
+         │      abort       │                   │   reclaim (unfinished)  │  │
          ├──────────────────┘                   └─────────────────────────┘  │
          │                              release                              │
          └───────────────────────────────────────────────────────────────────┘
@@ -15,7 +15,8 @@ Who may cause what:
 * *loan*, *abort*, *commit*: the stream's one producer.
 * *claim*: any consumer, under the slot's kernel-owned lock, so that it happens once per generation.
 * *release*: the consumer that owns the lease, when its last view of the slot is gone.
-* *reclaim*: whoever proved that the owner is dead, under the slot's lock. The frame is READY again for somebody else.
+* *reclaim*: whoever proved that the owner is dead, or the owner itself, for a message that it has not used (over TCP: whose
+  consumer left); under the slot's lock. The message is READY again for somebody else.
 
 So each step has exactly one possible writer at a time, which is what lets a plain byte in shared memory carry the state:
 Python has no compare-and-swap.

@@ -52,13 +52,11 @@ class Pin(weakref.ref[Bytes]):
 
 
 def _unpin(pin: Pin) -> None:
-    try:
-        if pin.ring.pins.get(pin.slot) is pin:
-            del pin.ring.pins[pin.slot]
-    except BaseException as error:  # Ctrl-C
-        if pin.ring.pins.get(pin.slot) is pin:
-            del pin.ring.pins[pin.slot]
-        interrupts.keep(error)
+    if pin.ring.pins.get(pin.slot) is pin:
+        del pin.ring.pins[pin.slot]
+
+
+interrupts.keep_of(_unpin)
 
 
 @dataclass

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 BLENDER = {"bpy", "bpy_extras", "bgl", "bmesh", "gpu", "gpu_extras", "mathutils"}
 TORCH = {"torch", "torchvision"}
 PACKAGES = {
-    "blendtorch_shm": BLENDER | TORCH | {"blender_side", "torch_side", "blendtorch", "psutil"},
-    "blender_side": TORCH | {"torch_side", "blendtorch", "psutil"},
+    "blendtorch_shm": BLENDER | TORCH | {"blender_side", "torch_side", "blendtorch", "psutil", "rich"},
+    "blender_side": TORCH | {"torch_side", "blendtorch", "psutil", "rich"},
     "torch_side": BLENDER | {"blendtorch"},
     "blendtorch": BLENDER | TORCH,
 }
@@ -71,6 +71,16 @@ def test_the_blender_side_publishes_without_blender_and_without_torch() -> None:
         "import blendtorch.btb as btb\nbtb.parse_blendtorch_args, btb.DataPublisher, btb.Signal",
         without=BLENDER | PACKAGES["blender_side"] - {"blendtorch"},
     )
+
+
+def test_publishing_imports_no_event_loop() -> None:
+    """Into each Blender: 50 modules, and some 30 ms."""
+    loaded = run("import blender_side.publisher\nprint(*sys.modules)").split()
+    assert not {"asyncio", "ssl"} & set(loaded)
+
+
+def test_launching_needs_only_the_core() -> None:
+    run("import blendtorch.btt, torch_side.apps.launch, torch_side.apps.clean", without=TORCH | {"psutil", "rich"})
 
 
 def test_importing_blendtorch_imports_neither_side() -> None:

@@ -5,6 +5,7 @@ Launching needs no torch; it is imported with the first use of a dataset.
 
 from typing import TYPE_CHECKING, Any
 
+from blendtorch_shm.errors import BlendtorchError, InstanceDied, LaunchError, StreamTimeout
 from blendtorch_shm.launch_info import LaunchInfo
 from blendtorch_shm.stats import stats
 
@@ -14,7 +15,17 @@ from .launcher import BlenderLauncher
 if TYPE_CHECKING:
     from .dataset import RemoteIterableDataset
 
-__all__ = ["BlenderLauncher", "LaunchInfo", "RemoteIterableDataset", "discover_blender", "stats"]
+__all__ = [
+    "BlenderLauncher",
+    "BlendtorchError",
+    "InstanceDied",
+    "LaunchError",
+    "LaunchInfo",
+    "RemoteIterableDataset",
+    "StreamTimeout",
+    "discover_blender",
+    "stats",
+]
 
 
 def __getattr__(name: str) -> Any:

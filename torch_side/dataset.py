@@ -19,6 +19,8 @@ from blendtorch_shm.source import Source
 from blendtorch_shm.stream import RECLAIM_EVERY_S, activity
 from blendtorch_shm.transport import open_source
 
+from .process import describe_exit
+
 log = logging.getLogger("blendtorch")
 
 DEFAULT_TIMEOUTMS = 120_000
@@ -210,7 +212,9 @@ class _Watch:
         """What each instance does, when it last published, and the last `lines` lines of its log."""
         text = []
         for (directory, btid), report in sorted(reports.items()):
-            state = f"exited with code {report.exit_code}" if report.state == "exited" else report.state
+            state: str = report.state
+            if report.state == "exited":
+                state = f"exited, {describe_exit(report.exit_code or 0)}"
             if report.is_stopped():
                 state = f"STOPPED (SIGSTOP, or a debugger; kill -CONT {report.pid} lets it go on)"
             if report.restarts:

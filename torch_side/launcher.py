@@ -16,8 +16,16 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_socket_name
-from blendtorch_shm.errors import ConfigurationError, InstanceDied, LaunchError, SceneNotFound, ScriptNotFound
+from blendtorch_shm import descriptors
+from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_loopback, is_socket_name
+from blendtorch_shm.errors import (
+    BlendtorchError,
+    ConfigurationError,
+    InstanceDied,
+    LaunchError,
+    SceneNotFound,
+    ScriptNotFound,
+)
 from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_directory import (
     LAUNCH_VARIABLE,
@@ -45,6 +53,8 @@ _HEADLESS_SINCE = (5, 1)
 """From this version on, Blender draws off-screen in background."""
 _MAX_SEED = 2**31 - 1
 _EVERYWHERE = "0.0.0.0"
+_DESCRIPTORS = 24
+"""File descriptors that a launch needs at once; besides, each instance has one, and each of its ports two."""
 
 StrPath = str | os.PathLike[str]
 
@@ -97,6 +107,7 @@ class BlenderLauncher:
         SceneNotFound, ScriptNotFound: the file does not exist.
         BlenderNotFound: on entry: there is nothing to run an instance with.
         PortInUse: on entry: somebody else has a port that was asked for.
+        OutOfDescriptors: on entry: this process has too many files open.
         LaunchError: on entry: anything else that keeps an instance from starting.
     """
 
@@ -183,9 +194,12 @@ class BlenderLauncher:
         _remember(self)
         self._cleanup.callback(_forget, self)
         try:
+            descriptors.require(_DESCRIPTORS + 2 * (len(self.named_sockets) + 1) * self.num_instances, "launching")
             self._launch()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError) and not isinstance(error, BlendtorchError):
+                raise LaunchError(f"Cannot launch: {error}.") from error
             raise
         return self
 
@@ -218,9 +232,10 @@ class BlenderLauncher:
         Returns:
             their last exit codes, negative for a signal.
         """
-        if self._supervisor is not None:
-            self._supervisor.wait()
-        return [process.wait() for process in self.launch_info.processes or ()]
+        if self._supervisor is None:
+            return []
+        self._supervisor.wait()
+        return [instance.exit_code or 0 for instance in self._supervisor.instances]
 
     def close(self) -> None:
         """End all instances and remove what they leave. In any process but the one that launched them, do nothing."""
@@ -286,13 +301,18 @@ class BlenderLauncher:
         self._cleanup.callback(self._ports.close)
         ports = iter(self._ports.reserve(len(self.named_sockets) * self.num_instances, self.start_port))
         server_keys, client_keys = None, None
-        is_open = not ipaddress.IPv4Address(host).is_loopback and self.allow_unauthenticated
+        is_local = is_loopback(f"tcp://{host}:0")
+        is_open = not is_local and self.allow_unauthenticated
+        if is_local and self.bind_addr not in (host, "localhost"):
+            self._tell(
+                f"bind_addr {self.bind_addr!r} is {host} here, which no other host can reach; 'primaryip' is what they can"
+            )
         if is_open:
             self._tell(
                 f"WARNING: everybody who can reach {public_host} can read from these instances: connections are not "
                 f"authenticated."
             )
-        elif not ipaddress.IPv4Address(host).is_loopback:
+        elif not is_local:
             server_keys, client_keys = make_keys()
         bound: dict[str, list[Address]] = {}
         public: dict[str, list[Address]] = {}

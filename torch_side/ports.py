@@ -12,8 +12,6 @@ import contextlib
 import errno
 import socket
 
-import psutil
-
 from blendtorch_shm.errors import ConfigurationError, PortInUse
 
 DEFAULT_START_PORT = 11000
@@ -81,7 +79,9 @@ class PortReservations:
 
 def _by_whom(port: int) -> str:
     """', by ...' if the process can be found, which needs permission to look into it."""
-    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
+    with contextlib.suppress(Exception):  # psutil is missing, or may not look, or the process has gone
+        import psutil
+
         for connection in psutil.net_connections("tcp4"):
             if (
                 connection.laddr

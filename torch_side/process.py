@@ -47,7 +47,7 @@ from blendtorch_shm.launch_directory import (
 from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.stream import activity
 
-_log = logging.getLogger("blendtorch")
+log = logging.getLogger("blendtorch")
 
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM before it is killed."""
@@ -116,10 +116,10 @@ class Policy:
         stall_timeout_s: how long one may give no sign of life; None: for ever.
     """
 
-    restart: Restart = "never"
-    max_restarts: int = 5
-    recycles: bool = False
-    stall_timeout_s: float | None = None
+    restart: Restart
+    max_restarts: int
+    recycles: bool
+    stall_timeout_s: float | None
 
     def wants_restart(self, exit_code: int) -> bool:
         """Whether an instance that ended so should be started again."""
@@ -151,13 +151,14 @@ class Instance:
     """Ends in a row that were answered by a restart."""
     due_at: float = 0.0
     """When to start it again."""
-    signs: object = None
-    """What was last seen of its life: while it lives this changes."""
     published_before: int = 0
     """Messages, when its current process was started."""
+    signs: object = None
+    """What was last seen of its life: while it lives this changes."""
     silent_s: float = 0.0
     """For how long it has not."""
     listened_at: float = 0.0
+    """When that was last looked at."""
     stuck: str = ""
     """Why it was killed."""
 
@@ -187,11 +188,11 @@ class Supervisor:
         policy: what becomes of an instance that ends or hangs.
     """
 
-    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], policy: Policy | None = None) -> None:
+    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], policy: Policy) -> None:
         self.instances: list[Instance] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         """The current process of each instance, or its last."""
-        self._policy = policy or Policy()
+        self._policy = policy
         self._directory = directory
         self._tell = tell
         self._ending = False
@@ -244,7 +245,7 @@ class Supervisor:
             self._end_all(signal.SIGTERM)
         finally:
             if alive := self._end_all(signal.SIGKILL):
-                _log.error("Processes %s of launch %s do not end, even when killed.", alive, self._directory.launch)
+                log.error("Processes %s of launch %s do not end, even when killed.", alive, self._directory.launch)
             self._orders.append(None)
             self._wake()
             self._thread.join(GRACE_S)
@@ -322,10 +323,9 @@ class Supervisor:
             )
             try:
                 if instance.restarts:
-                    os.write(
-                        log_fd,
-                        f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n".encode(),
-                    )
+                    mark = f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n"
+                    with contextlib.suppress(OSError):  # a full disk must not end the launch
+                        os.write(log_fd, mark.encode())
                 env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
                 command = instance.command_now()
                 process = start_bound(command, env=env, stdout=log_fd, stderr=log_fd)
@@ -425,7 +425,7 @@ class Supervisor:
             if code == 0:
                 self._tell(f"instance {instance.btid} is done, after {age_s:.1f} s.{fate}".removesuffix("."))
             else:
-                _log.error("%s", instance.obituary)
+                log.error("%s", instance.obituary)
         if pause_s is None:
             self._move(instance, "exited")
         else:
@@ -484,9 +484,10 @@ class Supervisor:
         except LaunchError as error:
             pause_s, fate = self._decide(instance, 1, 0.0)
             instance.obituary = f"{error}{fate}"
-            _log.error("%s", instance.obituary)
+            log.error("%s", instance.obituary)
             instance.due_at = time.monotonic() + (pause_s or 0.0)
             if pause_s is None:
+                instance.exit_code = 1  # whatever its last process said: it should run, and does not
                 self._move(instance, "exited")
 
     def _move(self, instance: Instance, state: State) -> None:
@@ -501,7 +502,7 @@ class Supervisor:
             code, restarts = instance.exit_code, instance.restarts
             write_status(self._directory.path, instance.btid, pid, instance.state, code, restarts=restarts)
         except OSError as error:  # a full disk must not end the launch
-            _log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
+            log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
 
 
 def _obey(order: Callable[[], Any], future: Future[Any]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .. import descriptors
 from ..address import Address
 from ..place import PrivatePlace, SharedPlace
 from ..sink import Announcer, RingSink, Sink
@@ -27,6 +28,10 @@ from .tcp import TcpForwarder, TcpSource
 
 __all__ = ["open_sink", "open_source"]
 
+_PER_SINK = 48
+"""File descriptors: 24 to begin with, and some consumers elsewhere with their connections."""
+_PER_SOURCE, _PER_TWIN, _PER_REMOTE = 24, 3, 5
+
 
 def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> Sink:
     """A sink that serves `address` over TCP, and its shared-memory twin if it has one.
@@ -35,12 +40,14 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
         address: where to listen.
         send_hwm: messages that may wait, unclaimed, before publishing stalls.
         num_slots: slots per ring; default `send_hwm` + 6.
-        lingerms: extra milliseconds that closing may spend on sending what TCP receivers have not taken.
+        lingerms: extra milliseconds that closing may wait for TCP consumers to take what is left.
 
     Raises:
         PortInUse: somebody else listens there.
+        OutOfDescriptors: this process has too many files open.
         SegmentError: no shared memory, or another living process publishes to the same twin.
     """
+    descriptors.require(_PER_SINK, f"publishing on {address}")
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
     announcers: list[Announcer] = []
@@ -64,9 +71,15 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
         addresses: any mixture; the producers need not exist yet.
         queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
         count: messages that will be taken in all.
+
+    Raises:
+        OutOfDescriptors: this process has too many files open.
     """
     twins = list(dict.fromkeys(a.twin for a in addresses if a.twin is not None))
     remote = list(dict.fromkeys(a for a in addresses if a.twin is None))
+    descriptors.require(
+        _PER_SOURCE + _PER_TWIN * len(twins) + _PER_REMOTE * len(remote), f"reading from {len(addresses)} instances"
+    )
     if not remote:
         return shared_source(twins)
     tcp = TcpSource(remote, queue_size=queue_size, count=count)

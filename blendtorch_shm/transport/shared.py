@@ -18,7 +18,7 @@ _HWM = 64
 
 
 class PushAnnouncer:
-    """Pushes announcements to the receivers that are connected; with none connected, they find the messages themselves.
+    """Pushes announcements to the consumers that are connected; with none connected, they find the messages themselves.
 
     Args:
         endpoint: ``ipc://`` endpoint to bind.

@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import secrets
 import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -41,11 +41,9 @@ import msgspec
 import numpy as np
 import zmq
 import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
-from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import recv_monitor_message
 
 from .. import leaving
-from ..address import Address
+from ..address import Address, is_loopback
 from ..errors import ConfigurationError, PortInUse, SegmentError, StreamClosed, WireError
 from ..keys import ClientKeys, ServerKeys
 from ..layout import MAX_CONSUMERS, VERSION
@@ -176,13 +174,13 @@ class TcpForwarder:
         self._peers: dict[bytes, _Peer] = {}  # by route
         self._returned: deque[Claimed] = deque()  # copies that somebody did not take
         self._complained: set[str] = set()
-        self._closing = False
+        self._asleep = self._closing = False
         self._patient = True
         self._told_what_is_left = False
         self._probe_until = self._probed_at = 0.0
         self._context = zmq.Context()
         self._context.rcvhwm = 0  # for the monitor, as a default: a full one stops ZeroMQ
-        self._authenticator: ThreadAuthenticator | None = None
+        self._authenticator: Any = None
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.router_mandatory = 1  # a route that is gone is an error
         self._socket.rcvhwm = 1000
@@ -197,6 +195,8 @@ class TcpForwarder:
         )
         try:
             if keys is not None:
+                from zmq.auth.thread import ThreadAuthenticator  # here: it imports asyncio
+
                 self._authenticator = ThreadAuthenticator(self._context, log=logging.getLogger("blendtorch.zap"))
                 self._authenticator.start()
                 self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _OneKey(keys.client_public))
@@ -216,13 +216,15 @@ class TcpForwarder:
         self._thread.start()
 
     def announce(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        if self._asleep:  # it may be somebody else who sleeps, and waking this thread costs the script's time
+            self._asleep = False
+            os.eventfd_write(self._wake_fd, 1)
 
     def close(self, *, patient: bool = True) -> None:
         """If `patient`, wait until consumers have taken what there is, for as long as they do take it; then stop."""
         self._patient = patient
         self._closing = True
-        self.announce()
+        os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
         os.close(self._wake_fd)
 
@@ -262,11 +264,13 @@ class TcpForwarder:
                     if idle_s > _WAIT_IN_SILENCE_S:
                         self._say_what_is_left()
                 if waiting:
+                    self._asleep = True
                     self._reader.sleep(True)
-                    waiting = self._send()  # what was committed before the producer saw that we sleep
+                    self._send()  # what was committed before the producer saw that we sleep
                 try:
                     taken = self._wait()
                 finally:
+                    self._asleep = False
                     self._reader.sleep(False)
                 if taken:
                     progress = 0.0
@@ -285,7 +289,7 @@ class TcpForwarder:
             if self._patient and self._address.twin is None and self._reader.has_ready(local=self.authenticated):
                 log.warning("%s closed: messages that nobody came for are lost.", self._address)
             self._shut(linger_ms=int(_LAST_CHANCE_S * 1000) + self._lingerms)
-            self._reader.finish()  # what is sent is its receivers'
+            self._reader.finish()  # what is sent is its consumers'
 
     def _is_done(self, idle_s: float) -> bool:
         """Whether closing need not wait any longer, `idle_s` seconds after a consumer took something."""
@@ -388,9 +392,8 @@ class TcpForwarder:
         for peer in list(self._peers.values()):
             while peer.unsent and peer.lost_at is None:
                 self._send_next(peer)
-        share = max(
-            1, self._reader.leasable() // max(1, len(self._peers))
-        )  # of the slots: who takes nothing starves nobody
+        # Of the slots, so that who takes nothing starves nobody.
+        share = max(1, self._reader.leasable() // max(1, len(self._peers)))
         while True:
             room = [p for p in self._peers.values() if p.lost_at is None and len(p.sent) < min(p.room, share)]
             if not room:
@@ -454,7 +457,7 @@ class TcpForwarder:
 
     def _hear_of_connections(self) -> None:
         while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+            event = _event(self._monitor)
             if event == zmq.EVENT_DISCONNECTED:  # of whom, it does not say
                 self._probe_until = time.monotonic() + _PROBE_FOR_S
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -468,6 +471,11 @@ class TcpForwarder:
         if text not in self._complained and len(self._complained) < 16:
             self._complained.add(text)
             log.warning("%s Later ones are counted silently.", text)
+
+
+def _event(monitor: zmq.Socket[bytes]) -> int:
+    """The next event that ZeroMQ tells of. (Its own function for this is in a module that imports asyncio.)"""
+    return int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
 
 
 def _limit_silence(socket: zmq.Socket[bytes], patience_s: int) -> None:
@@ -488,15 +496,6 @@ class _OneKey:
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether `key` (Z85) may connect."""
         return secrets.compare_digest(key, self._key)
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Whether a ``tcp://`` endpoint can be reached from this host alone."""
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "lo")
 
 
 # -- the consumer's end -----------------------------------------------------------------------------------------
@@ -699,7 +698,7 @@ class _Connection:
 
     def _hear_of_connection(self) -> None:
         while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+            event = _event(self._monitor)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._greet()
             elif event == zmq.EVENT_DISCONNECTED:

@@ -111,7 +111,7 @@ def test_what_a_dead_consumer_held_is_counted_as_taken_back_and_redelivered(twin
 def test_consumers_over_tcp_are_counted_at_the_producers_own_place(twin: Twin) -> None:
     address = Address(f"tcp://127.0.0.1:{free_port()}", twin)
     sink = open_sink(address)
-    sources = [open_source([str_address]) for str_address in (Address(address), Address(address))]
+    sources = [open_source([address_over_tcp]) for address_over_tcp in (Address(address), Address(address))]
     for source in sources:
         while "connected" not in source.explain():
             assert source.receive(0.02) is None

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import zmq
 
-from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.address import Address, Twin, is_loopback
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.keys import ClientKeys, ServerKeys, make_keys
 from blendtorch_shm.layout import VERSION
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
 from blendtorch_shm.transport import open_sink, open_source
-from blendtorch_shm.transport.tcp import Bye, Hello, Taken, is_loopback
+from blendtorch_shm.transport.tcp import Bye, Hello, Taken
 from blendtorch_shm.wire import arrange, encode_header, take_apart
 
 from .conftest import free_port
@@ -356,7 +356,7 @@ def test_what_a_producer_had_sent_when_it_closed_is_not_lost_to_its_successor(op
 PRODUCER = """
 import sys
 import msgspec, numpy as np
-from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.address import Address, Twin, is_loopback
 from blendtorch_shm.transport import open_sink
 sink = open_sink(Address(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Twin)))
 print("publishing", flush=True)

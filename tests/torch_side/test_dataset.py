@@ -277,7 +277,7 @@ def test_an_instance_that_raises_ends_the_iteration_with_its_log(tmp_path: Path)
     script = tmp_path / "broken.py"
     script.write_text("import sys\nprint('about to fail')\nraise RuntimeError('no such texture')\n")
     with launch(script=script, num_instances=1) as launcher:
-        with pytest.raises(InstanceDied, match=r"(?s)exited with code 1.*no such texture"):
+        with pytest.raises(InstanceDied, match=r"(?s)exited, exit code 1.*no such texture"):
             list(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4))
         loader = data.DataLoader(
             RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4), num_workers=1

@@ -26,13 +26,9 @@ import types
 import typing
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from blendtorch_shm.errors import BlendtorchError, ConfigurationError, LaunchError, SceneNotFound, ScriptNotFound
 from blendtorch_shm.launch_directory import InstanceReport
@@ -40,6 +36,9 @@ from blendtorch_shm.launch_directory import InstanceReport
 from ..launch_info import LaunchInfo
 from ..launcher import BlenderLauncher
 from ..process import describe_exit
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 __all__ = ["main"]
 
@@ -248,8 +247,16 @@ def _here_or_beside(path: str | None, folder: str) -> str | None:
 
 def _wait(launcher: BlenderLauncher) -> list[int]:
     """Wait until all instances have ended, on a terminal with a line about each, and return their exit codes."""
+    if not (launcher.progress and sys.stderr.isatty()):
+        return launcher.wait()
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        _say("install rich to see a line about each instance here: pip install 'blendtorch-shm[launch]'")
+        return launcher.wait()
     console = Console(stderr=True)
-    if not (launcher.progress and sys.stderr.isatty() and console.is_interactive):
+    if not console.is_interactive:
         return launcher.wait()
     # The news of other threads go to sys.stderr, which Live replaces: they appear above the lines.
     lines = _Lines(launcher)
@@ -275,6 +282,10 @@ class _Lines:
 
     def draw(self) -> Group:
         """The lines as they are now."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
         table.add_column("instance", justify="right")
         table.add_column("state", min_width=max(map(len, _COLORS)))

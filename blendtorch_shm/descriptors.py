@@ -1,0 +1,29 @@
+"""File descriptors: are there enough? Asked before ZeroMQ needs them, which ends the process where it finds none."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from .errors import OutOfDescriptors
+
+
+def require(count: int, purpose: str) -> None:
+    """See whether this process may have `count` more descriptors.
+
+    Raises:
+        OutOfDescriptors: it may not.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:  # not even one for this
+        used = limit
+    if used + count > limit:
+        raise OutOfDescriptors(
+            f"Too many open files: {purpose} needs up to {count} file descriptors, and this process has {used} of the "
+            f"{limit} that it may have. Raise the limit (ulimit -n {min(most, 4 * limit) if most > limit else 4 * limit}; docker run "
+            f"--ulimit nofile=65536), or close files and connections."
+        )
