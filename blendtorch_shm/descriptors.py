@@ -14,7 +14,7 @@ def require(count: int, purpose: str) -> None:
     Raises:
         OutOfDescriptors: it may not.
     """
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return
     try:
@@ -24,6 +24,6 @@ def require(count: int, purpose: str) -> None:
     if used + count > limit:
         raise OutOfDescriptors(
             f"Too many open files: {purpose} needs up to {count} file descriptors, and this process has {used} of the "
-            f"{limit} that it may have. Raise the limit (ulimit -n {min(most, 4 * limit) if most > limit else 4 * limit}; docker run "
-            f"--ulimit nofile=65536), or close files and connections."
+            f"{limit} that it may have. Raise the limit (ulimit -n {4 * limit}; docker run --ulimit "
+            f"nofile=65536), or close files and connections."
         )

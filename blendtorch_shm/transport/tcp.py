@@ -288,7 +288,8 @@ class TcpForwarder:
                 )
             if self._patient and self._address.twin is None and self._reader.has_ready(local=self.authenticated):
                 log.warning("%s closed: messages that nobody came for are lost.", self._address)
-            self._shut(linger_ms=int(_LAST_CHANCE_S * 1000) + self._lingerms)
+            linger_s = _LAST_CHANCE_S if self._patient else _WAIT_IN_SILENCE_S
+            self._shut(linger_ms=int(linger_s * 1000) + self._lingerms)
             self._reader.finish()  # what is sent is its consumers'
 
     def _is_done(self, idle_s: float) -> bool:

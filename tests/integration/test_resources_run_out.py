@@ -62,9 +62,9 @@ def run(code: str, *, shm_nbytes: int = 2**28, run_nbytes: int = 2**20) -> str:
 
 # -- shared memory -----------------------------------------------------------------------------------------------------
 
-READ = """
+READ = f"""
 from torch_side import RemoteIterableDataset
-with launch({script!r}, "--shape", "480", "640", "3") as bl:
+with launch({COUNT!r}, "--shape", "480", "640", "3") as bl:
     try:
         items = list(RemoteIterableDataset(bl.launch_info.addresses["DATA"], max_items=30))
         assert all((item["image"] == item["value"]).all() for item in items)
@@ -73,7 +73,7 @@ with launch({script!r}, "--shape", "480", "640", "3") as bl:
     except BlendtorchError as error:
         print(type(error).__name__, error)
 left()
-""".format(script=COUNT)
+"""
 
 
 def test_no_shared_memory_at_all_is_one_error_with_the_numbers_and_the_remedy() -> None:
