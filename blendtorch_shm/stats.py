@@ -6,7 +6,6 @@ membership in it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,18 +13,16 @@ from typing import Literal
 from .address import Address, Twin
 from .errors import SegmentError
 from .layout import MAX_CONSUMERS, consumer_word
-from .locks import PRODUCER_LOCK, consumer_lock
+from .locks import consumer_lock
 from .place import SharedPlace
 from .states import State
 from .stream import (
-    CLOSED,
     EPOCH,
-    LAST_NS,
-    PUBLISHED,
     RECLAIMED,
-    STALLED_NS,
+    Activity,
     attach_control,
     attach_rings,
+    producer_state,
 )
 
 
@@ -123,7 +120,7 @@ def _stats(twin: Twin) -> StreamStats:
     try:
         words = control.words
         rings = list(attach_rings(place, control, {}))
-        is_producing = locks.is_held(PRODUCER_LOCK)
+        seen = Activity.of(control)
         consumers = [
             ConsumerStats(
                 pid=pid,
@@ -136,15 +133,14 @@ def _stats(twin: Twin) -> StreamStats:
         ]
         sums = {name: sum(getattr(consumer, name) for consumer in consumers) for name in _SUMS}
         sums["reclaimed"] += words[RECLAIMED]
-        last_ns = words[LAST_NS]
         return StreamStats(
             name=twin.name,
             btid=twin.btid,
-            producer="alive" if is_producing else "finished" if words[CLOSED] else "gone",
+            producer=producer_state(control, locks),
             starts=words[EPOCH],
-            published=words[PUBLISHED],
-            stalled_s=words[STALLED_NS] / 1e9,
-            silence_s=(time.monotonic_ns() - last_ns) / 1e9 if last_ns else None,
+            published=seen.published,
+            stalled_s=seen.stalled_ns / 1e9,
+            silence_s=seen.silence_s(),
             ready=sum(ring.count(State.READY) for ring in rings),
             leased=sum(ring.count(State.LEASED) for ring in rings),
             slots=sum(ring.num_slots for ring in rings),

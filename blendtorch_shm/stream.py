@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from . import layout
 from .errors import SegmentError
@@ -125,6 +125,11 @@ class Activity(NamedTuple):
     last_published_ns: int
     """When the last message was published, CLOCK_MONOTONIC; 0: none was."""
 
+    @classmethod
+    def of(cls, control: Segment) -> Activity:
+        """That of the stream with this control segment."""
+        return cls(*(control.words[at] for at in (PUBLISHED, STALLED_NS, LAST_NS)))
+
     def silence_s(self) -> float | None:
         """Seconds since the last message, or None if there was none."""
         return (time.monotonic_ns() - self.last_published_ns) / 1e9 if self.last_published_ns else None
@@ -133,24 +138,29 @@ class Activity(NamedTuple):
 def activity(place: Place) -> Activity | None:
     """What the producer of the stream at `place` has done so far, or None if there is no such stream (yet)."""
     try:
-        words = attach_control(place).words
+        return Activity.of(attach_control(place))
     except SegmentError:
         return None
-    return Activity(words[PUBLISHED], words[STALLED_NS], words[LAST_NS])
+
+
+def producer_state(control: Segment, locks: Locks) -> Literal["alive", "finished", "gone"]:
+    """Whether the stream has a producer: one that lives, that closed it in good order, or that died."""
+    return "finished" if control.words[CLOSED] else "alive" if locks.is_held(PRODUCER_LOCK) else "gone"
 
 
 def explain(place: Place, control: Segment, rings: Iterable[Ring], locks: Locks) -> str:
     """The state of a stream in one line, for messages to people."""
-    words = control.words
-    silence_s = Activity(words[PUBLISHED], words[STALLED_NS], words[LAST_NS]).silence_s()
+    seen = Activity.of(control)
+    silence_s = seen.silence_s()
     slots = [(ring, slot, state) for ring in rings for slot, state in enumerate(ring.states())]
     ready = [(ring, slot) for ring, slot, state in slots if state == State.READY]
     leased = sum(state == State.LEASED for _, _, state in slots)
     pickled = sum(bool(ring.flags(slot) & FLAG_LOCAL_ONLY) for ring, slot in ready)
-    producer = "has finished" if words[CLOSED] else "is alive" if locks.is_held(PRODUCER_LOCK) else "is gone"
+    state = producer_state(control, locks)
+    producer = "has finished" if state == "finished" else f"is {state}"
     last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"
     return (
-        f"{place.name}: its producer {producer} and has published {words[PUBLISHED]} messages{last}; of {len(slots)} slots, "
+        f"{place.name}: its producer {producer} and has published {seen.published} messages{last}; of {len(slots)} slots, "
         f"{len(ready)} hold messages that nobody has taken"
         f"{f' ({pickled} of them contain pickles, which only consumers on this host may take)' if pickled else ''} "
         f"and {leased} are in use by consumers"

@@ -76,6 +76,13 @@ _MAX_HEARD = 256
 """Greetings and the like that are heard before messages are sent again, so that nobody keeps a producer busy by talking."""
 _STAMP = struct.Struct("<QQQ")
 """First frame of each message: the generation that it was sent in, its sequence number, and the key of its stream."""
+_ENDS = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+"""What ZeroMQ tells of connections that end, or that come to nothing."""
 _PROBE = b""
 """A producer's question whether a consumer is still there; ZeroMQ answers it."""
 _END = b"end"
@@ -189,10 +196,7 @@ class TcpForwarder:
         self._socket.maxmsgsize = _MAX_GREETING_NBYTES
         self._socket.handshake_ivl = 10_000
         _limit_silence(self._socket, _PRODUCERS_PATIENCE_S)
-        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
-        )
+        self._monitor = self._socket.get_monitor_socket(_ENDS)
         try:
             if keys is not None:
                 from zmq.auth.thread import ThreadAuthenticator  # here: it imports asyncio
@@ -617,10 +621,7 @@ class _Connection:
         _limit_silence(self._socket, _CONSUMERS_PATIENCE_S)
         if isinstance(address.keys, ClientKeys):
             address.keys.secure(self._socket)
-        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | failures
-        )
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDS)
         self.sockets = [self._socket, self._monitor]
         if not address.startswith("tcp://") or "[" in address:
             raise ValueError("not a TCP endpoint")

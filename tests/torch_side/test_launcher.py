@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,36 +30,10 @@ from torch_side import ports
 from torch_side.launcher import BlenderLauncher
 from torch_side.utils import get_primary_ip
 
-PATIENCE_S = 60.0
+from .conftest import eventually, is_alive
+
 STAY = "\nimport time\ntime.sleep(600)\n"
 """The end of a script that goes on until it is ended."""
-
-
-def eventually(holds: Callable[[], Any], what: str = "it") -> Any:
-    """Wait until a condition holds, and return what made it hold."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := holds()):
-        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE_S:.0f} s"
-        time.sleep(0.01)
-    return result
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits for its parent to take note of its end does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "instance.py"
-        path.write_text(text)
-        return path
-
-    return write
 
 
 @contextlib.contextmanager

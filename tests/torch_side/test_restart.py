@@ -18,7 +18,7 @@ from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.stream import activity
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
-from .test_launcher import eventually, is_alive
+from .conftest import eventually, is_alive
 
 COUNT = """
 import os
@@ -35,16 +35,6 @@ def frames(publisher, start=0, end=10**9):
 PATIENCE_S = 6.0
 """For signs of life: a start takes less, also on a machine with much to do."""
 FOREVER = COUNT + "frames(btb.DataPublisher(args.btsockets['DATA'], args.btid))\n"
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "instance.py"
-        path.write_text(text)
-        return path
-
-    return write
 
 
 @contextlib.contextmanager

@@ -1,0 +1,37 @@
+"""What the tests of launching share: a script to run, and waiting for what comes about by itself."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATIENCE_S = 60.0
+
+
+def eventually(holds: Callable[[], Any], what: str = "it") -> Any:
+    """Wait until a condition holds, and return what made it hold."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := holds()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE_S:.0f} s"
+        time.sleep(0.01)
+    return result
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that only waits for its parent to take note of its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "instance.py"
+        path.write_text(text)
+        return path
+
+    return write
