@@ -259,18 +259,26 @@ class Supervisor:
         told: set[int] = set()
         deadline = time.monotonic() + GRACE_S
         while True:
-            leaders = {p.pid for p in list(self.processes) if p.poll() is None}
-            alive = leaders | set(processes_of(self._directory.launch))
-            for pid in alive - told:
-                send = os.killpg if pid in leaders else os.kill
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    send(pid, number)
-                    send(pid, signal.SIGCONT)  # a stopped process would not notice
-            told |= alive
-            if not alive or time.monotonic() > deadline:
-                return alive
-            with contextlib.suppress(Exception):  # of a signal handler, such as torch's for a worker that died
+            try:
+                alive = self._tell_each(number, told)
+                if not alive or time.monotonic() > deadline:
+                    return alive
                 time.sleep(0.01)
+            except Exception:  # of a signal handler, such as torch's for a worker that died; it may hit any line
+                if time.monotonic() > deadline:
+                    raise
+
+    def _tell_each(self, number: signal.Signals, told: set[int]) -> set[int]:
+        """Send a signal to every process of the launch that was not `told`; all that are there."""
+        leaders = {p.pid for p in list(self.processes) if p.poll() is None}
+        alive = leaders | set(processes_of(self._directory.launch))
+        for pid in alive - told:
+            told.add(pid)  # before: the answer may come, and be raised, before the call that sends returns
+            send = os.killpg if pid in leaders else os.kill
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                send(pid, number)
+                send(pid, signal.SIGCONT)  # a stopped process would not notice
+        return alive
 
     def _wake(self) -> None:
         if self._thread.is_alive():

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
-"""Whoever has not done what he should after this long hangs."""
+PATIENCE_S = 300.0
+"""Whoever has not done what he should after this long hangs. Where much else runs, importing torch takes a minute."""
 
 
 class Workshop:

@@ -17,7 +17,9 @@ from blendtorch_shm.launch_info import LaunchInfo
 from blendtorch_shm.transport import open_source
 from torch_side.launcher import BlenderLauncher
 
-from .programs import Program, Workshop
+from .programs import PATIENCE_S, Program, Workshop
+
+pytestmark = pytest.mark.timeout(PATIENCE_S + 60)
 
 COUNT = Path(__file__).parents[1] / "scripts" / "count.py"
 
@@ -36,7 +38,7 @@ def info(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         LaunchInfo.save_json(path, launcher.launch_info)
         for address in launcher.launch_info.addresses["DATA"]:  # they run, and have made all that they will
             source = open_source([address])
-            assert source.receive(60) is not None
+            assert source.receive(PATIENCE_S) is not None
             source.close()
         yield path
 
@@ -230,7 +232,8 @@ for _ in range(rounds):
         if number == 2:
             break
 items = iter(left)
-next(items)
+for _ in range(max(1, workers)):  # one of each worker; below, Python removes semaphores that a starting one still needs
+    next(items)
 cycle = [items]
 cycle.append(cycle)
 del items, cycle

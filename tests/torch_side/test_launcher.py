@@ -323,10 +323,10 @@ def test_launches_side_by_side_do_not_disturb_each_other(script: Callable[[str],
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_neither_ends_the_instances_nor_keeps_their_ports(script: Callable[[str], Path]) -> None:
-    launcher = BlenderLauncher("", script(STAY), named_sockets=["DATA"], blender="python")
+    port = free_ports(1)  # not one that the next launch on this machine takes
+    launcher = BlenderLauncher("", script(STAY), named_sockets=["DATA"], blender="python", start_port=port)
     readable, writable = os.pipe()
     with launcher:
-        port = int(launcher.launch_info.addresses["DATA"][0].rpartition(":")[2])
         child = os.fork()
         if child == 0:
             launcher.close()
