@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import bpy
 import gpu
@@ -13,15 +16,10 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import compat
-from .camera import Camera, Origin, check_origin
-from .final import FinalRender
-from .publisher import lend_array
+from . import compat, readback
+from .camera import Camera, Origin
+from .final import ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture
 from .utils import find_first_view3d
-
-Mode = Literal["rgba", "rgb"]
-ColorSpace = Literal["linear", "srgb"]
-Shading = Literal["WIREFRAME", "SOLID", "MATERIAL", "RENDERED"]
 
 
 class OffScreenRenderer:
@@ -58,16 +56,12 @@ class OffScreenRenderer:
             ConfigurationError: an argument is unknown, the file has no camera or no 3D viewport, or OpenGL does not
                 work here.
         """
-        if mode not in ("rgba", "rgb"):
-            raise ConfigurationError(f"mode={mode!r}: it is 'rgba' or 'rgb'.")
-        check_origin(origin)
-        if color_space not in ("linear", "srgb"):
-            raise ConfigurationError(f"color_space={color_space!r}: it is 'linear' or 'srgb'.")
+        check_picture(mode, origin, color_space)
         self.camera = camera or Camera()
         self.mode = mode
         self.origin = origin
         self.color_space = color_space
-        self._final = FinalRender()
+        self._final = ViewportStandIn()
         self._viewport = ViewportDrawing() if compat.draws_off_screen() else None
 
     def render(self) -> NDArray[np.uint8]:
@@ -76,14 +70,31 @@ class OffScreenRenderer:
         Returns:
             (H, W, 4) or (H, W, 3) uint8, for `mode` 'rgba' or 'rgb'. Nothing overwrites it later.
         """
-        shape = (*self.camera.shape, len(self.mode))
-        image = lend_array(shape, np.uint8)
-        if image is None:
-            image = np.empty(shape, np.uint8)
+        image = allocate((*self.camera.shape, len(self.mode)), np.uint8)
         drawing = self._drawing()
         compat.report(drawing.describe(), software=drawing is self._viewport and compat.draws_in_software())
         drawing.draw(image, self.camera, flip=self.origin == "upper-left", display=self.color_space == "srgb")
         return image
+
+    def render_later(self) -> PendingPicture:
+        """Have the scene rendered as it is now, and go on while the graphics card does it.
+
+        For scripts that prepare the next frame meanwhile, and then publish this one with what they noted about it::
+
+            before, pending = pending, (renderer.render_later(), camera.object_to_pixel(cube))
+            if before is not None:
+                publisher.publish(image=before[0].read(), xy=before[1])
+
+        It gains the time for which the card and the script work at once; where OpenGL draws on the CPU, that is none. Where
+        pictures cannot be fetched later (final renders, Vulkan), it is rendered here and now.
+        """
+        drawing = self._drawing()
+        if isinstance(drawing, ViewportStandIn) or not readback.is_available():
+            return PendingPicture(self.render())
+        compat.report(drawing.describe(), software=compat.draws_in_software())
+        shape = (*self.camera.shape, len(self.mode))
+        flip, display = self.origin == "upper-left", self.color_space == "srgb"
+        return drawing.draw_later(shape, self.camera, flip=flip, display=display)
 
     def set_render_style(self, shading: Shading = "RENDERED", overlays: bool = False) -> None:
         """Choose how pictures look. Off-screen drawing then takes no samples for anti-aliasing beyond the engine's own.
@@ -100,12 +111,33 @@ class OffScreenRenderer:
             raise ConfigurationError(f"shading={shading!r}: it is one of {', '.join(get_args(Shading))}.")
         (self._viewport or self._final).set_style(shading, overlays)
 
-    def _drawing(self) -> ViewportDrawing | FinalRender:
+    def _drawing(self) -> ViewportDrawing | ViewportStandIn:
         """What draws now. Viewports draw nothing off-screen for engines that trace rays."""
         if self._viewport is None:
             return self._final
         traced = self._viewport.shading == "RENDERED" and bpy.context.scene.render.engine not in compat.GL_ENGINES
         return self._final if traced else self._viewport
+
+
+class PendingPicture:
+    """A picture that is being rendered. It need not be read."""
+
+    def __init__(self, image: NDArray[np.uint8] | None, fetch: Callable[[], NDArray[np.uint8]] | None = None) -> None:
+        self._image = image
+        self._fetch = fetch
+
+    def read(self) -> NDArray[np.uint8]:
+        """Wait for the picture.
+
+        Returns:
+            what :meth:`OffScreenRenderer.render` would have returned, the same array each time. If the picture was fetched later,
+            it lies in the slot of the first `DataPublisher.publish` after that.
+        """
+        if self._image is None:
+            assert self._fetch is not None
+            self._image = self._fetch()
+            self._fetch = None
+        return self._image
 
 
 class ViewportDrawing:
@@ -117,6 +149,7 @@ class ViewportDrawing:
         self._offscreen: Any = None
         self._flipped: Any = None
         self._scratch: NDArray[np.uint8] | None = None
+        self._unused: list[readback.PixelBuffer] = []
         self._flip_on_gpu = compat.flips_on_gpu()
 
     def set_style(self, shading: Shading, overlays: bool) -> None:
@@ -132,7 +165,43 @@ class ViewportDrawing:
         return f"Blender {bpy.app.version_string}, off-screen on {compat.gl_renderer()}"
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
-        height, width, _ = image.shape
+        with self._drawn(image.shape, camera, flip=flip, display=display) as upside_down:
+            if not upside_down:
+                _read(image)
+                return
+            if self._scratch is None or self._scratch.shape != image.shape:
+                self._scratch = np.empty(image.shape, np.uint8)
+            _read(self._scratch)
+        np.copyto(image, self._scratch[::-1])
+
+    def draw_later(self, shape: tuple[int, ...], camera: Camera, *, flip: bool, display: bool) -> PendingPicture:
+        with self._drawn(shape, camera, flip=flip, display=display) as upside_down:
+            buffer = self._buffer(shape)
+            buffer.read()
+
+        def fetch() -> NDArray[np.uint8]:
+            image = allocate(shape, np.uint8)
+            buffer.copy_to(image, flip=upside_down)
+            no_longer_in_use()
+            return image
+
+        pending = PendingPicture(None, fetch)
+        no_longer_in_use = weakref.finalize(pending, self._unused.append, buffer)
+        no_longer_in_use.atexit = False
+        return pending
+
+    def _buffer(self, shape: tuple[int, ...]) -> readback.PixelBuffer:
+        while self._unused:
+            buffer = self._unused.pop()
+            if buffer.shape == shape:
+                return buffer
+            buffer.free()
+        return readback.PixelBuffer(shape)
+
+    @contextmanager
+    def _drawn(self, shape: tuple[int, ...], camera: Camera, *, flip: bool, display: bool) -> Iterator[bool]:
+        """Draw, with the frame buffer bound that has the picture; whether its rows have to be turned round yet."""
+        height, width, _ = shape
         if self._offscreen is None or (self._offscreen.width, self._offscreen.height) != (width, height):
             self._allocate(width, height)
         self._apply_style()
@@ -147,19 +216,12 @@ class ViewportDrawing:
                 camera.proj_matrix,
                 do_color_management=display,
             )
-            if not flip:
-                _read(image)
-            elif not self._flip_on_gpu:
-                if self._scratch is None or self._scratch.shape != image.shape:
-                    self._scratch = np.empty(image.shape, np.uint8)
-                _read(self._scratch)
-        if flip and self._flip_on_gpu:
-            with self._flipped.bind():
-                _draw_upside_down(self._offscreen.texture_color)
-                _read(image)
-        elif flip:
-            assert self._scratch is not None
-            np.copyto(image, self._scratch[::-1])
+            if not (flip and self._flip_on_gpu):
+                yield flip
+                return
+        with self._flipped.bind():
+            _draw_upside_down(self._offscreen.texture_color)
+            yield False
 
     def _allocate(self, width: int, height: int) -> None:
         for old in (self._offscreen, self._flipped):

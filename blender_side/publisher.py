@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blendtorch_shm import clip
 from blendtorch_shm.address import Address, resolve
+from blendtorch_shm.clip import ClipSink
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.transport import open_sink
 
@@ -30,15 +32,19 @@ class DataPublisher:
     Args:
         bind_address: where to listen, as found in ``btargs.btsockets``; also any plain ``tcp://ADDRESS:PORT``.
         btid: number of this instance; part of each message.
-        send_hwm: messages that may wait to be taken before :meth:`publish` stalls.
+        send_hwm: messages that may wait to be taken before :meth:`publish` stalls. None: 10; of clips, about ten frames, but two
+            clips at least.
         lingerms: milliseconds that :meth:`close` may spend on sending to TCP consumers, beyond what those already connected need.
-        num_slots: messages that shared memory has room for, those in use by consumers included; default `send_hwm` + 6.
+        num_slots: messages that shared memory has room for, those in use by consumers included; default `send_hwm` + 6, of
+            clips `send_hwm` + 4.
+        frames_per_clip: gather so many frames, and send them as one message: a clip. What one :meth:`publish` gives is a frame
+            then; `docs/clips.md` says what becomes of its fields. None: each is a message of its own.
         allow_unauthenticated: beyond loopback, let everybody who can reach `bind_address` read, if the launcher made no
             keys for it.
 
     Raises:
         PortInUse: another program listens on that port.
-        ConfigurationError: an address beyond loopback, without keys.
+        ConfigurationError: an address beyond loopback, without keys; no frames in a clip.
         SegmentError: shared memory is not available, or another living publisher has this socket.
     """
 
@@ -46,10 +52,11 @@ class DataPublisher:
         self,
         bind_address: str,
         btid: int | None = None,
-        send_hwm: int = 10,
+        send_hwm: int | None = None,
         lingerms: int = 0,
         *,
         num_slots: int | None = None,
+        frames_per_clip: int | None = None,
         allow_unauthenticated: bool = False,
     ) -> None:
         self.btid = btid
@@ -57,11 +64,17 @@ class DataPublisher:
         address = resolve(bind_address)
         if allow_unauthenticated:
             address = Address(address, address.twin, address.keys, unauthenticated=True)
-        self._sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
+        if frames_per_clip is not None:
+            send_hwm, num_slots = clip.limits(frames_per_clip, send_hwm, num_slots)
+        elif send_hwm is None:
+            send_hwm = 10
+        sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
+        self._clips = None if frames_per_clip is None else ClipSink(sink, frames_per_clip, once=("btid",))
+        self._sink: Sink = self._clips or sink
         _open.add(self._sink)
 
     def publish(self, **kwargs: Any) -> None:
-        """Send one message; waits for as long as consumers leave no room for it.
+        """Send one message, or add one frame to a clip; waits for as long as consumers leave no room for it.
 
         Args:
             **kwargs: ndarrays of any shape and dtype, Blender's vectors, matrices and buffers (they arrive as ndarrays), NumPy
@@ -71,12 +84,12 @@ class DataPublisher:
 
         Raises:
             PublishError: a value cannot be sent; names its key. Nothing was sent.
-            SystemExit: this instance has published as many messages as one process may (``recycle_after`` of the launcher),
-                and is started afresh. Nothing was sent.
+            SystemExit: this instance has published as many messages as one process may (``recycle_after`` of the launcher; a
+                clip is one message), and is started afresh. Nothing was sent.
         """
         bootstrap.recycle_if_due(self._socket)
-        self._sink.publish({"btid": self.btid, **kwargs})
-        bootstrap.count_published(self._socket)
+        if self._sink.publish({"btid": self.btid, **kwargs}):
+            bootstrap.count_published(self._socket)
         for value in kwargs.values():
             if type(value) is np.ndarray:
                 self._lends((value.shape, value.dtype.str))
@@ -86,10 +99,19 @@ class DataPublisher:
         if known is None or known() is not self:
             _lenders[kind] = weakref.ref(self)
 
-    def close(self) -> None:
-        """Publish no more. What was published is still delivered. Happens by itself when the process ends in good order.
+    def end_clip(self) -> None:
+        """Send the clip that was begun, shorter than others, so that the next frame begins a new one: an episode is over, say.
 
-        On the way out after Ctrl-C it does not wait for TCP consumers to take what they have not.
+        Does nothing where no clip was begun.
+        """
+        if self._clips is not None and self._clips.end_clip():
+            bootstrap.count_published(self._socket)
+
+    def close(self) -> None:
+        """Publish no more. What was published is still delivered, a clip that was begun included.
+
+        Happens by itself when the process ends in good order. On the way out after Ctrl-C it does not wait for TCP consumers to
+        take what they have not.
         """
         self._sink.close(patient=_is_patient(sys.exc_info()[0]))
         _open.discard(self._sink)

@@ -26,8 +26,11 @@ from .writer import Loan, Writer
 class Sink(Protocol):
     """Takes messages; each is received exactly once, in order where there is one consumer."""
 
-    def publish(self, fields: Mapping[str, Any]) -> None:
+    def publish(self, fields: Mapping[str, Any]) -> bool:
         """Send one message, waiting for room as long as it takes.
+
+        Returns:
+            whether a message is out. A sink that gathers them (see clip.py) says so when it has sent one.
 
         Raises:
             PublishError: a value cannot travel on this connection; nothing was sent.
@@ -64,22 +67,24 @@ class RingSink:
     """
 
     def __init__(self, writer: Writer, announcers: Sequence[Announcer], *, trusted: bool) -> None:
+        self.trusted = trusted
         self._writer = writer
         self._announcers = announcers
-        self._trusted = trusted
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
         self._lent: list[weakref.ref[Array]] = []  # those arrays
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
         self._pid = os.getpid()
 
-    def publish(self, fields: Mapping[str, Any]) -> None:
+    def publish(self, fields: Mapping[str, Any], *, wait: bool = True) -> bool:
+        """See :class:`Sink`. With `wait` False, send although as many messages as may wait already do, if a slot is free."""
         with self._lock:
             if self._closed:
                 raise StreamClosed("publish() after close().")
-            parts = take_apart(fields, trusted=self._trusted)
+            parts = take_apart(fields, trusted=self.trusted)
             writer = self._writer
-            writer.wait_for_room()
+            if wait:
+                writer.wait_for_room()
             loan, lent = self._loan_for(parts.large)
             specs, payload_nbytes = arrange(parts, lent, loan.used if loan and lent else 0)
             header = encode_header(writer.published, specs, parts)
@@ -106,6 +111,7 @@ class RingSink:
             if writer.anyone_asleep():
                 for announcer in self._announcers:
                     announcer.announce()
+            return True
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)
@@ -124,6 +130,39 @@ class RingSink:
         array: Array = np.ndarray(shape, dtype, root, offset)
         self._lent = [ref for ref in self._lent if ref() is not None] + [weakref.ref(array)]
         return array
+
+    def shorten(self, lent: Array, length: int) -> Array:
+        """The first rows of an array that :meth:`lend` gave, to be published in its stead; the others are not used any more."""
+        rows = lent[:length]
+        with self._lock:
+            loan = self._loan
+            root = None if loan is None else loan.root()
+            if loan is not None and root is not None:
+                used_until = _address(root) + loan.used
+                if lent.base is root:
+                    self._lent.append(weakref.ref(rows))
+                    if _address(lent) + lent.nbytes == used_until:
+                        loan.used -= lent.nbytes - rows.nbytes
+        return rows
+
+    def wait_for_room(self) -> None:
+        """Return when :meth:`publish` need not wait; if what it publishes was lent, when as much can be lent again afterwards."""
+        self._writer.wait_for_room()
+        if self._loan is not None:
+            self._writer.wait_for_slot()
+
+    def wait_for_slot(self, patience_s: float) -> None:
+        """Return when :meth:`publish` finds a slot, or after `patience_s`."""
+        if self._loan is None:
+            self._writer.wait_for_slot(patience_s)
+
+    def stop_waiting(self) -> None:
+        """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
+        self._writer.stop_waiting()
+
+    def show_life(self) -> None:
+        """Let those who watch know that a message is on its way."""
+        self._writer.show_life()
 
     def close(self, *, patient: bool = True) -> None:
         if os.getpid() != self._pid:

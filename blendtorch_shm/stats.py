@@ -62,9 +62,9 @@ class StreamStats:
         btid: number of the instance.
         producer: ``alive``, ``finished`` (closed in good order), ``gone`` (died) or ``absent`` (published nothing yet).
         starts: how many producers have owned the stream, one after the other.
-        published: messages.
+        published: messages; a clip is one.
         stalled_s: seconds for which publishing waited for room.
-        silence_s: seconds since the last message; None before the first.
+        silence_s: seconds since the last message or frame of a clip; None before the first.
         ready: messages that wait to be taken.
         leased: messages that consumers hold.
         slots: messages that there is memory for.

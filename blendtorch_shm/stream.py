@@ -123,7 +123,7 @@ class Activity(NamedTuple):
     stalled_ns: int
     """Time spent waiting for room."""
     last_published_ns: int
-    """When the last message was published, CLOCK_MONOTONIC; 0: none was."""
+    """When the last message was published, or the last frame of a clip, CLOCK_MONOTONIC; 0: none was."""
 
     @classmethod
     def of(cls, control: Segment) -> Activity:
@@ -131,7 +131,7 @@ class Activity(NamedTuple):
         return cls(*(control.words[at] for at in (PUBLISHED, STALLED_NS, LAST_NS)))
 
     def silence_s(self) -> float | None:
-        """Seconds since the last message, or None if there was none."""
+        """Seconds since the last message or frame of a clip, or None if there was none."""
         return (time.monotonic_ns() - self.last_published_ns) / 1e9 if self.last_published_ns else None
 
 

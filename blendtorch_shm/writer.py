@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -207,6 +208,11 @@ class Writer:
         if not self.has_room():
             self._wait(self.has_room, wake_below=(self.max_ready + 1) // 2)
 
+    def wait_for_slot(self, patience_s: float = math.inf) -> None:
+        """Return when a slot is free, or after `patience_s`."""
+        if self._rings and not self._rings[-1].has_free():
+            self._wait(self._rings[-1].has_free, wake_below=MAX_SLOTS, patience_s=patience_s)
+
     def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> None:
         """Make the loan's message READY, under the sequence number :attr:`published`."""
         words = self._words
@@ -216,6 +222,10 @@ class Writer:
         words[LAST_NS] = time.monotonic_ns()
         if len(self._rings) > 1:
             self._retire_rings()
+
+    def show_life(self) -> None:
+        """Let those who watch the stream know that its producer gets on with a message."""
+        self._words[LAST_NS] = time.monotonic_ns()
 
     def anyone_asleep(self) -> bool:
         """Whether a consumer waits for an announcement."""
@@ -268,9 +278,10 @@ class Writer:
                 self._rings.remove(ring)
         self._words[FIRST_RING] = self._rings[0].number
 
-    def _wait(self, enough: Callable[[], bool], wake_below: int) -> None:
-        """Sleep until `enough`. Consumers wake us when they leave fewer than `wake_below` messages READY: not for each one that
-        they take, which would cost two switches between processes a message, but in time to have some more ready.
+    def _wait(self, enough: Callable[[], bool], wake_below: int, patience_s: float = math.inf) -> None:
+        """Sleep until `enough`, for `patience_s` at most. Consumers wake us when they leave fewer than `wake_below` messages
+        READY: not for each one that they take, which would cost two switches between processes a message, but in time to have
+        some more ready.
         """
         words = self._words
         start = reclaimed = explained = counted = time.monotonic()
@@ -285,6 +296,8 @@ class Writer:
                 now = time.monotonic()
                 words[STALLED_NS] += int((now - counted) * 1e9)  # as it goes: by this, who watches knows that we live
                 counted = now
+                if now - start > patience_s:
+                    break
                 if now - reclaimed > RECLAIM_EVERY_S:
                     reclaimed = now
                     words[RECLAIMED] += reclaim_dead(self._rings, self._locks)

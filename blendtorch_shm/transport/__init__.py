@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from .. import descriptors
 from ..address import Address
 from ..place import PrivatePlace, SharedPlace
-from ..sink import Announcer, RingSink, Sink
+from ..sink import Announcer, RingSink
 from ..source import Source
 from ..writer import Writer
 from .mixed import MixedSource
@@ -33,7 +33,7 @@ _PER_SINK = 48
 _PER_SOURCE, _PER_TWIN, _PER_REMOTE = 24, 3, 5
 
 
-def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> Sink:
+def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> RingSink:
     """A sink that serves `address` over TCP, and its shared-memory twin if it has one.
 
     Args:

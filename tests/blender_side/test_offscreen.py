@@ -97,6 +97,19 @@ def test_flipping_on_the_gpu_gives_the_same_bytes(pictures):
     if not pictures["off_screen"]:
         pytest.skip("this Blender makes final renders")
     np.testing.assert_array_equal(pictures["flipped on gpu"], pictures["looked at"])
+    np.testing.assert_array_equal(pictures["flipped on gpu, read later"], pictures["looked at"])
+
+
+def test_a_picture_that_is_read_later_is_of_the_scene_as_it_was(pictures):
+    assert pictures["can be read later"] == pictures["off_screen"]
+    assert pictures["lent is filled later"] == pictures["off_screen"]
+    for i in range(2):
+        assert pictures[f"same array {i}"]
+        for number in range(6):
+            later, now = pictures[f"later {i} {number}"], pictures[f"now {i} {number}"]
+            assert (np.abs(later.astype(int) - now) <= 1).all()
+            assert later.max() > 8
+        assert not np.array_equal(pictures[f"later {i} 0"], pictures[f"later {i} 2"])
 
 
 def test_the_launcher_and_the_log_are_told_what_renders(pictures):

@@ -3,6 +3,7 @@
 import os
 import time
 
+import numpy as np
 import posix_ipc
 import pytest
 
@@ -121,6 +122,24 @@ def test_a_stream_that_begins_late_is_not_starved_by_one_that_always_has_somethi
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itself(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink = open_sink(address, send_hwm=10, num_slots=11)
+    for i in range(4):
+        with monkeypatch.context() as patch:
+            if i == 1:
+                patch.setattr("blendtorch_shm.sink.encode_header", lambda *arguments: b"no header")
+            sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
+    source = open_source([address])
+    messages = source.receive_many(4, 10)
+    assert [message.fields["i"] for message in messages] == [0, 2, 3]
+    assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
+    source.close()
+    sink.close()
+
+
 def test_what_belongs_to_another_user_is_not_trusted(twin: Twin) -> None:
     sink = open_sink(Address("tcp://127.0.0.1:*", twin))
     segment = f"/dev/shm{twin.prefix}"

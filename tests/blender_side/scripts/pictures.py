@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat, offscreen, utils
+from blender_side import bootstrap, compat, final, readback, utils
 
 out = btb.parse_blendtorch_args()[1][0]
 scene = bpy.context.scene
@@ -71,17 +71,50 @@ results["corners xy"] = np.sort(tall.object_to_pixel(cube), axis=0)
 
 # A picture goes where the publisher says, and two pictures never share memory.
 lent = np.full((96, 64, 3), 7, np.uint8)
-offscreen.lend_array = lambda shape, dtype: lent
+final.lend_array = lambda shape, dtype: lent
 renderer = btb.OffScreenRenderer(tall, mode="rgb")
 renderer.set_render_style("SOLID")
 results["lent is returned"] = renderer.render() is lent
-results["lent"] = lent
-offscreen.lend_array = lambda shape, dtype: None
+results["lent"] = lent.copy()
+pending = renderer.render_later()
+lent[...] = 7
+results["lent is filled later"] = pending.read() is lent and np.abs(lent - results["lent"].astype(int)).max() <= 1
+final.lend_array = lambda shape, dtype: None
 results["fresh memory"] = not np.shares_memory(renderer.render(), renderer.render())
+
+
+def turn(i: int) -> None:
+    cube.rotation_euler = (0.3 + 0.1 * i, 0.5, 0.9)
+    bpy.context.view_layer.update()
+
+
+# Pictures that are read later are of the scene as it was, in whatever order, of whatever size.
+results["can be read later"] = compat.draws_off_screen() and readback.is_available()
+small = btb.Camera(shape=(33, 47))
+small.look_at(cube.location, look_from=(-6, 3, -2))
+for i, (mode, origin) in enumerate((("rgb", "upper-left"), ("rgba", "lower-left"))):
+    renderers = [btb.OffScreenRenderer(camera, mode=mode, origin=origin) for camera in (tall, small)]
+    for each in renderers:
+        each.set_render_style("SOLID")
+    now, later = [], []
+    for step in range(3):
+        for each in renderers:
+            turn(step)
+            now.append(each.render())
+            later.append(each.render_later())
+            each.render_later()  # of this one, nobody wants to know
+    turn(3)
+    for number in (4, 0, 5, 1, 3, 2):
+        results[f"later {i} {number}"], results[f"now {i} {number}"] = later[number].read(), now[number]
+    results[f"same array {i}"] = later[0].read() is later[0].read()
+turn(0)
 
 if compat.draws_off_screen():
     compat.flips_on_gpu = lambda: True
     shoot("flipped on gpu", tall, mode="rgb")
+    renderer = btb.OffScreenRenderer(tall, mode="rgb")
+    renderer.set_render_style("SOLID")
+    results["flipped on gpu, read later"] = renderer.render_later().read()
 
 # What an emitter shines with is what the picture holds.
 glow = bpy.data.materials.new("Glow")
