@@ -16,6 +16,7 @@
     │   └── OutOfSharedMemory               ... because it is full
     ├── OutOfDescriptors (OSError)          this process may not open more files and connections
     ├── PublishError (TypeError)            a value that cannot be published here
+    ├── RecordingError                      a recording that cannot be written on, or read
     └── WireError                           bytes from another process that are not a valid message
 
 A message says what happened, with the numbers, and what to do about it. Each class is constructible from that one
@@ -79,6 +80,10 @@ class OutOfDescriptors(BlendtorchError, OSError):
 
 class PublishError(BlendtorchError, TypeError):
     """A value that cannot be published on this connection."""
+
+
+class RecordingError(BlendtorchError):
+    """A recording that cannot be written on (its disk is full, say), or a file that cannot be read as one."""
 
 
 class WireError(BlendtorchError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import time
+import functools
+import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,23 +13,11 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.address import Address
-from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.source import Source
-from blendtorch_shm.stream import RECLAIM_EVERY_S, activity
+from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.transport import open_source
 
-from .process import describe_exit
-
-log = logging.getLogger("blendtorch")
-
-DEFAULT_TIMEOUTMS = 120_000
-"""Patience for the next message: Blender starts, and its first EEVEE frame may compile shaders for tens of seconds."""
-_LOOK_EVERY_S = 0.25
-_TELL_EVERY_S = 10.0
-_LAST_MESSAGES_S = 2 * RECLAIM_EVERY_S
-"""After the last instance has ended: time to find what a consumer that died had held."""
+from .recording import FileReader, WorkerRecorder, absolute, check_prefix, files_of
+from .waiting import DEFAULT_TIMEOUTMS, LOOK_EVERY_S, Watch
 
 ItemTransform = Callable[[Any], Any]
 
@@ -61,7 +50,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         timeoutms: int = DEFAULT_TIMEOUTMS,
         max_items: int = 100000,
         item_transform: ItemTransform | None = None,
-        record_path_prefix: str | None = None,
+        record_path_prefix: str | os.PathLike[str] | None = None,
         *,
         output: str = "torch",
     ) -> None:
@@ -70,8 +59,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
             raise ConfigurationError(
                 f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
             )
-        if output not in ("torch", "numpy"):
-            raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
+        _check_output(output)
         for name, value in (("queue_size", queue_size), ("timeoutms", timeoutms)):
             if not 0 < value < 2**31:
                 raise ConfigurationError(f"{name}={value!r} is not between 1 and 2147483647.")
@@ -81,6 +69,9 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         self.item_transform = item_transform
         self.output = output
         self.stream_length(max_items)
+        self._record_to: tuple[str, str] | None = (
+            None  # prefix, and which recording: one for all workers and iterations
+        )
         if record_path_prefix is not None:
             self.enable_recording(record_path_prefix)
 
@@ -90,15 +81,24 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
             raise ConfigurationError(f"max_items={max_items} is negative.")
         self.max_items = max_items
 
-    def enable_recording(self, prefix: str) -> None:
-        """Not available yet.
+    def enable_recording(self, prefix: str | os.PathLike[str]) -> None:
+        """Record from the next iteration on; :class:`FileDataset` replays.
+
+        Each worker writes the messages that it receives, as they arrived, to a file of its own, ``{prefix}_{worker:02d}.tar``.
+        Iterating again adds to the recording. With the first message, it replaces whatever was recorded under this prefix before.
+        If a file cannot be written any more, because the disk is full, an error in the log says so, and the stream goes on.
+
+        Args:
+            prefix: path of the files up to their number. Missing folders are made.
 
         Raises:
-            ConfigurationError: always.
+            ConfigurationError: nothing can be written there, or there are other files than recordings, or one that
+                somebody else just writes.
         """
-        raise ConfigurationError(
-            f"Recording (record_path_prefix={str(prefix)!r}) is not available in this version; leave it out."
-        )
+        path = absolute(prefix)
+        recording = uuid.uuid4().hex
+        check_prefix(path, recording)
+        self._record_to = (path, recording)
 
     def __len__(self) -> int:
         return self.max_items
@@ -106,7 +106,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         worker = data.get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return self._stream(self.max_items // workers + (index < self.max_items % workers))
+        recorder = None if self._record_to is None else WorkerRecorder(*self._record_to, index, workers)
+        return self._stream(self.max_items // workers + (index < self.max_items % workers), recorder)
 
     def _item(self, item: dict[str, Any]) -> Any:
         """Turn a message into what users get; override it or pass `item_transform`.
@@ -119,115 +120,127 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         """
         return item if self.item_transform is None else self.item_transform(item)
 
-    def _stream(self, count: int) -> Iterator[Any]:
+    def _stream(self, count: int, recorder: WorkerRecorder | None) -> Iterator[Any]:
         if count == 0:
             return
         source = open_source(self.addresses, queue_size=self.queue_size, count=count)
         try:
             for received in range(count):
-                message = source.receive(_LOOK_EVERY_S)
+                message = source.receive(LOOK_EVERY_S)
                 if message is None:
-                    watch = _Watch(self, source, received, count)
+                    watch = Watch(self.addresses, self.timeoutms, source, f"{received} of {count} items")
                     while message is None:
                         watch.look()
-                        message = source.receive(_LOOK_EVERY_S)
+                        message = source.receive(LOOK_EVERY_S)
+                if recorder is not None:
+                    recorder.save(message.fields)  # before users get at the arrays, and only they may change them
                 item = self._item(message.fields)
                 items = [to_tensors(item) if self.output == "torch" else item]
                 del message, item
                 if received == count - 1:
                     source.close()  # now: who knows when we are asked for more, and what waits here is for other workers
+                    if recorder is not None:
+                        recorder.close()
                 yield items.pop()  # what is yielded keeps the slot, and nothing in here does
         finally:
             source.close()
+            if recorder is not None:
+                recorder.close()
 
 
-class _Watch:
-    """Waits with the user: says what the instances do meanwhile, and when waiting on makes no sense."""
+class SingleFileDataset(data.Dataset[Any]):
+    """The items of one recorded file, at random. Any number of workers, forked or spawned, may read it.
 
-    def __init__(self, dataset: RemoteIterableDataset, source: Source, received: int, count: int) -> None:
-        self._timeout_s = dataset.timeoutms / 1000
-        self._addresses = dataset.addresses
-        self._twins = {a.twin for a in dataset.addresses if a.twin is not None}
-        self._source = source
-        self._progress = f"{received} of {count} items"
-        self._start = self._told = time.monotonic() - _LOOK_EVERY_S
-        self._exited_at: float | None = None
-        worker = data.get_worker_info()
-        self._tells = worker is None or worker.id == 0  # one voice for all
+    The arrays of an item are not read: they lie in a private mapping of the file, writable, and what is written there reaches
+    neither the file nor the same item when it is asked for again.
 
-    def look(self) -> None:
-        """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
-        now = time.monotonic()
-        waited_s = now - self._start
-        reports = self._reports()
-        if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
-            raise InstanceDied(
-                f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n"
-                f"{self._describe(reports) or 'Their launch is over: its directory was removed.'}"
-            )
-        if self._exited_at is None and self._all_exited(reports):
-            self._exited_at = now
-        if waited_s > self._timeout_s:
-            raise StreamTimeout(
-                f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
-                f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms.\n"
-                f"{self._source.explain()}\n{self._describe(reports) or self._remote()}"
-            )
-        if self._tells and now - self._told > _TELL_EVERY_S:
-            self._told = now
-            log.warning(
-                "Waiting for a message for %.0f s (%s had arrived).\n%s\n%s",
-                waited_s,
-                self._progress,
-                self._source.explain(),
-                self._describe(reports, lines=2),
-            )
+    Args:
+        path: of the file; see :class:`FileDataset` for a whole recording.
+        item_transform: called with each item before it becomes tensors; see :meth:`_item`.
+        output: ``'torch'`` turns every ndarray of an item into a tensor over the same memory, ``'numpy'`` leaves them.
+        allow_pickle: whether objects may be read that only pickle could carry. Such a file can run any program: do so only if you
+            trust whoever made it.
 
-    def _all_exited(self, reports: dict[tuple[str, int], InstanceReport]) -> bool:
-        """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
-        return all(a.twin is not None for a in self._addresses) and all(
-            reports[twin.directory, twin.btid].state == "exited"
-            if (twin.directory, twin.btid) in reports
-            else not twin.is_here()
-            for twin in self._twins
-        )
+    Raises:
+        ConfigurationError: there is no such file, or an argument that cannot work.
+        RecordingError: it is not a recording; from ``[]``: the item cannot be read, or contains a pickle.
+    """
 
-    def _reports(self) -> dict[tuple[str, int], InstanceReport]:
-        """By launch directory and btid."""
-        wanted = {(twin.directory, twin.btid) for twin in self._twins}
-        found = {
-            (directory, report.btid): report
-            for directory in {directory for directory, _ in wanted}
-            for report in instance_reports(directory)
-        }
-        return {instance: report for instance, report in found.items() if instance in wanted}
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        item_transform: ItemTransform | None = None,
+        *,
+        output: str = "torch",
+        allow_pickle: bool = False,
+    ) -> None:
+        _check_output(output)
+        self.path = os.path.abspath(path)
+        self.item_transform = item_transform
+        self.output = output
+        self.allow_pickle = allow_pickle
+        self._length = len(self._reader)
 
-    def _remote(self) -> str:
-        return (
-            f"Nothing is known about the instances at {', '.join(self._addresses)}: do they run, and can this host reach "
-            f"those ports?"
-        )
+    @functools.cached_property
+    def _reader(self) -> FileReader:
+        return FileReader(self.path, allow_pickle=self.allow_pickle)
 
-    def _describe(self, reports: dict[tuple[str, int], InstanceReport], lines: int = 8) -> str:
-        """What each instance does, when it last published, and the last `lines` lines of its log."""
-        text = []
-        for (directory, btid), report in sorted(reports.items()):
-            state: str = report.state
-            if report.state == "exited":
-                state = f"exited, {describe_exit(report.exit_code or 0)}"
-            if report.is_stopped():
-                state = f"STOPPED (SIGSTOP, or a debugger; kill -CONT {report.pid} lets it go on)"
-            if report.restarts:
-                state += f", started again {report.restarts} times"
-            for twin in self._twins:
-                if (twin.directory, twin.btid) == (directory, btid):
-                    seen = activity(SharedPlace(twin))
-                    silence_s = None if seen is None else seen.silence_s()
-                    age = "no message yet" if silence_s is None else f"last message {silence_s:.1f} s ago"
-                    state += f"; {twin.name}: {age}"
-            text.append(f"instance {btid}: {state}; it last logged:")
-            text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])
-        return "\n".join(text)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._item(self._reader[index])
+        return to_tensors(item) if self.output == "torch" else item
+
+    def _item(self, item: dict[str, Any]) -> Any:
+        """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
+        return item if self.item_transform is None else self.item_transform(item)
+
+
+class FileDataset(data.ConcatDataset[Any]):
+    """A whole recording, at random: the files of all workers, one after the other in the order of their numbers.
+
+    Args:
+        record_path_prefix: as it was recorded, see :meth:`RemoteIterableDataset.enable_recording`.
+        item_transform, output, allow_pickle: as for :class:`SingleFileDataset`.
+
+    Raises:
+        ConfigurationError: there is no such recording, or an argument that cannot work.
+        RecordingError: as for :class:`SingleFileDataset`.
+    """
+
+    def __init__(
+        self,
+        record_path_prefix: str | os.PathLike[str],
+        item_transform: ItemTransform | None = None,
+        *,
+        output: str = "torch",
+        allow_pickle: bool = False,
+    ) -> None:
+        _check_output(output)
+        prefix = absolute(record_path_prefix)
+        paths = files_of(prefix)
+        if not paths:
+            raise ConfigurationError(f"There is no recording {prefix}_00.tar, nor one with another number.")
+        super().__init__([SingleFileDataset(path, output="numpy", allow_pickle=allow_pickle) for path in paths])
+        self.item_transform = item_transform
+        self.output = output
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._item(super().__getitem__(index))  # type: ignore[no-untyped-call]
+        return to_tensors(item) if self.output == "torch" else item
+
+    def _item(self, item: dict[str, Any]) -> Any:
+        """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
+        return item if self.item_transform is None else self.item_transform(item)
+
+
+def _check_output(output: str) -> None:
+    if output not in ("torch", "numpy"):
+        raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
 
 
 def to_tensors(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -116,6 +118,43 @@ def edits(pack: Callable[[int, int, int], bytes], num_words: int) -> Mutation:
         return (data[:1] or b"\0") + data[1:start] + record + data[keep:]
 
     return mutation
+
+
+def archive(data: bytes, random: Random) -> bytes:
+    """Of a tar archive, its members being JSON, .npy, or numbers that end where their member does."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as old:
+            members = [(member, old.extractfile(member).read()) for member in old]  # type: ignore[union-attr]
+    except (tarfile.TarError, ValueError, AttributeError):
+        return raw(data, random)
+    if not members:
+        return raw(data, random)
+    at = random.randrange(len(members))
+    member, content = members[at]
+    how = random.random()
+    if how < 0.15:
+        members[at : at + 1] = random.choice([[], [members[at]] * 2, [random.choice(members), members[at]]])
+    elif how < 0.3:
+        member.name = random.choice(
+            ["a.json", "__index__", "__recording__", raw(member.name.encode(errors="replace"), random).decode("latin1")]
+        )
+    elif how < 0.4:  # what a program said that wrote the file is now wrong
+        cut = random.randrange(len(data) + 1)
+        return data[:cut] + random.choice([b"", data[cut + 512 :], random.randbytes(8) + data[cut + 8 :]])
+    elif member.name == "__index__":
+        words = bytearray(content)
+        start = random.randrange(128, max(len(words), 129)) // 8 * 8
+        words[start : start + 8] = random.choice([0, 512, 1024, len(data), 2**63, 2**64 - 1]).to_bytes(8, "little")
+        members[at] = member, bytes(words)
+    elif content[:6] == b"\x93NUMPY":
+        members[at] = member, raw(content[:128], random) + content[128:]
+    else:
+        members[at] = member, json_text(content, random)
+    parts = []
+    for member, content in members:
+        member.size = len(content)
+        parts += [member.tobuf(tarfile.GNU_FORMAT, "latin1", "replace"), content, bytes(-len(content) % 512)]
+    return b"".join(parts) + bytes(1024)
 
 
 def raw(data: bytes, random: Random) -> bytes:

@@ -27,7 +27,7 @@ import zmq
 
 from blendtorch_shm import wire
 from blendtorch_shm.address import ENVIRONMENT_VARIABLE, Address, Twin, describe, resolve
-from blendtorch_shm.errors import ConfigurationError, PublishError, SegmentError, WireError
+from blendtorch_shm.errors import ConfigurationError, PublishError, RecordingError, SegmentError, WireError
 from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_directory import instance_reports, write_status
 from blendtorch_shm.launch_info import LaunchInfo
@@ -38,6 +38,7 @@ from blendtorch_shm.states import State
 from blendtorch_shm.stream import activity, attach_control, attach_rings
 from blendtorch_shm.transport import tcp
 from blendtorch_shm.writer import Writer
+from torch_side.recording import FileReader, FileRecorder
 
 from . import mutations
 from .mutations import Mutation
@@ -278,6 +279,23 @@ def stream(data: bytes) -> None:
         reader.finish()
 
 
+# -- recordings -------------------------------------------------------------------------------------------------
+
+
+def recording(data: bytes) -> None:
+    fd = os.memfd_create("recording")
+    try:
+        os.write(fd, data)
+        with FileReader(f"/proc/self/fd/{fd}") as reader:
+            for i in range(len(reader)):
+                with contextlib.suppress(RecordingError):
+                    _check(reader[i])
+    except RecordingError:
+        pass
+    finally:
+        os.close(fd)
+
+
 # -- all of them ------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +340,17 @@ def _example_greetings() -> bytes:
 def _example_frames() -> bytes:
     stamp = tcp._STAMP.pack(*range(1, tcp._STAMP.size // 8 + 1))
     return framed(stamp, header_of(FIELDS), bytes(PAYLOAD_NBYTES))
+
+
+def _example_recording() -> bytes:
+    path = f"{_directory.name}/recorded.tar"
+    with FileRecorder(path) as recorder:
+        recorder.save(FIELDS)
+        recorder.save(
+            {"image": np.zeros((150, 200, 3), np.uint8), "raw": bytes(3000), "nan": float("nan"), 1: np.eye(30)}
+        )
+        recorder.save({"order": deque([1])})  # which takes a pickle
+    return Path(path).read_bytes()
 
 
 def _example_headers() -> list[bytes]:
@@ -377,6 +406,11 @@ TARGETS = {
         environment, [_example_environment(), b'{"a": {"twin": {"x": ' + b"[" * 3000], mutations.json_text
     ),
     "status": Target(status, [_example_status(), b'{"btid": 1e999, "x": ' + b"[" * 3000], mutations.json_text),
+    "recording": Target(
+        recording,
+        [_example_recording(), _example_recording()[:30_000], _example_recording()[:-1024]],
+        mutations.archive,
+    ),
     "stream": Target(
         stream,
         [

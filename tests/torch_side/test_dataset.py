@@ -407,7 +407,7 @@ def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(add
         dict(addresses=[1]),
         dict(addresses="x", max_items=-1),
         dict(addresses="x", output="jax"),
-        dict(addresses="x", record_path_prefix="r"),
+        dict(addresses="x", record_path_prefix="/proc/r"),
     ],
 )
 def test_arguments_that_cannot_work_are_errors_at_once(arguments: dict[str, Any]) -> None:
