@@ -3,7 +3,7 @@
 #   make demo     two Blender processes render, a DataLoader receives: examples/datagen/minimal.py
 #   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
 #   make lint     ruff and mypy
-#   make bench    the benchmarks; a selection: make bench ARGS="-k 480"
+#   make bench    the benchmarks; a selection: make bench ARGS="-k 480"; kept as .benchmarks/latest.json
 #   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
 #   make soak     processes killed by the thousand, frames by the million: some ten minutes
 #   make clean    remove the environment and what the tools left
@@ -44,7 +44,8 @@ format:
 
 bench:
 	$(SET_UP)
-	@$(BIN)/python -m pytest benchmarks $(ARGS)
+	@mkdir -p .benchmarks
+	@$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/latest.json $(ARGS)
 
 fuzz:
 	$(SET_UP)

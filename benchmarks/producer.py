@@ -1,4 +1,6 @@
-"""Publishes one picture over and over. Arguments: pickle|ring, height, width, channels; with `pickle` also the address."""
+"""Publishes one picture over and over. Arguments: ring|pickle|parts, height, width, channels."""
+
+import pickle
 
 import numpy as np
 import zmq
@@ -16,7 +18,7 @@ if how == "ring":
         image.flat[0] = frameid % 251
         publisher.publish(image=image, frameid=frameid)
         frameid += 1
-else:  # as blendtorch 0.4 does it: a pickle of the dict over a PUSH socket, ten messages ahead
+elif how == "pickle":  # as blendtorch 0.4 does it: a pickle of the dict over a PUSH socket, ten messages ahead
     socket = zmq.Context().socket(zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, 10)
     socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -26,3 +28,18 @@ else:  # as blendtorch 0.4 does it: a pickle of the dict over a PUSH socket, ten
         image.flat[0] = frameid % 251
         socket.send_pyobj({"btid": btargs.btid, "image": image, "frameid": frameid})
         frameid += 1
+elif how == "parts":  # the picture as a ZeroMQ part of its own, not copied into the pickle, over ipc
+    socket = zmq.Context().socket(zmq.PUSH)
+    socket.setsockopt(zmq.SNDHWM, 10)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.bind("ipc://@" + str(btargs.btsockets["DATA"]))
+    while True:
+        image.flat[0] = frameid % 251
+        buffers: list[pickle.PickleBuffer] = []
+        message = {"btid": btargs.btid, "image": image, "frameid": frameid}
+        head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+        socket.send_multipart([head, *buffers])  # copies, as the next picture overwrites this one
+        frameid += 1
+else:
+    raise SystemExit(f"{how}: no such way")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -37,6 +39,23 @@ def test_pickle_over_tcp(stream: Stream, shape: tuple[int, ...]) -> None:
         socket.setsockopt(zmq.RCVTIMEO, 60_000)
         socket.connect(str(launcher.launch_info.addresses["DATA"][0]))
         stream.measure(socket.recv_pyobj, math.prod(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_parts_over_ipc(stream: Stream, shape: tuple[int, ...]) -> None:
+    """Pickle protocol 5 with the picture out of band."""
+    stream.benchmark.group = name(shape)
+    with launch("parts", shape) as launcher, zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.setsockopt(zmq.RCVHWM, 10)
+        socket.setsockopt(zmq.RCVTIMEO, 60_000)
+        socket.connect("ipc://@" + str(launcher.launch_info.addresses["DATA"][0]))
+
+        def receive() -> dict[str, Any]:
+            head, *buffers = socket.recv_multipart(copy=False)
+            message: dict[str, Any] = pickle.loads(head.buffer, buffers=[part.buffer for part in buffers])
+            return message
+
+        stream.measure(receive, math.prod(shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name)

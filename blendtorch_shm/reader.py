@@ -23,6 +23,7 @@ from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
 from .locks import consumer_lock, slot_lock
 from .place import Place
 from .ring import Bytes, Ring
+from .segment import Segment
 from .states import State
 from .stream import (
     FIRST_RING,
@@ -171,15 +172,7 @@ class Reader:
         Raises:
             StreamClosed: called in a forked child; a child needs a reader of its own.
         """
-        interrupts.raise_kept()
-        rings = self._all_rings()
-        if len(rings) == 1:
-            ring = rings[0]
-            found = [(ring, slot) for slot in ring.ready()]
-        else:
-            found = [(ring, slot) for ring in rings for slot in ring.ready()]
-            found.sort(key=lambda entry: entry[0].sequence(entry[1]))
-        for ring, slot in found:
+        for ring, slot in self._ready():
             if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
                 continue
             if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
@@ -189,9 +182,39 @@ class Reader:
                 return claimed
         return None
 
-    def _take(self, ring: Ring, slot: int, always_lease: bool) -> Claimed | None:
+    def take_many(self, count: int) -> list[Claimed]:
+        """The oldest READY messages of the stream, `count` at most. None is a copy, and none is taken while consumers hold half
+        of the slots that they may: there may be other consumers, who shall not have to copy.
+        """
+        taken: list[Claimed] = []
+        for ring, slot in self._ready():
+            if len(taken) == count or ring.count(State.LEASED) >= (ring.num_slots - RESERVE) // 2:
+                break
+            try:
+                claimed = self._take(ring, slot, False)
+            except SegmentError:
+                if not taken:
+                    raise
+                self.reject()  # those before it are good
+            else:
+                if claimed is not None:
+                    taken.append(claimed)
+        return taken
+
+    def _ready(self) -> list[tuple[Ring, int]]:
+        """Where the READY messages lie, the oldest first."""
         if os.getpid() != self._pid:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
+        interrupts.raise_kept()
+        rings = self._all_rings()
+        if len(rings) == 1:
+            ring = rings[0]
+            return [(ring, slot) for slot in ring.ready()]
+        found = [(ring, slot) for ring in rings for slot in ring.ready()]
+        found.sort(key=lambda entry: entry[0].sequence(entry[1]))
+        return found
+
+    def _take(self, ring: Ring, slot: int, always_lease: bool) -> Claimed | None:
         owner = self._index + 1
         number = slot_lock(ring.number, slot)
         locked: bool | None = None
@@ -330,6 +353,10 @@ class Reader:
             if reclaimed:
                 self._reclaimed.add(reclaimed)
                 log.warning("Took back %d messages that a dead consumer of %s had held.", reclaimed, self.place.name)
+
+    def segments(self) -> list[Segment]:
+        """The memory of the stream's rings."""
+        return [ring.segment for ring in self._all_rings()]
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""

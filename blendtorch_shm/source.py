@@ -10,6 +10,7 @@ from typing import Protocol
 from .errors import SegmentError, WireError
 from .place import Place
 from .reader import Reader
+from .segment import Segment
 from .wire import Message, decode
 
 log = logging.getLogger("blendtorch")
@@ -27,6 +28,12 @@ class Source(Protocol):
 
     def receive(self, timeout_s: float) -> Message | None:
         """The next message, or None after `timeout_s` seconds without one."""
+
+    def receive_many(self, count: int, timeout_s: float) -> list[Message]:
+        """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds."""
+
+    def segments(self) -> list[Segment]:
+        """The shared memory that messages lie in now, for who makes it known to a device."""
 
     def explain(self) -> str:
         """What this source is connected to, and what it could not reach and why; for error messages."""
@@ -78,12 +85,22 @@ class RingSource:
         self._look_after()
         return self.take()
 
+    def receive_many(self, count: int, timeout_s: float) -> list[Message]:
+        messages = self.take_many(count)
+        if messages:
+            return messages
+        first = self.receive(timeout_s)
+        return [] if first is None else [first, *self.take_many(count - 1)]
+
     def close(self) -> None:
         self._inbox.close()
         for reader in self._readers:
             reader.close()
         self._readers = []
         self._absent.clear()
+
+    def segments(self) -> list[Segment]:
+        return [segment for reader in self._readers for segment in reader.segments()]
 
     def explain(self) -> str:
         lines = [reader.explain() for reader in self._readers]
@@ -92,20 +109,38 @@ class RingSource:
 
     def take(self) -> Message | None:
         """The oldest message of the next stream that has one."""
-        if time.monotonic() - self._looked_after > LOOK_AFTER_S:  # also while some stream always has something
-            self._look_after()
-        readers = self._readers
-        for _ in readers:
-            self._turn = (self._turn + 1) % len(readers)
-            reader = readers[self._turn]
+        self._look_after_if_due()
+        for _ in self._readers:
+            reader = self._next_reader()
             try:
                 claimed = reader.take()
                 if claimed is not None:
                     return decode(claimed.header, claimed.payload, trusted=True)
             except (WireError, SegmentError) as error:
-                reader.reject()
-                self._complain(reader.place.name, error)
+                self._reject(reader, error)
         return None
+
+    def take_many(self, count: int) -> list[Message]:
+        """Messages that are there and need no copy, `count` at most, the oldest of each stream and about as many of each."""
+        self._look_after_if_due()
+        messages: list[Message] = []
+        for remaining in range(len(self._readers), 0, -1):
+            reader = self._next_reader()
+            try:
+                taken = reader.take_many(-(-(count - len(messages)) // remaining))
+            except SegmentError as error:
+                self._reject(reader, error)
+                continue
+            for claimed in taken:
+                try:
+                    messages.append(decode(claimed.header, claimed.payload, trusted=True))
+                except WireError as error:  # the others are good
+                    self._reject(reader, error)
+        return messages
+
+    def _next_reader(self) -> Reader:
+        self._turn = (self._turn + 1) % len(self._readers)
+        return self._readers[self._turn]
 
     def take_or_sleep(self, timeout_s: float) -> Message | None:
         """Ask to be woken, look once more, then sleep; the message found, if any."""
@@ -123,6 +158,11 @@ class RingSource:
             self._look_after()
         return self.take()
 
+    def _look_after_if_due(self) -> None:
+        """Also while some stream always has something."""
+        if time.monotonic() - self._looked_after > LOOK_AFTER_S:
+            self._look_after()
+
     def _look_after(self) -> None:
         """What can wait: streams that are new, consumers that died."""
         self._looked_after = time.monotonic()
@@ -139,7 +179,8 @@ class RingSource:
             else:
                 del self._absent[place]
 
-    def _complain(self, about: str, error: Exception) -> None:
-        if about not in self._complained:
-            self._complained.add(about)
+    def _reject(self, reader: Reader, error: Exception) -> None:
+        reader.reject()
+        if reader.place.name not in self._complained:
+            self._complained.add(reader.place.name)
             log.error("A message was dropped (later ones of the same origin are counted silently): %s", error)

@@ -5,7 +5,7 @@ Launching needs no torch; it is imported with the first use of a dataset.
 
 from typing import TYPE_CHECKING, Any
 
-from blendtorch_shm.errors import BlendtorchError, InstanceDied, LaunchError, StreamTimeout
+from blendtorch_shm.errors import BlendtorchError, InstanceDied, LaunchError, RecordingError, StreamTimeout
 from blendtorch_shm.launch_info import LaunchInfo
 from blendtorch_shm.stats import stats
 
@@ -13,25 +13,46 @@ from .finder import discover_blender
 from .launcher import BlenderLauncher
 
 if TYPE_CHECKING:
-    from .dataset import RemoteIterableDataset
+    from . import colors
+    from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
+    from .frame_loader import FrameLoader
+    from .recording import FileReader, FileRecorder
 
 __all__ = [
     "BlenderLauncher",
     "BlendtorchError",
+    "FileDataset",
+    "FileReader",
+    "FileRecorder",
+    "FrameLoader",
     "InstanceDied",
     "LaunchError",
     "LaunchInfo",
+    "RecordingError",
     "RemoteIterableDataset",
+    "SingleFileDataset",
     "StreamTimeout",
+    "colors",
     "discover_blender",
     "stats",
 ]
 
 
+_LAZY = {
+    "FileDataset": "dataset",
+    "FileReader": "recording",
+    "FileRecorder": "recording",
+    "FrameLoader": "frame_loader",
+    "RemoteIterableDataset": "dataset",
+    "SingleFileDataset": "dataset",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("RemoteIterableDataset", "dataset"):
+    home = _LAZY.get(name, name)
+    if home in ("colors", "dataset", "frame_loader", "recording"):
         from importlib import import_module
 
-        module = import_module(".dataset", __name__)
-        return module if name == "dataset" else getattr(module, name)
+        module = import_module(f".{home}", __name__)
+        return module if name == home else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -249,6 +249,9 @@ class Supervisor:
             self._orders.append(None)
             self._wake()
             self._thread.join(GRACE_S)
+            if not self._thread.is_alive():  # not by the thread: it may see the order before we write
+                os.close(self._wake_read)
+                os.close(self._wake_write)
 
     def _end_all(self, number: signal.Signals) -> set[int]:
         """Send a signal once to every process of the launch, also those that come up meanwhile, and wait for their ends.
@@ -307,8 +310,6 @@ class Supervisor:
                         process.wait(GRACE_S)
             self._look_around()
             self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
 
     def _patience(self) -> float | None:
         """Seconds until there may be something to do that nothing wakes us for."""

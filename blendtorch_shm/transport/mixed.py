@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from ..segment import Segment
 from ..source import IDLE_S, RingSource
 from ..wire import Message
 from .tcp import TcpSource
@@ -40,6 +41,19 @@ class MixedSource:
             message = self._ring.take_or_sleep(min(IDLE_S, remaining_s))
             if message is not None:
                 return message
+
+    def receive_many(self, count: int, timeout_s: float) -> list[Message]:
+        first = self.receive(timeout_s)
+        if first is None:
+            return []
+        messages = [first]
+        for remaining in range(len(self._turns), 0, -1):
+            self._turn = (self._turn + 1) % len(self._turns)
+            messages += self._turns[self._turn].take_many(-(-(count - len(messages)) // remaining))
+        return messages
+
+    def segments(self) -> list[Segment]:
+        return self._ring.segments()
 
     def explain(self) -> str:
         return f"{self._ring.explain()}\n{self._tcp.explain()}"

@@ -35,6 +35,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -49,6 +50,7 @@ from ..keys import ClientKeys, ServerKeys
 from ..layout import MAX_CONSUMERS, VERSION
 from ..place import Place
 from ..reader import Claimed, Reader
+from ..segment import Segment
 from ..wire import Message, decode
 
 log = logging.getLogger("blendtorch")
@@ -571,9 +573,20 @@ class TcpSource:
                 return None
             self._poller.poll(int(remaining_s * 1000) + 1)
 
+    def receive_many(self, count: int, timeout_s: float) -> list[Message]:
+        first = self.receive(timeout_s)
+        return [] if first is None else [first, *self.take_many(count - 1)]
+
+    def take_many(self, count: int) -> list[Message]:
+        """Messages that are here, `count` at most."""
+        return list(islice(iter(self.take, None), count))
+
     def finish(self) -> None:
         """Close: the process is about to exit."""
         self.close()
+
+    def segments(self) -> list[Segment]:
+        return []
 
     def explain(self) -> str:
         return "\n".join(connection.explain() for connection in self._connections)

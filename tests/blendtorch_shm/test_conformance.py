@@ -62,6 +62,56 @@ def test_sequence_numbers_are_unbroken(transport: Transport) -> None:
     assert sequences == list(range(30))
 
 
+def test_many_messages_are_taken_at_once_in_order_and_no_more_than_asked_for(transport: Transport) -> None:
+    producer = publish_in_background(transport, 60)
+    source = transport.open_source()
+    received: list[int] = []
+    while len(received) < 60:
+        wanted = 1 + len(received) % 5
+        messages = source.receive_many(wanted, PATIENCE_S)
+        assert 1 <= len(messages) <= wanted
+        for message in messages:
+            np.testing.assert_array_equal(message.fields["image"], picture(message.fields["i"]))
+            received.append(message.fields["i"])
+    producer.join()
+    assert received == list(range(60))
+    assert source.receive_many(4, 0.05) == []
+
+
+def test_of_many_messages_no_more_are_leased_at_once_than_leave_some_to_others(transport: Transport) -> None:
+    """Of 11 slots, consumers may lease 8; who takes many stops at half of them, and goes on when some are released."""
+    sink, source = transport.open_sink(send_hwm=10, num_slots=11), transport.open_source()
+    for i in range(10):
+        sink.publish({"image": picture(i), "i": i})
+    held = source.receive_many(9, PATIENCE_S)
+    if transport.name in ("shared", "local"):
+        assert len(held) == 4
+    received = [message.fields["i"] for message in held]
+    one = source.receive_many(1, PATIENCE_S)  # but who asks for one gets it
+    assert len(one) == 1
+    held += one
+    received.append(one[0].fields["i"])
+    for message in held:
+        np.testing.assert_array_equal(message.fields["image"], picture(message.fields["i"]))
+    del held, one, message
+    while len(received) < 10:
+        received += [message.fields["i"] for message in source.receive_many(10, PATIENCE_S)]
+    assert received == list(range(10))
+
+
+def test_a_source_names_the_memory_that_its_messages_lie_in(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(1)})
+    image = receive(source)["image"]
+    address = image.ctypes.data
+    ranges = [
+        range(start, start + segment.nbytes)
+        for segment in source.segments()
+        for start in [np.frombuffer(segment.view, np.uint8).ctypes.data]
+    ]
+    assert any(address in found for found in ranges) == (transport.name in ("shared", "local"))
+
+
 VALUES: dict[str, Any] = {
     "int": -5,
     "largest": 2**63 - 1,

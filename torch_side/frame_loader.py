@@ -1,0 +1,352 @@
+"""Batches of frames in the training process, without worker processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from blendtorch_shm import leaving
+from blendtorch_shm.errors import ConfigurationError, StreamClosed
+from blendtorch_shm.source import IDLE_S, Source
+from blendtorch_shm.transport import open_source
+from blendtorch_shm.wire import Message
+
+from .batch_memory import DeviceMemory, HostMemory, Mark, Memory
+from .batches import Batch
+from .dataset import ItemTransform, RemoteIterableDataset, to_tensors
+from .waiting import DEFAULT_TIMEOUTMS, LOOK_EVERY_S, Watch
+
+_CHUNK = 8
+"""Messages that are taken and copied together, at most: a copy clears the caches of whatever runs between two of them."""
+_IN_FLIGHT = 2
+"""Chunks whose copies may be under way at one time."""
+_LONGEST_NAP_S = 0.002
+_MAX_COPY_THREADS = 4
+_CLOSING_PATIENCE_S = 30.0
+
+CollateFn = Callable[[list[Any]], Any]
+
+
+class FrameLoader:
+    """The messages that Blender instances publish, each once, in batches.
+
+    Does what ``DataLoader(RemoteIterableDataset(...), batch_size, num_workers)`` does, in a thread of this process instead of
+    worker processes. A frame is copied once, from its slot to its row of the batch; with a CUDA device it gets there by DMA
+    from the slot, and the CPU copies nothing.
+
+    A batch is what the DataLoader's default collation makes: a dict with a tensor for each array and number, a list for each
+    text. It stays as it is for as long as somebody holds it, or any view of it; then its memory is used again.
+
+    Several loaders, in one process or in several (as the ranks of ``DistributedDataParallel`` on one host), may have the same
+    addresses: each message goes to one of them.
+
+    Args:
+        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
+            mean TCP.
+        batch_size: items per batch.
+        max_items: items of one iteration; None means that it does not end.
+        device: where batches are to be, such as ``'cuda'``; None means this host's memory.
+        transform: called with each item (``btid`` and what the script published, arrays as writable ndarrays in the message's
+            slot) before it becomes part of a batch. Runs in the loader's thread.
+        collate_fn: makes a batch of a list of `batch_size` items, whose arrays are tensors over their slots. Without it, the
+            default collation, which does not keep the slots.
+        drop_last: leave out the last batch of an iteration if it would be smaller than the others; its items are not taken.
+        prefetch: batches that are kept ready, beyond the one that is being used.
+        queue_size: messages that may queue up here per instance, over TCP.
+        timeoutms: patience for the next message, in milliseconds.
+        copy_threads: frames that are copied at a time; by default one for each two CPUs, four at most.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        batch_size: int,
+        *,
+        max_items: int | None = None,
+        device: torch.device | str | int | None = None,
+        transform: ItemTransform | None = None,
+        collate_fn: CollateFn | None = None,
+        drop_last: bool = False,
+        prefetch: int = 2,
+        queue_size: int = 10,
+        timeoutms: int = DEFAULT_TIMEOUTMS,
+        copy_threads: int | None = None,
+    ) -> None:
+        copy_threads = _copy_threads() if copy_threads is None else copy_threads
+        for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("copy_threads", copy_threads)):
+            if value < 1:
+                raise ConfigurationError(f"{name}={value!r} is less than 1.")
+        self.dataset = RemoteIterableDataset(
+            addresses,
+            queue_size,
+            timeoutms,
+            2**63 - 1 if max_items is None else max_items,
+            transform,
+        )
+        self.batch_size = batch_size
+        self.max_items = max_items
+        self.device = _device(device)
+        self.collate_fn = collate_fn
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self.copy_threads = copy_threads
+
+    def __len__(self) -> int:
+        """Batches of one iteration.
+
+        Raises:
+            TypeError: it does not end.
+        """
+        if self.max_items is None:
+            raise TypeError("This FrameLoader has no length: max_items is None.")
+        return self.max_items // self.batch_size if self.drop_last else math.ceil(self.max_items / self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.max_items is not None and len(self) == 0:
+            return
+        receiver = _Receiver(self)
+        try:
+            receiver.start()
+            while True:
+                batches = receiver.next()
+                if not batches:
+                    return
+                yield batches.pop()  # what is yielded keeps the batch, and nothing in here does
+        finally:
+            receiver.close()
+
+
+class _Prepared(NamedTuple):
+    """A batch, and when it is complete."""
+
+    batch: Any
+    marks: list[Mark]
+    memory: Memory
+
+
+class _Stopped(Exception):
+    """The iteration is over, for whatever reason."""
+
+
+class _Receiver:
+    """Fills batches, in a thread of its own, ahead of who takes them."""
+
+    def __init__(self, loader: FrameLoader) -> None:
+        self._loader = loader
+        self._dataset = loader.dataset
+        self._pid = os.getpid()
+        self._stop = False
+        self._ready: queue.SimpleQueue[_Prepared | BaseException | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """One entry for each batch that may be prepared."""
+        for _ in range(loader.prefetch):
+            self._room.put(None)
+        self._in_flight: deque[tuple[Mark, Any]] = deque()
+        """What is being copied, and must be kept until its mark has passed."""
+        self._pace = _Pace()
+        self._device = loader.device
+        if str(self._device) == "cuda":  # the current one of this thread
+            self._device = torch.device("cuda", torch.cuda.current_device())
+        # A daemon, and a member: one that is not would be waited for at exit before anybody could tell it to stop.
+        self._thread = threading.Thread(target=self._run, name="blendtorch FrameLoader", daemon=True)
+
+    # -- in the thread of the user ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to receive."""
+        leaving.join(self)  # before the source does: at exit, this ends first
+        self._thread.start()
+
+    def next(self) -> list[Any]:
+        """The next batch, in a list; an empty list after the last one."""
+        if os.getpid() != self._pid:
+            raise StreamClosed(
+                "A FrameLoader's iteration that began before a fork cannot go on after it: begin one in the child."
+            )
+        prepared = self._ready.get()
+        if prepared is None:
+            return []
+        if isinstance(prepared, BaseException):
+            raise prepared
+        self._room.put(None)
+        prepared.memory.hand_over(prepared.batch, prepared.marks)
+        return [prepared.batch]
+
+    def close(self) -> None:
+        """Stop, and wait until that is done."""
+        if os.getpid() != self._pid:
+            return
+        self._stop = True
+        self._room.put(None)
+        # The garbage collector may close a forgotten iteration from any thread, this one too.
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(
+                _CLOSING_PATIENCE_S
+            )  # for ever, if we were collected while we hold a lock that it waits for
+        leaving.leave(self)
+
+    def finish(self) -> None:
+        """Close: the process is about to exit."""
+        self.close()
+
+    # -- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._receive()
+            self._ready.put(None)
+        except _Stopped:
+            pass
+        except BaseException as error:  # for the user, with its traceback
+            self._ready.put(error)
+
+    def _receive(self) -> None:
+        loader = self._loader
+        count = self._dataset.max_items
+        if loader.drop_last:
+            count -= count % loader.batch_size
+        received = 0
+        source = open_source(self._dataset.addresses, queue_size=self._dataset.queue_size, count=count)
+        try:
+            memory = open_memory(source, self._device, loader.copy_threads, spares=loader.prefetch)
+            try:
+                while received < count:
+                    self._room.get()
+                    size = min(loader.batch_size, count - received)
+                    prepared = self._prepare(source, memory, received, size, count)
+                    received += size
+                    if received == count:
+                        source.close()  # now: who knows when the user is done, and what waits here is for others
+                    self._ready.put(prepared)
+                    del prepared
+            finally:
+                while self._in_flight:
+                    self._land()
+                memory.close()
+        finally:
+            source.close()
+
+    def _prepare(self, source: Source, memory: Memory, received: int, size: int, count: int) -> _Prepared:
+        """Receive `size` messages and make a batch of them."""
+        collate_fn = self._loader.collate_fn
+        batch = Batch(memory, self._loader.batch_size)
+        kept: list[Any] = []
+        marks: list[Mark] = []
+        taken = 0
+        while taken < size:
+            messages = self._next(source, min(_CHUNK, size - taken), received + taken, count)
+            taken += len(messages)
+            items = [self._dataset._item(message.fields) for message in messages]
+            del messages
+            if collate_fn is None:
+                batch.add(items)
+                self._launch(memory, items, marks)
+            else:
+                kept += map(to_tensors, items)
+            del items
+        if collate_fn is None:
+            result = batch.collate()
+            self._launch(memory, None, marks)
+        else:
+            collated = collate_fn(kept)
+            result = memory.move(collated)
+            self._launch(memory, (kept, collated), marks)
+        return _Prepared(result, marks, memory)
+
+    def _next(self, source: Source, wanted: int, received: int, count: int) -> list[Message]:
+        """The next messages, one at least and `wanted` at most."""
+        watch: Watch | None = None
+        silent = 0
+        while True:
+            if self._stop:
+                raise _Stopped
+            while self._in_flight and (len(self._in_flight) == _IN_FLIGHT or self._in_flight[0][0].query()):
+                self._land()
+            self._pace.wait(wanted)
+            messages = source.receive_many(wanted, 0 if self._in_flight else IDLE_S)
+            self._pace.note(len(messages), wanted)
+            if messages:
+                return messages
+            if self._in_flight:  # the instances may wait for just these slots
+                self._land()
+                continue
+            silent += 1
+            if silent % round(LOOK_EVERY_S / IDLE_S) == 0:
+                progress = f"{received} items" if self._loader.max_items is None else f"{received} of {count} items"
+                watch = watch or Watch(self._dataset.addresses, self._dataset.timeoutms, source, progress)
+                watch.look()
+
+    def _launch(self, memory: Memory, held: Any, marks: list[Mark]) -> None:
+        """Note that `held` is being copied."""
+        mark = memory.mark()
+        if mark is not None:
+            marks.append(mark)
+            self._in_flight.append((mark, held))
+
+    def _land(self) -> None:
+        """Wait until the oldest copies are done, and let go of what was copied: now its slot may be used again."""
+        mark, _held = self._in_flight.popleft()
+        mark.synchronize()
+
+
+class _Pace:
+    """How fast messages come. Where several come within a moment, it is slept through: to be woken for each of them costs more
+    than to take it, on either side.
+    """
+
+    def __init__(self) -> None:
+        self._last_at = time.monotonic()
+        self._interval_s = _LONGEST_NAP_S
+        self._most = 0
+        self._is_drained = False
+
+    def wait(self, wanted: int) -> None:
+        """Sleep for as long as `wanted` messages take to come, if that is not long, and there were too few before."""
+        nap_s = self._interval_s * wanted
+        if self._is_drained and nap_s < _LONGEST_NAP_S:
+            time.sleep(nap_s)
+
+    def note(self, taken: int, wanted: int) -> None:
+        """That so many messages were there."""
+        self._most = max(taken, self._most - 1)  # that the source hands out at once, which may be less than is there
+        self._is_drained = taken < min(wanted, self._most)
+        if taken:
+            now = time.monotonic()
+            interval_s = min((now - self._last_at) / taken, _LONGEST_NAP_S)
+            self._interval_s += (interval_s - self._interval_s) / 4
+            self._last_at = now
+
+
+def open_memory(source: Source, device: torch.device | None, copy_threads: int, spares: int) -> Memory:
+    """Where batches for `device` lie."""
+    return HostMemory(copy_threads, spares) if device is None else DeviceMemory(device, source.segments)
+
+
+def _device(device: torch.device | str | int | None) -> torch.device | None:
+    """The CUDA device that is meant; None for this host's memory."""
+    try:
+        found = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"device={device!r} is not a device: {error}") from error
+    if found is None or found.type == "cpu":
+        return None
+    if found.type != "cuda":
+        raise ConfigurationError(f"device={device!r} is neither the CPU nor a CUDA device.")
+    if not torch.cuda.is_available():
+        raise ConfigurationError(f"device={device!r}, but torch finds no CUDA device here. Leave device out.")
+    return found
+
+
+def _copy_threads() -> int:
+    return max(1, min(_MAX_COPY_THREADS, len(os.sched_getaffinity(0)) // 2))
