@@ -13,18 +13,28 @@ from .publisher import DataPublisher
 from .signal import Signal
 
 if TYPE_CHECKING:
-    from . import utils
+    from . import materials, utils
     from .animation import AnimationController
     from .camera import Camera
+    from .compositor import CompositeRenderer, CompositeSelection
+    from .final import FinalRenderer
+    from .ground_truth import GroundTruth
     from .offscreen import OffScreenRenderer
+    from .paths import add_scene_dir_to_path
 
 __all__ = [
     "AnimationController",
     "Camera",
+    "CompositeRenderer",
+    "CompositeSelection",
     "DataPublisher",
+    "FinalRenderer",
+    "GroundTruth",
     "OffScreenRenderer",
     "PublishError",
     "Signal",
+    "add_scene_dir_to_path",
+    "materials",
     "parse_blendtorch_args",
     "utils",
 ]
@@ -32,9 +42,25 @@ __all__ = [
 _NEEDS_BLENDER = {
     "AnimationController": "animation",
     "Camera": "camera",
+    "CompositeRenderer": "compositor",
+    "CompositeSelection": "compositor",
+    "FinalRenderer": "final",
+    "GroundTruth": "ground_truth",
     "OffScreenRenderer": "offscreen",
+    "add_scene_dir_to_path": "paths",
 }
-_MODULES = ("animation", "camera", "compat", "final", "offscreen", "utils")
+_MODULES = (
+    "animation",
+    "camera",
+    "compat",
+    "compositor",
+    "final",
+    "ground_truth",
+    "materials",
+    "offscreen",
+    "paths",
+    "utils",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from blendtorch_shm.errors import ConfigurationError
 from . import utils
 
 Origin = Literal["upper-left", "lower-left"]
+Convention = Literal["opencv", "blender"]
 
 
 def check_origin(origin: str) -> None:
@@ -51,10 +52,13 @@ class Camera:
             shape: image height and width in pixels. None: the scene's render size.
 
         Raises:
-            ConfigurationError: the scene has no camera.
+            ConfigurationError: the scene has no camera, or there would be no pixel in the image.
         """
         self.bpy_camera = _camera_or_scenes(bpy_camera)
-        self.shape = self.shape_from_bpy() if shape is None else shape
+        height, width = self.shape_from_bpy() if shape is None else shape
+        self.shape = int(height), int(width)
+        if min(self.shape) < 1:
+            raise ConfigurationError(f"An image of shape {self.shape} (height, width) has no pixels.")
         self.view_matrix = self.view_from_bpy(self.bpy_camera)
         self.proj_matrix = self.proj_from_bpy(self.bpy_camera, self.shape)
 
@@ -67,6 +71,56 @@ class Camera:
     def clip_range(self) -> tuple[float, float]:
         """Distance of the nearest and the farthest plane that are seen, in scene units."""
         return self.bpy_camera.data.clip_start, self.bpy_camera.data.clip_end
+
+    @property
+    def intrinsics(self) -> NDArray[np.float64]:
+        """K: from OpenCV's camera coordinates (x to the right, y down, z forward, see `extrinsics`) to pixels.
+
+        Perspective: ``K @ (x, y, z) = depth * (u, v, 1)``. Orthographic: nothing is divided by depth, and
+        ``K @ (x, y, 1) = (u, v, 1)``, so K[0, 0] and K[1, 1] are pixels per scene unit. Lens, sensor fit, shift and pixel
+        aspect are in it, as they were when `proj_matrix` was made.
+
+        u and v are this class's pixel coordinates: the middle of the first pixel is at (0.5, 0.5). Where it is to be
+        (0, 0), as in functions that take pixel indices for coordinates, subtract 0.5 from K[0, 2] and K[1, 2].
+
+        Returns:
+            (3, 3) float64.
+
+        Raises:
+            ConfigurationError: the camera is panoramic.
+        """
+        if self.type not in ("PERSP", "ORTHO"):
+            raise ConfigurationError(
+                f"The camera {self.bpy_camera.name!r} is of type {self.type}, and no 3x3 matrix describes its projection:"
+                " perspective and orthographic cameras have one."
+            )
+        height, width = self.shape
+        ndc_to_pixel = np.array([[width / 2, 0, width / 2], [0, -height / 2, height / 2], [0, 0, 1]])
+        to_ndc = np.array(self.proj_matrix, np.float64)[[0, 1, 3]]
+        columns, signs = ([0, 1, 3], (1, -1, 1)) if self.type == "ORTHO" else ([0, 1, 2], (1, -1, -1))
+        return ndc_to_pixel @ (to_ndc[:, columns] * signs)
+
+    def extrinsics(self, convention: Convention = "opencv") -> NDArray[np.float64]:
+        """World to camera coordinates, where the camera stood when `view_matrix` was made.
+
+        Args:
+            convention: of the camera coordinates. 'opencv': x to the right, y down, z forward. 'blender': x to the right,
+                y up, looking along -z, as everywhere else in this class.
+
+        Returns:
+            (4, 4) float64; the last row is 0, 0, 0, 1.
+
+        Raises:
+            ConfigurationError: the convention is neither.
+        """
+        if convention not in ("opencv", "blender"):
+            raise ConfigurationError(
+                f"convention={convention!r}: it is 'opencv' (y down, z forward) or 'blender' (y up, looking along -z)."
+            )
+        view = np.array(self.view_matrix, np.float64)
+        if convention == "opencv":
+            view[1:3] *= -1
+        return view
 
     def update_view_matrix(self) -> None:
         """Take over where the camera stands now."""
@@ -127,6 +181,19 @@ class Camera:
         in_camera = xyzw @ view.T
         ndc = cast("NDArray[np.float64]", utils.dehom(in_camera @ np.array(self.proj_matrix, np.float64).T))
         return (ndc, -in_camera[:, 2]) if return_depth else ndc
+
+    def in_view(self, xyz_world: ArrayLike) -> NDArray[np.bool_]:
+        """Whether points are within the image and the clip range. Occlusion is not considered.
+
+        Args:
+            xyz_world: (N, 3) array or a single point.
+
+        Returns:
+            (N,) array.
+        """
+        to_clip = np.array(self.proj_matrix, np.float64) @ np.array(self.view_matrix, np.float64)
+        clip = utils.hom(np.asarray(xyz_world, np.float64)) @ to_clip.T
+        return np.asarray((np.abs(clip[:, :3]) <= clip[:, 3:]).all(axis=1))
 
     def ndc_to_pixel(self, ndc: ArrayLike, origin: Origin = "upper-left") -> NDArray[np.float64]:
         """Pixel coordinates of NDC.

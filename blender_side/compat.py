@@ -20,6 +20,8 @@ from typing import Any
 
 import bpy
 import gpu
+import numpy as np
+from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch_directory import STATUS_VARIABLE
@@ -33,6 +35,11 @@ EEVEE = "BLENDER_EEVEE_NEXT" if (4, 2, 0) <= VERSION < (5, 0, 0) else "BLENDER_E
 WORKBENCH = "BLENDER_WORKBENCH"
 #: Engines that draw with OpenGL, in the viewport and in final renders.
 GL_ENGINES = (EEVEE, WORKBENCH)
+
+#: View settings that leave light as it is.
+NEUTRAL_VIEW = {"view_transform": "Raw", "look": "None", "exposure": 0.0, "gamma": 1.0, "use_curve_mapping": False}
+if VERSION >= (4, 3, 0):
+    NEUTRAL_VIEW["use_white_balance"] = False
 
 NEEDED_PACKAGES = "apt-get install -y libegl1 libgl1 libgl1-mesa-dri"
 
@@ -141,22 +148,102 @@ def disable_viewport_antialiasing() -> None:
     bpy.context.preferences.system.viewport_aa = "OFF"
 
 
-def set_file_format(image_settings: Any, file_format: str) -> Callable[[], None]:
+def shades_wire_objects(shading: str) -> bool:
+    """Whether a viewport shaded like that draws the surface of objects that are displayed as wire or as bounds."""
+    return VERSION >= (4, 2, 0) and shading in ("MATERIAL", "RENDERED")
+
+
+def corner_normals(mesh: Any) -> NDArray[np.float32]:
+    """The normals that a mesh is shaded with, (C, 3), one for each corner of a face."""
+    normals = np.empty((len(mesh.loops), 3), np.float32)
+    if VERSION >= (4, 1, 0):
+        mesh.corner_normals.foreach_get("vector", normals.reshape(-1))
+    else:
+        mesh.calc_normals_split()
+        mesh.loops.foreach_get("normal", normals.reshape(-1))
+    return normals
+
+
+def draw_instances(batch: Any, shader: Any, first: int, number: int) -> None:
+    """Draw a `GPUBatch` a number of times. The shader's uniform `first` plus `gl_InstanceID` counts up from `first`."""
+    if hasattr(batch, "draw_instanced"):
+        shader.uniform_int("first", first)
+        batch.draw_instanced(shader, instance_start=0, instance_count=number)
+    else:  # 3.4
+        for i in range(first, first + number):
+            shader.uniform_int("first", i)
+            batch.draw(shader)
+
+
+def set_file_format(image_settings: Any, file_format: str, **values: Any) -> Callable[[], None]:
     """Choose the format of still images. 5.0 and later want to know first that it is none of a video.
 
+    Args:
+        image_settings: `bpy.types.ImageFormatSettings`.
+        file_format: such as 'OPEN_EXR'.
+        values: other settings, of which a format may allow some values only.
+
     Returns:
-        a function that restores the format of before.
+        a function that restores all of that, and what Blender changed by itself because the new format does not know it.
     """
     wanted = {"media_type": "IMAGE"} if hasattr(image_settings, "media_type") else {}
-    wanted["file_format"] = file_format
-    before = {name: getattr(image_settings, name) for name in wanted}
+    wanted |= {"file_format": file_format, **values}
+    names = [*wanted, "color_mode", "color_depth"]
+    before = {name: getattr(image_settings, name) for name in names}
 
-    def put(values: dict[str, str]) -> None:
+    def put(values: dict[str, Any]) -> None:
         for name, value in values.items():
             setattr(image_settings, name, value)
 
     put(wanted)
     return lambda: put(before)
+
+
+def compositor_tree(scene: Any) -> Any:
+    """The nodes of a scene's compositor (`bpy.types.CompositorNodeTree`), or None if it does not use one.
+
+    5.0 made it a node group that scenes share. Scenes saved by older versions are converted when they are opened; nodes and
+    slots keep their names.
+    """
+    if VERSION >= (5, 0, 0):
+        return scene.compositing_node_group
+    return scene.node_tree if scene.use_nodes else None
+
+
+def output_names(node: Any) -> list[str]:
+    """The names of a File Output node's slots, in the order of its inputs, as the interface shows them."""
+    if VERSION >= (5, 0, 0):
+        return [str(item.name) for item in node.file_output_items]
+    if node.format.file_format == "OPEN_EXR_MULTILAYER":
+        return [str(slot.name) for slot in node.layer_slots]
+    return [str(slot.path) for slot in node.file_slots]
+
+
+def output_folder(node: Any) -> str:
+    """Where a File Output node writes; may be relative to the scene's file (``//``)."""
+    if VERSION >= (5, 0, 0):
+        return str(node.directory)
+    # before 5.0 the base path of a multilayer file is that of the file
+    return os.path.dirname(node.base_path) if node.format.file_format == "OPEN_EXR_MULTILAYER" else str(node.base_path)
+
+
+def redirect_output(change: Callable[..., None], node: Any, folder: str, prefixes: list[str]) -> None:
+    """Let a File Output node write a file per slot, in the node's own format.
+
+    Args:
+        change: sets attributes: ``change(owner, name=value, ...)``.
+        node: the node. Its format is one for a single layer.
+        folder: where to.
+        prefixes: of the names of the files, one for each slot.
+    """
+    if VERSION >= (5, 0, 0):
+        change(node, directory=folder, file_name="")
+        for item, prefix in zip(node.file_output_items, prefixes, strict=True):
+            change(item, name=prefix, override_node_format=False, save_as_render=True)
+    else:
+        change(node, base_path=folder)
+        for slot, prefix in zip(node.file_slots, prefixes, strict=True):
+            change(slot, path=prefix, use_node_format=True, save_as_render=True)
 
 
 def launched() -> bool:

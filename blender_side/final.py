@@ -1,30 +1,35 @@
-"""Pictures by final render (F12), where Blender cannot draw its viewport off-screen.
+"""Pictures by final render (F12): by any engine, in every form of Blender, in display colours or as light.
 
-What a render produced cannot be read from Python in background (the Render Result is empty, and there is no Viewer).
-So Blender writes it as an uncompressed 8-bit file that exists in memory only, which also leaves the conversion to
-display colours to Blender. Next to the render that is nothing.
+What a render produced cannot be read from Python in background (the Render Result is empty, and there is no Viewer). So
+Blender writes it as an uncompressed file that exists in memory only: 8 bits a channel where display colours are wanted, which
+leaves their conversion to Blender, or 32-bit floats. docs/final_renders.md has the figures; next to most renders it is nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+import shutil
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import bpy
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.address import SHARED_MEMORY
+from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 
 from . import compat
+from .camera import Camera, Origin, check_origin
+from .publisher import lend_array
 from .utils import find_first_view3d
 
-if TYPE_CHECKING:
-    from .camera import Camera
-    from .offscreen import Shading
+Mode = Literal["rgba", "rgb"]
+ColorSpace = Literal["linear", "srgb"]
+Shading = Literal["WIREFRAME", "SOLID", "MATERIAL", "RENDERED"]
+Engine = Literal["CYCLES", "EEVEE", "WORKBENCH"]
 
+_ENGINES = {"CYCLES": "CYCLES", "EEVEE": compat.EEVEE, "WORKBENCH": compat.WORKBENCH}
 _TGA_HEADER_NBYTES = 18
 #: Settings that a solid viewport and a Workbench render have in common.
 # fmt: off
@@ -35,8 +40,95 @@ _SOLID_SETTINGS = (
 # fmt: on
 
 
-class FinalRender:
-    """Renders with the scene's engine, or with the one behind the viewport shading that was asked for."""
+def check_picture(mode: str, origin: str, color_space: str) -> None:
+    """Raise ConfigurationError where what a renderer was asked for is not known."""
+    if mode not in ("rgba", "rgb"):
+        raise ConfigurationError(f"mode={mode!r}: it is 'rgba' or 'rgb'.")
+    check_origin(origin)
+    if color_space not in ("linear", "srgb"):
+        raise ConfigurationError(f"color_space={color_space!r}: it is 'linear' or 'srgb'.")
+
+
+def describe(engine: str) -> str:
+    """What the launcher and the log are told about final renders."""
+    return f"Blender {bpy.app.version_string}, final renders ({engine})"
+
+
+class FinalRenderer:
+    """Renders as F12 does: the scene's engine, samples, film and compositor; not its video sequencer.
+
+    Works in every form of Blender, with or without a GPU context. EEVEE and Workbench need OpenGL libraries. A picture that
+    `OffScreenRenderer` can draw comes several times faster from there.
+    """
+
+    def __init__(
+        self,
+        camera: Camera | None = None,
+        mode: Mode = "rgba",
+        origin: Origin = "upper-left",
+        *,
+        color_space: ColorSpace = "linear",
+        dtype: DTypeLike = np.uint8,
+        engine: Engine | None = None,
+    ) -> None:
+        """Prepare to render.
+
+        Args:
+            camera: what to look through; its `shape` is the size of the pictures. None: the scene's camera.
+            mode: 'rgba', or 'rgb' to leave out alpha. Colours are multiplied by alpha.
+            origin: the corner of the first pixel: 'upper-left' or 'lower-left'.
+            color_space: 'linear' gives light intensities, 'srgb' what Blender shows on screen: the scene's view transform,
+                encoded for display.
+            dtype: uint8 (light above 1 is cut off), or float32 for scene-linear light without a limit.
+            engine: 'CYCLES', 'EEVEE' or 'WORKBENCH', whatever this Blender calls it. None: the scene's, at each render.
+
+        Raises:
+            ConfigurationError: an argument is unknown, float32 was asked for in display colours, or the scene has no camera.
+        """
+        check_picture(mode, origin, color_space)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.uint8, np.float32):
+            raise ConfigurationError(f"dtype={dtype!r}: it is uint8 or float32.")
+        if self.dtype == np.float32 and color_space == "srgb":
+            raise ConfigurationError(
+                "dtype=float32 has light, and no display colours: leave out color_space='srgb', or take uint8."
+            )
+        if engine is not None and engine not in _ENGINES:
+            raise ConfigurationError(
+                f"engine={engine!r}: it is one of {', '.join(_ENGINES)}, or None for the scene's own."
+            )
+        self.camera = camera or Camera()
+        self.mode = mode
+        self.origin = origin
+        self.color_space = color_space
+        self.engine = engine
+
+    def render(self) -> NDArray[Any]:
+        """Render the scene as it is now.
+
+        Returns:
+            (H, W, 4) or (H, W, 3), for `mode` 'rgba' or 'rgb', of `dtype`. Nothing overwrites it later.
+
+        Raises:
+            ConfigurationError: the engine cannot run here, or renders no pictures of this size (below 4 x 4).
+            OutOfSharedMemory: there is no memory for the picture.
+        """
+        image = allocate((*self.camera.shape, len(self.mode)), self.dtype)
+        with Changes() as changes:
+            look_through(changes, self.camera)
+            if self.engine is not None:
+                changes.set(bpy.context.scene.render, engine=_ENGINES[self.engine])
+            compat.report(describe(bpy.context.scene.render.engine), software=False)
+            flip = self.origin == "upper-left"
+            if self.dtype == np.float32:
+                _render_light(changes, image, flip=flip)
+            else:
+                _render_colors(changes, image, flip=flip, display=self.color_space == "srgb")
+        return image
+
+
+class ViewportStandIn:
+    """Final renders that look like the viewport, for `OffScreenRenderer` where Blender cannot draw that."""
 
     def __init__(self) -> None:
         self._shading: Shading = "RENDERED"
@@ -51,60 +143,182 @@ class FinalRender:
         self._shading = shading
 
     def describe(self) -> str:
-        return f"Blender {bpy.app.version_string}, final renders ({self._engine()}), slower than off-screen drawing"
+        return f"{describe(self._engine())}, slower than off-screen drawing"
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
-        height, width, channels = image.shape
-        with os.fdopen(os.memfd_create("blendtorch-render"), "rb") as file:
-            with self._settings(camera, f"/proc/self/fd/{file.fileno()}", display=display):
-                bpy.ops.render.render(write_still=True)
-            file.seek(_TGA_HEADER_NBYTES)
-            bgra = np.fromfile(file, np.uint8, height * width * 4).reshape(height, width, 4)
-        if flip:  # the file begins with the bottom row
-            bgra = bgra[::-1]
-        np.copyto(image, bgra[..., [2, 1, 0, 3][:channels]])
-        if bpy.context.scene.render.film_transparent:  # the viewport's colours are multiplied by alpha
-            image[..., :3] = (image[..., :3] * bgra[..., 3:].astype(np.uint16) + 127) // 255
+        scene, render = bpy.context.scene, bpy.context.scene.render
+        with Changes() as changes:
+            look_through(changes, camera)
+            changes.set(render, use_compositing=False, engine=self._engine())
+            if self._shading == "SOLID":
+                shown = find_first_view3d()[1].shading
+                changes.set(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
+                changes.set(scene.display, render_aa="OFF")
+                if shown.background_type == "VIEWPORT" and scene.world:  # renders know the world's colour only
+                    changes.set(scene.world, color=shown.background_color.copy())
+            if render.engine == compat.EEVEE:
+                changes.set(scene.eevee, taa_render_samples=max(scene.eevee.taa_samples, 1))
+            _render_colors(changes, image, flip=flip, display=display)
 
     def _engine(self) -> str:
         engine = str(bpy.context.scene.render.engine)
         return {"SOLID": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(self._shading, engine)
 
-    @contextmanager
-    def _settings(self, camera: Camera, path: str, *, display: bool) -> Iterator[None]:
-        """Makes a render come out like an off-screen picture; puts everything back afterwards."""
-        scene, render = bpy.context.scene, bpy.context.scene.render
-        height, width = camera.shape
-        with ExitStack() as undo:
 
-            def change(owner: Any, **values: Any) -> None:
-                for name, value in values.items():
-                    before = getattr(owner, name)
-                    undo.callback(setattr, owner, name, before.copy() if hasattr(before, "copy") else before)
-                    setattr(owner, name, value)
+class Changes(ExitStack):
+    """What is changed about Blender's data for one render, and put back at the end of the ``with`` block."""
 
-            change(scene, camera=camera.bpy_camera)
-            pose = camera.view_matrix.inverted()
-            if pose != camera.view_from_bpy(camera.bpy_camera).inverted():  # moved since its view matrix was taken
-                change(camera.bpy_camera, matrix_world=pose)
-            change(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False)
-            change(render, use_multiview=False, use_compositing=False, use_sequencer=False)
-            change(render, filepath=path, use_file_extension=False, use_overwrite=True)
-            undo.callback(compat.set_file_format(render.image_settings, "TARGA_RAW"))
-            change(render.image_settings, color_mode="RGBA")
-            if not display:
-                change(render, dither_intensity=0.0)
-                change(render.image_settings, color_management="OVERRIDE")
-                change(render.image_settings.view_settings, view_transform="Raw")
-            change(render, engine=self._engine())
-            if self._shading == "SOLID":
-                shown = find_first_view3d()[1].shading
-                change(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
-                change(scene.display, render_aa="OFF")
-                if shown.background_type == "VIEWPORT" and scene.world:  # renders know the world's colour only
-                    change(scene.world, color=shown.background_color.copy())
-            if render.engine == compat.EEVEE:
-                change(scene.eevee, taa_render_samples=max(scene.eevee.taa_samples, 1))
-            if render.engine in compat.GL_ENGINES:
-                compat.require_gl_library()
-            yield
+    def set(self, owner: Any, **values: Any) -> None:
+        """Set attributes of `owner`, in the given order; they are put back in reverse order."""
+        for name, value in values.items():
+            before = getattr(owner, name)
+            if isinstance(
+                before, bpy.types.bpy_prop_array
+            ):  # a view of what changes next; so are vectors and their like
+                before = tuple(before)
+            elif hasattr(before, "copy") and not isinstance(before, bpy.types.bpy_struct):
+                before = before.copy()
+            self.callback(setattr, owner, name, before)
+            setattr(owner, name, value)
+
+    def set_file_format(self, image_settings: Any, file_format: str, **values: Any) -> None:
+        """Choose the format of still images and settings that depend on it, such as ``color_depth``."""
+        self.callback(compat.set_file_format(image_settings, file_format, **values))
+
+
+def look_through(changes: Changes, camera: Camera) -> None:
+    """Make a render show what `camera` sees, in its size.
+
+    Raises:
+        ConfigurationError: Blender renders no picture of that size.
+    """
+    scene, render = bpy.context.scene, bpy.context.scene.render
+    height, width = camera.shape
+    for marker in scene.timeline_markers:
+        if marker.camera is not None:  # it would take over at its frame
+            changes.set(scene, camera=scene.camera)  # which 5.2 changes with the marker
+            changes.set(marker, camera=None)
+    bpy_camera = camera.bpy_camera
+    pose = camera.view_matrix.inverted()
+    if bpy_camera.animation_data or pose != camera.view_from_bpy(bpy_camera).inverted():
+        # It moved since its view matrix was taken, or the render would move it: it evaluates animation anew.
+        bpy_camera = bpy.data.objects.new(bpy_camera.name, bpy_camera.data)
+        changes.callback(bpy.data.objects.remove, bpy_camera)
+        bpy_camera.matrix_world = pose
+    changes.set(scene, camera=bpy_camera)
+    changes.set(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False)
+    if (render.resolution_y, render.resolution_x) != (height, width):
+        raise ConfigurationError(
+            f"Blender renders no picture of {height} x {width} (height, width), the camera's shape: the nearest that it can is"
+            f" {render.resolution_y} x {render.resolution_x}."
+        )
+    changes.set(render, use_multiview=False, use_sequencer=False)
+
+
+def run_render(*, write_still: bool = False) -> None:
+    """Render the scene, with its settings as they are now.
+
+    Raises:
+        ConfigurationError: Blender could not.
+    """
+    if bpy.context.scene.render.engine in compat.GL_ENGINES:
+        compat.require_gl_library()
+    try:
+        bpy.ops.render.render(write_still=write_still)
+    except RuntimeError as error:  # what it reports as an error
+        raise ConfigurationError(f"Blender could not render: {error}".strip()) from error
+
+
+def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array in the slot that the next publish will use, else an ordinary one."""
+    lent = lend_array(shape, dtype)
+    return np.empty(shape, dtype) if lent is None else lent
+
+
+def load_pixels(path: str, shape: tuple[int, int], nbytes: int) -> NDArray[np.float32]:
+    """Let Blender read an image file of floats, exactly as they are.
+
+    It knows which channels it wrote and how: 5.x names those of vectors X, Y, Z, W and writes all data but colours in full
+    precision. OpenImageIO is not among the modules of Blender 3.4's Python, nor of bpy's.
+
+    Args:
+        path: of the file.
+        shape: height and width that it must have.
+        nbytes: length that it must have at least. Of a shorter one 3.4 and 5.2 make nothing, and 5.0 crashes.
+
+    Returns:
+        (H, W, 4) float32, the bottom row first. A file of one channel has it in the first three.
+
+    Raises:
+        OutOfSharedMemory: the file is incomplete.
+    """
+    height, width = shape
+    if os.path.getsize(path) < nbytes:
+        raise no_room(nbytes)
+    image = bpy.data.images.load(path)
+    try:
+        image.colorspace_settings.name = "Non-Color"
+        if tuple(image.size) != (width, height) or image.channels != 4:
+            raise no_room(nbytes)
+        pixels = np.empty((height, width, 4), np.float32)
+        image.pixels.foreach_get(pixels.reshape(-1))
+        return pixels
+    finally:
+        bpy.data.images.remove(image)
+
+
+def no_room(nbytes: int) -> OutOfSharedMemory:
+    """The error for when a render cannot be written to memory."""
+    free_mb = shutil.disk_usage(SHARED_MEMORY).free / 1e6
+    return OutOfSharedMemory(
+        f"No room for what Blender renders: {nbytes / 1e6:.2f} MB of memory, for the compositor's files in {SHARED_MEMORY}, where"
+        f" {free_mb:.2f} MB are free. Make room there (containers: --shm-size), or give this machine more memory."
+    )
+
+
+def _render_colors(changes: Changes, image: NDArray[np.uint8], *, flip: bool, display: bool) -> None:
+    """Render into an array of display colours, or of light from 0 to 1 as 0 to 255."""
+    height, width, channels = image.shape
+    render = bpy.context.scene.render
+    with _memory_file() as file:
+        _write_to(changes, file, "TARGA_RAW")
+        if not display:
+            changes.set(render, dither_intensity=0.0)
+            changes.set(render.image_settings, color_management="OVERRIDE")
+            changes.set(render.image_settings.view_settings, **compat.NEUTRAL_VIEW)
+        run_render(write_still=True)
+        file.seek(_TGA_HEADER_NBYTES)
+        colors = np.fromfile(file, np.uint8, height * width * 4)
+    if colors.size != height * width * 4:
+        raise no_room(height * width * 4)
+    bgra = colors.reshape(height, width, 4)
+    if flip:  # the file begins with the bottom row
+        bgra = bgra[::-1]
+    np.copyto(image, bgra[..., [2, 1, 0, 3][:channels]])
+    if render.film_transparent:  # the file's colours are not multiplied by alpha
+        image[..., :3] = (image[..., :3] * bgra[..., 3:].astype(np.uint16) + 127) // 255
+
+
+def _render_light(changes: Changes, image: NDArray[np.float32], *, flip: bool) -> None:
+    """Render into an array of scene-linear light."""
+    height, width, channels = image.shape
+    with _memory_file() as file:
+        _write_to(changes, file, "OPEN_EXR", color_depth="32", exr_codec="NONE")
+        run_render(write_still=True)
+        pixels = load_pixels(_path(file), (height, width), height * width * 4 * 4)
+    np.copyto(image, (pixels[::-1] if flip else pixels)[..., :channels])
+
+
+def _memory_file() -> Any:
+    return os.fdopen(os.memfd_create("blendtorch-render"), "rb")
+
+
+def _path(file: Any) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
+
+
+def _write_to(changes: Changes, file: Any, file_format: str, **values: Any) -> None:
+    render = bpy.context.scene.render
+    changes.set(render, filepath=_path(file), use_file_extension=False, use_overwrite=True)
+    changes.set_file_format(render.image_settings, file_format, color_mode="RGBA", **values)
+    changes.set(render.image_settings, color_management="FOLLOW_SCENE")

@@ -1,14 +1,22 @@
-"""Coordinates of objects, and the viewport that off-screen drawing borrows."""
+"""Coordinates of objects and whether they are seen, places around them, and the viewport that off-screen drawing borrows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import bpy
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .camera import Camera
+
+_RAY_TOLERANCE = 1e-4
+"""What a ray meets within this part of its length before a point is taken for the surface that the point lies on."""
 
 
 def find_first_view3d() -> tuple[Any, Any, Any]:
@@ -75,13 +83,144 @@ def dehom(x: ArrayLike) -> NDArray[Any]:
     return np.asarray(x[..., :-1] / x[..., -1:])
 
 
-def _vertices(evaluated: Any) -> NDArray[np.float64]:
-    mesh = evaluated.data if evaluated.type == "MESH" else evaluated.to_mesh()
-    coordinates = np.empty(3 * len(mesh.vertices), np.float32)
-    mesh.vertices.foreach_get("co", coordinates)
-    if evaluated.type != "MESH":
+def random_spherical_loc(
+    radius_range: tuple[float, float] | None = None,
+    theta_range: tuple[float, float] | None = None,
+    phi_range: tuple[float, float] | None = None,
+) -> NDArray[np.float64]:
+    """A random place around the world's origin, in spherical coordinates that are uniform each in its range.
+
+    Uniform angles are not uniform on the sphere: places gather at the poles. Draws from `numpy.random`, in this order.
+
+    Args:
+        radius_range: least and greatest distance from the origin. None: (1, 1).
+        theta_range: least and greatest angle from the z axis, in radians. None: (0, pi).
+        phi_range: least and greatest angle around the z axis, from the x axis on, in radians. None: (0, 2 pi).
+
+    Returns:
+        (3,) array, x, y, z.
+    """
+    radius = np.random.uniform(*((1, 1) if radius_range is None else radius_range))
+    theta = np.random.uniform(*((0, np.pi) if theta_range is None else theta_range))
+    phi = np.random.uniform(*((0, 2 * np.pi) if phi_range is None else phi_range))
+    return radius * np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
+
+
+def compute_object_visibility(
+    obj: Any, cam: Camera, N: int = 25, scene: Any = None, view_layer: Any = None, dist: float | None = None
+) -> float:
+    """How much of an object a camera sees, estimated with rays to random points of its surface.
+
+    A point counts as seen if it is in the image and the clip range, and no other object stands before it. What an object
+    hides of itself counts as seen, so one that nothing else covers has 1, as in blendtorch. Draws from `numpy.random`.
+
+    Args:
+        obj: an object with faces. Without faces, or not shown in the viewport, nothing of it is seen.
+        cam: the camera, at the place and with the lens that its matrices have.
+        N: number of points, spread evenly over the surface as evaluated.
+        scene: where other objects are looked for. None: the current one.
+        view_layer: of the scene. None: the current one, or the first of a `scene` that was given.
+        dist: points farther away from the camera's centre than this do not count as seen. None: no limit.
+
+    Returns:
+        the fraction of seen points, 0 to 1.
+    """
+    if view_layer is None:
+        view_layer = bpy.context.view_layer if scene is None else scene.view_layers[0]
+    view_layer.update()
+    depsgraph = view_layer.depsgraph
+    if not obj.visible_get(view_layer=view_layer):
+        return 0.0
+    points = _random_surface_points(obj.evaluated_get(depsgraph), N)
+    points = points[cam.in_view(points)]
+    if dist is not None:
+        points = points[np.linalg.norm(_transform(cam.view_matrix, points), axis=1) <= dist]
+    obstacles = first_obstacles(cam, points, scene or bpy.context.scene, depsgraph)
+    return float(np.sum([obstacle is None or obstacle == obj for obstacle in obstacles]) / N)
+
+
+def first_obstacles(cam: Camera, xyz_world: NDArray[np.float64], scene: Any, depsgraph: Any) -> list[Any]:
+    """What hides points from a camera, by ray casting.
+
+    Args:
+        cam: the camera.
+        xyz_world: (N, 3) array of points that are in its view.
+        scene: whose objects are in the way.
+        depsgraph: the scene's evaluation.
+
+    Returns:
+        for each point the first object (`bpy.types.Object`, the original) on the way there from where the clip range
+        begins, or None.
+    """
+    to_world = np.array(cam.view_matrix.inverted(), np.float64)
+    xyz = _transform(cam.view_matrix, xyz_world)
+    near, _ = cam.clip_range
+    start = xyz * (1, 1, 0) - (0, 0, near) if cam.type == "ORTHO" else xyz * (near / -xyz[:, 2:])
+    obstacles = []
+    for origin, way in zip(_transform(to_world, start), (xyz - start) @ to_world[:3, :3].T, strict=True):
+        length = float(np.linalg.norm(way))
+        met = length > 0 and scene.ray_cast(depsgraph, origin, way, distance=length * (1 - _RAY_TOLERANCE))
+        obstacles.append(met[4] if met and met[0] else None)
+    return obstacles
+
+
+def scene_stats() -> dict[str, tuple[int, int]]:
+    """How many data-blocks this file holds of each kind, to see what grows.
+
+    Returns:
+        for each collection of `bpy.data` that is not empty, e.g. 'meshes': how many of its data-blocks are used, and how
+        many are orphans that nothing uses.
+    """
+    stats = {}
+    for kind in (p.identifier for p in bpy.data.bl_rna.properties if p.type == "COLLECTION"):
+        blocks = getattr(bpy.data, kind)
+        used = sum(block.users > 0 for block in blocks)
+        if len(blocks):
+            stats[kind] = (used, len(blocks) - used)
+    return stats
+
+
+@contextmanager
+def evaluated_mesh(evaluated: Any) -> Iterator[Any]:
+    """The mesh (`bpy.types.Mesh`) that an evaluated object is drawn as; it lasts as long as the context.
+
+    Raises:
+        ConfigurationError: objects of this type have no geometry.
+    """
+    try:
+        mesh = evaluated.to_mesh()  # not `data`, which lacks a subdivision that is left to the GPU
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"The object {evaluated.name!r} ({evaluated.type}) has no vertices and faces."
+        ) from error
+    try:
+        yield mesh
+    finally:
         evaluated.to_mesh_clear()
+
+
+def _vertices(evaluated: Any) -> NDArray[np.float64]:
+    with evaluated_mesh(evaluated) as mesh:
+        coordinates = np.empty(3 * len(mesh.vertices), np.float32)
+        mesh.vertices.foreach_get("co", coordinates)
     return coordinates.reshape(-1, 3).astype(np.float64)
+
+
+def _random_surface_points(evaluated: Any, count: int) -> NDArray[np.float64]:
+    """(count, 3) points, evenly spread over the surface of an evaluated object, in world coordinates; none without faces."""
+    with evaluated_mesh(evaluated) as mesh:
+        mesh.calc_loop_triangles()
+        indices = np.empty(3 * len(mesh.loop_triangles), np.int32)
+        mesh.loop_triangles.foreach_get("vertices", indices)
+    corners = _transform(evaluated.matrix_world, _vertices(evaluated))[indices.reshape(-1, 3)]
+    sides = corners[:, 1:] - corners[:, :1]
+    areas = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1)
+    if not areas.any():
+        return np.empty((0, 3))
+    chosen = np.random.choice(len(areas), count, p=areas / areas.sum())
+    u, v = np.random.random((2, count, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    return np.asarray(corners[chosen, 0] + u * sides[chosen, 0] + v * sides[chosen, 1])
 
 
 def _transform(matrix: Any, xyz: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,45 @@
+"""What each pass of ground truth costs beside a picture: milliseconds at 640x480, and as a multiple of one SOLID draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blendtorch_shm.errors import BlenderNotFound
+from torch_side import BlenderLauncher, RemoteIterableDataset
+from torch_side.finder import find_runtime
+
+SCRIPT = Path(__file__).parent / "ground_truth.py"
+SCENE = Path(__file__).parents[1] / "examples" / "datagen" / "falling_cubes.blend"
+
+
+@pytest.mark.timeout(300)
+def test_cost_of_passes(benchmark: Any, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples are taken in turn, so that what else the machine does hits all alike. The row's time is that of the whole run."""
+    try:
+        find_runtime(None, None)
+    except BlenderNotFound as error:
+        pytest.skip(str(error))
+    rounds = 5 if request.config.getoption("--short") else 60
+
+    def run() -> dict[str, Any]:
+        with BlenderLauncher(SCENE, SCRIPT, 1, ["DATA"], instance_args=[[str(rounds)]], progress=False) as launcher:
+            (item,) = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=1, output="numpy")
+            return dict(item)
+
+    item = benchmark.pedantic(run, rounds=1)
+    samples = item["samples"]
+    assert all(len(taken) == rounds and (taken > 0).all() for taken in samples.values())
+    draw_ms = float(np.median(samples["SOLID draw"]))
+    rows = {
+        label: {"ms": round(float(np.median(ms)), 2), "solid_draws": round(float(np.median(ms)) / draw_ms, 3)}
+        for label, ms in samples.items()
+    }
+    benchmark.extra_info["passes"] = rows
+    with capsys.disabled():
+        print(f"\nBlender {item['version']}, 640x480, six cubes, medians of {rounds}")
+        for label, row in rows.items():
+            print(f"  {label:<26}{row['ms']:>9} ms{row['solid_draws']:>9} SOLID draws")

@@ -1,0 +1,338 @@
+"""Draws what is in the picture once more, with a shader that writes numbers instead of colours.
+
+One draw fills as many attachments as were asked for, and only those are read, each straight into its array. Everything
+with the same mesh is one draw call. The projection is turned upside down, so that the first row is the upper one.
+
+What differs from one thing to the next stands in a texture, eleven texels for each, computed in double precision:
+
+====  ==============================================================================================================
+0-3   rows of the matrix from object to clip coordinates
+4-6   rows of the matrix from object to camera coordinates
+7     number, category, and how far aside counts in distances (1; 0 for cameras without perspective)
+8-10  rows of the matrix from object coordinates to pixels (x, y, w) at the other time; zeros: it was not there then
+====  ==============================================================================================================
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import inf, nan
+from typing import TYPE_CHECKING, Any
+
+import gpu
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .. import compat
+
+if TYPE_CHECKING:
+    from ..camera import Camera
+    from .scene import Drawn, Geometry
+
+_NUM_TEXELS = 11
+_THINGS_PER_ROW = 64  # of that texture, which then has room for a million
+
+_VERTEX_SHADER = """
+vec4 texel(int i)
+{
+  int thing = first + gl_InstanceID;
+  return texelFetch(things, ivec2(thing % THINGS_PER_ROW * NUM_TEXELS + i, thing / THINGS_PER_ROW), 0);
+}
+
+void main()
+{
+  vec4 point = vec4(position, 1.0);
+  gl_Position = vec4(dot(texel(0), point), dot(texel(1), point), dot(texel(2), point), dot(texel(3), point));
+  in_camera = vec3(dot(texel(4), point), dot(texel(5), point), dot(texel(6), point));
+  what = texel(7);
+#ifdef NORMALS
+  /* By the cofactors of the matrix, which are its inverse transpose times its determinant. */
+  vec3 x = texel(4).xyz, y = texel(5).xyz, z = texel(6).xyz;
+  what.w = dot(x, cross(y, z)) < 0.0 ? -1.0 : 1.0;
+  shaded = vec3(dot(cross(y, z), normal), dot(cross(z, x), normal), dot(cross(x, y), normal)) * what.w;
+#endif
+#ifdef FLOW
+#  ifdef DEFORMED
+  point = vec4(other_position, 1.0);
+#  endif
+  other = vec3(dot(texel(8), point), dot(texel(9), point), dot(texel(10), point));
+#endif
+}
+"""
+
+_FRAGMENT_SHADER = """
+vec4 bytes(float number)
+{
+  return vec4(mod(number, 256.0), mod(floor(number / 256.0), 256.0), floor(number / 65536.0), 0.0) / 255.0;
+}
+
+#ifdef NORMALS
+vec3 facing_the_viewer()
+{
+  /* Mirroring turns front and back around: that of the object, and that of the picture. */
+  bool front = gl_FrontFacing != (what.w > 0.0);
+  return front ? normalize(shaded) : -normalize(shaded);
+}
+#endif
+
+#ifdef FLOW
+vec2 way()
+{
+  return other.z > 0.0 ? other.xy / other.z - gl_FragCoord.xy : vec2(uintBitsToFloat(0x7fc00000u));
+}
+#endif
+
+void main()
+{
+"""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What one pass is drawn into.
+
+    Attributes:
+        texture: its format.
+        glsl: type of what the shader writes.
+        expression: what the shader writes.
+        dtype: elements of the array that it is read into. Integers are the bytes of a colour, little end first.
+        components: of a pixel in that array; () for one.
+        background: where nothing is drawn.
+    """
+
+    texture: str
+    glsl: str
+    expression: str
+    dtype: DTypeLike
+    components: tuple[int, ...] = ()
+    background: float = 0.0
+
+
+ATTACHMENTS = {
+    "depth": Attachment("R32F", "FLOAT", "-in_camera.z", np.float32, background=inf),
+    "distance": Attachment("R32F", "FLOAT", "length(in_camera * vec3(what.zz, 1.0))", np.float32, background=inf),
+    "normals": Attachment("RGBA32F", "VEC4", "vec4(facing_the_viewer(), 0.0)", np.float32, (3,)),
+    "instance": Attachment("RG8", "VEC2", "bytes(what.x).xy", np.uint16),
+    "instance of many": Attachment("RGBA8", "VEC4", "bytes(what.x)", np.uint32),
+    "category": Attachment("RG8", "VEC2", "bytes(what.y).xy", np.uint16),
+    "flow": Attachment("RG32F", "VEC2", "way()", np.float32, (2,), background=nan),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a camera saw at one time.
+
+    Attributes:
+        view: (4, 4) float64, world to camera coordinates.
+        projection: (4, 4) float64, camera to clip coordinates.
+        shape: image height and width in pixels.
+    """
+
+    view: NDArray[np.float64]
+    projection: NDArray[np.float64]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, camera: Camera) -> View:
+        return cls(np.array(camera.view_matrix, np.float64), np.array(camera.proj_matrix, np.float64), camera.shape)
+
+    @property
+    def has_perspective(self) -> bool:
+        return bool(self.projection[3, 3] == 0)
+
+    def to_pixels(self) -> NDArray[np.float64]:
+        """(3, 4) matrix from camera coordinates to homogeneous pixel coordinates from the upper left."""
+        height, width = self.shape
+        x, y, _, w = self.projection
+        return np.stack([(w + x) * width / 2, (w - y) * height / 2, w])
+
+
+class Rasterizer:
+    """Draws passes into a frame buffer of its own, the same one for as long as passes and size are."""
+
+    def __init__(self) -> None:
+        self._kind: tuple[tuple[str, ...], tuple[int, int]] | None = None
+        self._framebuffer: Any = None
+        self._textures: list[Any] = []
+        self._depth: Any = None
+
+    def draw(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        things: Sequence[Drawn],
+        view: View,
+        others: Sequence[Drawn | None],
+        other_view: View | None = None,
+    ) -> None:
+        """Fill arrays.
+
+        Args:
+            arrays: by names in ATTACHMENTS, what to fill; C-contiguous, (H, W, *components) of the dtypes given there.
+            things: what to draw.
+            view: as seen from where.
+            others: the same things at another time, or None, for "flow".
+            other_view: the camera at that time.
+        """
+        names, (height, width) = tuple(arrays), view.shape
+        if self._kind != (names, view.shape):
+            self._allocate(names, height, width)
+        for name, texture in zip(names, self._textures, strict=True):
+            texture.clear(format="FLOAT", value=(ATTACHMENTS[name].background,) * 4)
+        with self._framebuffer.bind():
+            self._framebuffer.clear(depth=1.0)
+            _draw(names, things, view, others, other_view)
+            for slot, array in enumerate(arrays.values()):
+                kind = "FLOAT" if array.dtype == np.float32 else "UBYTE"
+                pixels = array if kind == "FLOAT" else array.view(np.uint8)
+                channels = pixels.size // (height * width)
+                target = gpu.types.Buffer(kind, (height, width, channels), pixels.reshape(height, width, channels))
+                self._framebuffer.read_color(0, 0, width, height, channels, slot, kind, data=target)
+
+    def _allocate(self, names: tuple[str, ...], height: int, width: int) -> None:
+        size = (width, height)
+        self._textures = [gpu.types.GPUTexture(size, format=ATTACHMENTS[name].texture) for name in names]
+        self._depth = gpu.types.GPUTexture(size, format="DEPTH_COMPONENT32F")  # the frame buffer does not keep it alive
+        self._framebuffer = gpu.types.GPUFrameBuffer(depth_slot=self._depth, color_slots=self._textures)
+        self._kind = (names, (height, width))
+
+
+def _draw(
+    names: tuple[str, ...],
+    things: Sequence[Drawn],
+    view: View,
+    others: Sequence[Drawn | None],
+    other_view: View | None,
+) -> None:
+    """Draw into the bound frame buffer."""
+    groups: dict[tuple[Geometry, Geometry | None], list[tuple[Drawn, Drawn | None]]] = {}
+    for thing, other in zip(things, others, strict=True):
+        if other is None or other_view is None or not thing.geometry.corresponds_to(other.geometry):
+            other = None
+        deformed = other.geometry if other is not None and other.geometry is not thing.geometry else None
+        groups.setdefault((thing.geometry, deformed), []).append((thing, other))
+    if not groups:
+        return
+    texture = _texture([pair for group in groups.values() for pair in group], view, other_view)
+    depth_test, depth_mask, blend = (
+        gpu.state.depth_test_get(),
+        gpu.state.depth_mask_get(),
+        gpu.state.blend_get(),
+    )
+    gpu.state.depth_test_set("LESS_EQUAL")
+    gpu.state.depth_mask_set(True)
+    gpu.state.blend_set("NONE")
+    gpu.state.face_culling_set("NONE")
+    first = 0
+    for (geometry, deformed), group in groups.items():
+        shader = _shader(names, deformed is not None)
+        shader.bind()
+        shader.uniform_sampler("things", texture)
+        compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
+        first += len(group)
+    gpu.state.depth_test_set(depth_test)
+    gpu.state.depth_mask_set(depth_mask)
+    gpu.state.blend_set(blend)
+
+
+def _texture(pairs: Sequence[tuple[Drawn, Drawn | None]], view: View, other_view: View | None) -> Any:
+    """What the shader has to know about each thing; the table stands at the top of this module."""
+    num_rows = -(-len(pairs) // _THINGS_PER_ROW)
+    texels = np.zeros((num_rows * _THINGS_PER_ROW, _NUM_TEXELS, 4), np.float32)
+    ours = texels[: len(pairs)]
+    to_camera = view.view @ np.array([thing.matrix_world for thing, _ in pairs])
+    upside_down = np.diag([1.0, -1.0, 1.0, 1.0])
+    ours[:, 0:4] = upside_down @ view.projection @ to_camera
+    ours[:, 4:7] = to_camera[:, :3]
+    ours[:, 7, :2] = [(thing.id, thing.category) for thing, _ in pairs]
+    ours[:, 7, 2] = view.has_perspective
+    known = [i for i, (_, other) in enumerate(pairs) if other is not None]
+    if known and other_view is not None:
+        to_pixels = other_view.to_pixels() @ other_view.view
+        ours[known, 8:11] = to_pixels @ np.array([other.matrix_world for _, other in pairs if other is not None])
+    size = (_THINGS_PER_ROW * _NUM_TEXELS, num_rows)
+    return gpu.types.GPUTexture(size, format="RGBA32F", data=gpu.types.Buffer("FLOAT", texels.size, texels.reshape(-1)))
+
+
+@cache
+def _shader(names: tuple[str, ...], deformed: bool) -> Any:
+    info = gpu.types.GPUShaderCreateInfo()
+    info.define("NUM_TEXELS", str(_NUM_TEXELS))
+    info.define("THINGS_PER_ROW", str(_THINGS_PER_ROW))
+    info.push_constant("INT", "first")
+    info.sampler(0, "FLOAT_2D", "things")
+    info.vertex_in(0, "VEC3", "position")
+    varying = gpu.types.GPUStageInterfaceInfo("ground_truth_varying")
+    varying.smooth("VEC3", "in_camera")
+    varying.flat("VEC4", "what")
+    if "normals" in names:
+        info.define("NORMALS")
+        info.vertex_in(1, "VEC3", "normal")
+        varying.smooth("VEC3", "shaded")
+    if "flow" in names:
+        info.define("FLOW")
+        varying.smooth("VEC3", "other")
+        if deformed:
+            info.define("DEFORMED")
+            info.vertex_in(2, "VEC3", "other_position")
+    info.vertex_out(varying)
+    writes = []
+    for slot, name in enumerate(names):
+        info.fragment_out(slot, ATTACHMENTS[name].glsl, f"pass_{slot}")
+        writes.append(f"  pass_{slot} = {ATTACHMENTS[name].expression};\n")
+    info.vertex_source(_VERTEX_SHADER)
+    info.fragment_source(_FRAGMENT_SHADER + "".join(writes) + "}\n")
+    return gpu.shader.create_from_info(info)
+
+
+@dataclass(frozen=True, eq=False)
+class _Buffers:
+    """A geometry on the GPU."""
+
+    positions: Any
+    normals: Any
+    triangles: Any
+    batch: Any
+
+
+_buffers: weakref.WeakKeyDictionary[Geometry, _Buffers] = weakref.WeakKeyDictionary()
+_deformed: weakref.WeakKeyDictionary[Geometry, tuple[weakref.ref[Geometry], Any]] = weakref.WeakKeyDictionary()
+"""For each geometry, the one it was last drawn as a deformation of, and the batch that has both."""
+
+
+def _batch(geometry: Geometry, other: Geometry | None) -> Any:
+    """What draws a geometry, with the vertices of a second one as `other_position`."""
+    buffers = _buffers.get(geometry)
+    if buffers is None:
+        positions = _vertex_buffer("position", geometry.vertices[geometry.corners])
+        normals = None if geometry.normals is None else _vertex_buffer("normal", geometry.normals)
+        triangles = gpu.types.GPUIndexBuf(type="TRIS", seq=geometry.triangles)
+        batch = _make_batch(triangles, positions, normals)
+        buffers = _buffers[geometry] = _Buffers(positions, normals, triangles, batch)
+    if other is None:
+        return buffers.batch
+    known = _deformed.get(geometry)
+    if known is None or known[0]() is not other:
+        others = _vertex_buffer("other_position", other.vertices[other.corners])
+        known = weakref.ref(other), _make_batch(buffers.triangles, buffers.positions, buffers.normals, others)
+        _deformed[geometry] = known
+    return known[1]
+
+
+def _make_batch(triangles: Any, first: Any, *more: Any) -> Any:
+    batch = gpu.types.GPUBatch(type="TRIS", buf=first, elem=triangles)
+    for buffer in more:
+        if buffer is not None:
+            batch.vertbuf_add(buffer)
+    return batch
+
+
+def _vertex_buffer(name: str, vectors: NDArray[np.float32]) -> Any:
+    layout = gpu.types.GPUVertFormat()
+    layout.attr_add(id=name, comp_type="F32", len=3, fetch_mode="FLOAT")
+    buffer = gpu.types.GPUVertBuf(len=len(vectors), format=layout)
+    buffer.attr_fill(name, vectors)
+    return buffer

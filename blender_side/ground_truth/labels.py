@@ -1,0 +1,315 @@
+"""Boxes around what is drawn, and keypoints on it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import bpy
+import numpy as np
+from numpy.typing import NDArray
+
+from blendtorch_shm.errors import ConfigurationError
+
+from ..camera import Camera
+from ..utils import evaluated_mesh, first_obstacles
+from .scene import Drawn, Geometry
+
+_VISIBLE, _OCCLUDED = 2, 1  # as in COCO
+_DEPTH_TOLERANCE = 1e-4
+"""Of a keypoint's depth: how far a surface may be before it and still be taken for its own. Rasters have this precision."""
+_GEOMETRY_TYPES = ("MESH", "CURVE", "SURFACE", "META", "FONT", "CURVES", "POINTCLOUD", "VOLUME")
+
+
+def tight_boxes(mask: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """Boxes around the pixels that show something.
+
+    Args:
+        mask: (H, W) array of numbers, 0: nothing.
+        ids: (N,) numbers to look for.
+
+    Returns:
+        (N, 4) x and y of the upper-left corner, x and y of the lower-right one, in pixels: of a thing that only the pixel in
+        column c and row r shows, c, r, c + 1, r + 1. NaN for what no pixel shows.
+    """
+    width = mask.shape[1]
+    # Everything happens on runs of equal pixels in a row: there are far fewer of them than pixels.
+    is_start = np.empty(mask.shape, np.bool_)
+    is_start[:, 0] = True
+    np.not_equal(mask[:, 1:], mask[:, :-1], out=is_start[:, 1:])
+    starts = np.flatnonzero(is_start)
+    stops = np.append(starts[1:], mask.size)
+    values = mask.reshape(-1)[starts]
+    shown = np.flatnonzero(values)
+    order = shown[np.argsort(values[shown], kind="stable")]  # by number, and for each number from top to bottom
+    values, starts, stops = values[order], starts[order], stops[order]
+    firsts = np.flatnonzero(np.diff(values, prepend=0))
+    boxes = np.full((len(ids), 4), np.nan, np.float32)
+    if not len(firsts):
+        return boxes
+    rows, columns = np.divmod(starts, width)
+    found = np.empty((len(firsts), 4), np.float32)
+    found[:, 0] = np.minimum.reduceat(columns, firsts)
+    found[:, 1] = rows[firsts]
+    found[:, 2] = np.maximum.reduceat(columns + stops - starts, firsts)
+    found[:, 3] = rows[np.append(firsts[1:], len(rows)) - 1] + 1
+    numbers = values[firsts]
+    places = np.minimum(np.searchsorted(numbers, ids), len(numbers) - 1)
+    is_shown = numbers[places] == ids
+    boxes[is_shown] = found[places[is_shown]]
+    return boxes
+
+
+def full_boxes(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.float32]:
+    """Boxes around the whole of things in the image plane: what others hide and what is outside the image included.
+
+    What is nearer to the camera than its clip range does not count; what is farther away does.
+
+    Args:
+        drawn: N things; None: this one is not there.
+        camera: that looks at them.
+
+    Returns:
+        (N, 4) as in `tight_boxes`. NaN for what is not there, or wholly before the clip range, so also behind the camera.
+    """
+    height, width = camera.shape
+    to_clip = np.array(camera.proj_matrix, np.float64) @ np.array(camera.view_matrix, np.float64)
+    boxes = np.full((len(drawn), 4), np.nan, np.float32)
+    for box, thing in zip(boxes, drawn, strict=True):
+        if thing is None:
+            continue
+        clip = _transformed(_extent(thing.geometry).vertices, to_clip @ thing.matrix_world)
+        inside = clip[2] + clip[3] >= 0
+        if not inside.all():
+            if not inside.any():
+                continue
+            clip = np.concatenate([clip[:, inside], _crossings(thing.geometry, to_clip @ thing.matrix_world)], axis=1)
+        ndc = clip[:2] / clip[3]
+        (left, bottom), (right, top) = ndc.min(axis=1), ndc.max(axis=1)
+        box[:] = (left + 1) / 2 * width, (1 - top) / 2 * height, (right + 1) / 2 * width, (1 - bottom) / 2 * height
+    return boxes
+
+
+def boxes_3d(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.float32]:
+    """Boxes along the axes of each thing's own coordinates, around its surface.
+
+    Args:
+        drawn: N things; None: this one is not there.
+        camera: whose coordinates are wanted.
+
+    Returns:
+        (N, 8, 3) corners in OpenCV's camera coordinates, in scene units; in the order of `bpy.types.Object.bound_box`, so
+        corner 0 is the one with the least x, y, z of the thing's own, and 4, 3, 1 are its neighbours along x, y, z. NaN for what
+        is not there.
+    """
+    to_camera = camera.extrinsics("opencv")
+    corners = np.full((len(drawn), 8, 3), np.nan, np.float32)
+    for box, thing in zip(corners, drawn, strict=True):
+        if thing is not None:
+            extent = _extent(thing.geometry)
+            own = np.where(_IS_UPPER, extent.upper, extent.lower)
+            box[:] = _transformed(own, to_camera @ thing.matrix_world)[:3].T
+    return corners
+
+
+_IS_UPPER = np.array([(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)], np.bool_)
+
+
+class _Extent(NamedTuple):
+    """What a mesh takes up in its own coordinates: the vertices that some face has, since others are not drawn."""
+
+    vertices: NDArray[np.float32]
+    lower: NDArray[np.float32]
+    upper: NDArray[np.float32]
+
+
+_extents: weakref.WeakKeyDictionary[Geometry, _Extent] = weakref.WeakKeyDictionary()
+
+
+def _extent(geometry: Geometry) -> _Extent:
+    known = _extents.get(geometry)
+    if known is None:
+        used = np.zeros(len(geometry.vertices), np.bool_)
+        used[geometry.corners] = True
+        vertices = geometry.vertices if used.all() else geometry.vertices[used]
+        known = _extents[geometry] = _Extent(vertices, vertices.min(axis=0), vertices.max(axis=0))
+    return known
+
+
+def _transformed(xyz: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(4, N) homogeneous coordinates; single precision will do once the matrices are one, and is quick on large meshes."""
+    m = matrix.astype(np.float32)
+    return np.asarray(m[:, :3] @ xyz.T + m[:, 3:])
+
+
+def _crossings(geometry: Geometry, to_clip: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Where edges of triangles meet the plane at which the clip range begins, in clip coordinates (4, M)."""
+    clip = _transformed(geometry.vertices, to_clip)
+    beyond = clip[2] + clip[3]
+    triangles = geometry.corners[geometry.triangles]
+    ends = np.concatenate([triangles[:, (0, 1)], triangles[:, (1, 2)], triangles[:, (2, 0)]]).T
+    first, second = ends[:, (beyond[ends[0]] < 0) != (beyond[ends[1]] < 0)]
+    return np.asarray(
+        (clip[:, first] * beyond[second] - clip[:, second] * beyond[first]) / (beyond[second] - beyond[first])
+    )
+
+
+class Keypoints:
+    """Named points that move with objects.
+
+    Attributes:
+        names: of the points, in their order.
+    """
+
+    def __init__(self, keypoints: Mapping[str, Any]) -> None:
+        """Take points by name. Each is one of
+
+        - ``object``: its origin; for Empties, among others;
+        - ``(object, 5)``: vertex 5 of its mesh as evaluated (modifiers and shape keys applied);
+        - ``(object, (x, y, z))``: a place in the object's own coordinates;
+        - ``(armature, "Bone")``: the head of a bone, as posed.
+
+        Raises:
+            ConfigurationError: a point is none of these.
+        """
+        self.names = list(keypoints)
+        self._targets = [_target(name, keypoint) for name, keypoint in keypoints.items()]
+
+    def world_coordinates(self, drawn: Iterable[Drawn]) -> NDArray[np.float64]:
+        """Where the points are now.
+
+        Args:
+            drawn: what is drawn; saves reading those meshes anew.
+
+        Returns:
+            (M, 3) array; NaN where the object was deleted.
+
+        Raises:
+            ConfigurationError: the mesh of an object has no such vertex any more.
+        """
+        depsgraph = bpy.context.evaluated_depsgraph_get()
+        geometries = {thing.object: thing.geometry for thing in drawn}
+        xyz = np.empty((len(self.names), 3))
+        for i, (obj, place) in enumerate(self._targets):
+            try:
+                evaluated = obj.evaluated_get(depsgraph)
+            except ReferenceError:  # the object was deleted
+                xyz[i] = np.nan
+                continue
+            if isinstance(place, int):
+                local = _vertex(self.names[i], evaluated, place, geometries.get(obj))
+            elif isinstance(place, str):
+                local = np.array(evaluated.pose.bones[place].head)
+            else:
+                local = place
+            matrix = np.array(evaluated.matrix_world)
+            xyz[i] = matrix[:3, :3] @ local + matrix[:3, 3]
+        return xyz
+
+    def project(self, camera: Camera, drawn: Iterable[Drawn], depth: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Where the points are in the image, and whether they are seen.
+
+        A point on or before the first surface in its direction is seen. The raster decides this to about a pixel: next to the
+        outline of what hides it, a point may still count as seen. A point inside an object is occluded.
+
+        Args:
+            camera: that looks.
+            drawn: what is drawn, as in `world_coordinates`.
+            depth: (H, W) distances along the viewing direction, inf: nothing there, upper-left origin. None: rays are cast
+                through the scene, which is exact, and takes some microseconds for each point and object.
+
+        Returns:
+            (M, 3) x, y in pixels from the upper left, and 2: visible, 1: occluded, 0: outside the image or the clip range, or of
+            an object that was deleted or, if it has geometry, is hidden in the viewport; x and y are 0 then, too, as in COCO.
+        """
+        xyz = self.world_coordinates(drawn)
+        keypoints = np.zeros((len(xyz), 3), np.float32)
+        shown = [i for i in np.flatnonzero(camera.in_view(xyz)) if _is_shown(self._targets[i][0])]
+        xyz = xyz[shown]
+        if not shown:
+            return keypoints
+        ndc, depths = camera.world_to_ndc(xyz, return_depth=True)
+        pixels = camera.ndc_to_pixel(ndc)
+        if depth is None:
+            obstacles = first_obstacles(camera, xyz, bpy.context.scene, bpy.context.evaluated_depsgraph_get())
+            visible = np.array([obstacle is None for obstacle in obstacles])
+        else:
+            visible = _visible_in_raster(pixels, depths, depth)
+        keypoints[shown, :2] = pixels
+        keypoints[shown, 2] = np.where(visible, _VISIBLE, _OCCLUDED)
+        return keypoints
+
+
+def _target(name: str, keypoint: Any) -> tuple[Any, int | str | NDArray[np.float64]]:
+    """The object, and its vertex, bone or place in its coordinates."""
+    obj, place = keypoint if isinstance(keypoint, tuple) and len(keypoint) == 2 else (keypoint, (0.0, 0.0, 0.0))
+    if not isinstance(obj, bpy.types.Object):
+        raise ConfigurationError(
+            f"Keypoint {name!r} is {keypoint!r}: it can be an object, (object, vertex index), (object, (x, y, z)) in the"
+            " object's own coordinates, or (armature, bone name)."
+        )
+    if isinstance(place, str):
+        if obj.pose is None or place not in obj.pose.bones:
+            raise ConfigurationError(f"Keypoint {name!r}: the object {obj.name!r} has no bone {place!r}.")
+        return obj, place
+    if isinstance(place, (int, np.integer)):
+        return obj, int(place)
+    try:
+        xyz = np.array(place, np.float64)
+    except (TypeError, ValueError):
+        xyz = np.empty(0)
+    if xyz.shape != (3,):
+        raise ConfigurationError(
+            f"Keypoint {name!r}: on the object {obj.name!r}, {place!r} is neither the index of a vertex nor a bone's name nor"
+            " x, y, z."
+        )
+    return obj, xyz
+
+
+def _vertex(name: str, evaluated: Any, index: int, geometry: Geometry | None) -> NDArray[np.float64]:
+    if geometry is not None:
+        count = len(geometry.vertices)
+        if 0 <= index < count:
+            return np.asarray(geometry.vertices[index], np.float64)
+    else:
+        with evaluated_mesh(evaluated) as mesh:
+            count = len(mesh.vertices)
+            if 0 <= index < count:
+                return np.array(mesh.vertices[index].co, np.float64)
+    raise ConfigurationError(
+        f"Keypoint {name!r}: the object {evaluated.name!r} has {count} vertices as evaluated, and none with index {index}."
+    )
+
+
+def _is_shown(obj: Any) -> bool:
+    """Whether an object is in the picture, or is one of those that never are and only say where something is."""
+    return obj.type not in _GEOMETRY_TYPES or bool(obj.visible_get())
+
+
+def _visible_in_raster(
+    pixels: NDArray[np.float64], depths: NDArray[np.float64], raster: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Whether points are not behind what is drawn in the four pixels whose middles surround them.
+
+    On a plane through the point one of the four is at least as deep as the point, however steep the plane, and where the
+    surface ends there, at a corner or an outline, one of them shows something farther away. Only where the surface is
+    hollow, as in the corner of a room, all four can be nearer. By how much follows from the pixels around the four: the
+    surface falls away from the point to both sides.
+    """
+    height, width = raster.shape
+    first = np.floor(pixels - 0.5).astype(np.int64) - 1
+    columns = np.clip(first[:, :1] + np.arange(4), 0, width - 1)
+    rows = np.clip(first[:, 1:] + np.arange(4), 0, height - 1)
+    around = raster[rows[:, :, None], columns[:, None, :]].astype(np.float64)
+    hollowness = _hollowness(around[:, 1:3]) + _hollowness(around[:, :, 1:3].swapaxes(1, 2))
+    farthest = around[:, 1:3, 1:3].max(axis=(1, 2))
+    return np.asarray(farthest >= depths * (1 - _DEPTH_TOLERANCE) - hollowness)
+
+
+def _hollowness(lines: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far a surface comes nearer within a pixel to both sides of the middle of lines of four depths: (M, 2, 4) to (M,)."""
+    with np.errstate(invalid="ignore"):  # background minus background
+        left, right = lines[..., 1] - lines[..., 0], lines[..., 2] - lines[..., 3]
+    both = np.minimum(np.nan_to_num(left, nan=0.0, posinf=0.0), np.nan_to_num(right, nan=0.0, posinf=0.0))
+    return np.asarray(np.maximum(both, 0.0).max(axis=1))
