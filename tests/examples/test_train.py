@@ -1,0 +1,61 @@
+"""examples/train as its users run it, but briefly, with each form of Blender."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "examples" / "train" / "train.py"
+
+
+def train(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, TRAIN, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_it_learns_and_says_who_waited_and_how_far_off_it_is(blender: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an example's needs: pip install '.[examples]'")
+    batches = ("--items", 165, "--validation-items", 5, "--batch-size", 8)  # the last one is not full
+    done = train(*batches, "--blender", blender.argument, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    assert "Trained with 165 pictures in " in done.stdout
+    waits = re.search(r"waited for data for (.+)% of the time, the instances for room for (.+)%, (.+)%\.", done.stdout)
+    assert waits is not None, done.stdout
+    assert all(0 <= float(percent) <= 100 for percent in waits.groups())
+    errors = re.search(r"In 5 pictures .+ are (.+) pixels off on average \(median (.+), .+ below (.+)\)", done.stdout)
+    assert errors is not None, done.stdout
+    mean, median, most = map(float, errors.groups())
+    assert 0 < mean < 40, "a network that finds nothing is 20 to 30 pixels off"
+    assert 0 < median <= most
+
+    for name in ("loss_curve.png", "predictions.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    weights = torch.load(tmp_path / "network.pt", weights_only=True)
+    assert weights["features.1.num_batches_tracked"] == 21
+
+
+def test_arguments_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an example's needs: pip install '.[examples]'")
+    done = train("--batch-size", 1)
+    assert done.returncode == 2
+    assert "--batch-size: 1 is less than 2" in done.stderr
+    done = train("--device", "abacus", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "abacus" in done.stderr
+    assert "Traceback" not in done.stderr
