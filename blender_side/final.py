@@ -149,7 +149,7 @@ class ViewportStandIn:
         scene, render = bpy.context.scene, bpy.context.scene.render
         with Changes() as changes:
             look_through(changes, camera)
-            changes.set(render, use_compositing=False, engine=self._engine())
+            changes.set(render, use_compositing=False, use_stamp=False, engine=self._engine())
             if self._shading == "SOLID":
                 shown = find_first_view3d()[1].shading
                 changes.set(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})

@@ -6,20 +6,21 @@ import pytest
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module", params=["EEVEE", "CYCLES"])
-def rendered(run_script, tmp_path_factory, request):
-    out = tmp_path_factory.mktemp("materials") / "picture.npz"
-    run = run_script("materials.py", out, request.param)
+@pytest.fixture(scope="module")
+def rendered(run_script, tmp_path_factory):
+    out = tmp_path_factory.mktemp("materials") / "pictures.npz"
+    run = run_script("materials.py", out)
     assert run.exit_code == 0, run.log
     return dict(np.load(out))
 
 
-def test_the_normal_material_shows_camera_space_normals_as_linear_colours(rendered):
+@pytest.mark.parametrize("engine", ["EEVEE", "CYCLES"])
+def test_the_normal_material_shows_camera_space_normals_as_linear_colours(rendered, engine):
     seen = rendered["seen"]
     assert seen.sum() == 3
     assert (rendered["normals"][seen, 2] > 0).all()
     for (x, y), normal in zip(rendered["xy"][seen], rendered["normals"][seen], strict=True):
-        np.testing.assert_allclose(rendered["picture"][int(y), int(x)], 255 * (normal + 1) / 2, atol=2)
+        np.testing.assert_allclose(rendered[engine][int(y), int(x)], 255 * (normal + 1) / 2, atol=2)
 
 
 def test_the_material_has_the_name_that_was_asked_for(rendered):

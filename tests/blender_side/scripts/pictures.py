@@ -13,6 +13,7 @@ scene = bpy.context.scene
 cube = bpy.data.objects["Cube"]
 bpy.data.objects["Floor"].hide_viewport = bpy.data.objects["Floor"].hide_render = True
 scene.render.resolution_x, scene.render.resolution_y = 160, 120
+scene.render.use_stamp = True  # for files only
 _, space, _ = utils.find_first_view3d()
 space.shading.light, space.shading.color_type = "FLAT", "MATERIAL"
 space.shading.background_type, space.shading.background_color = "VIEWPORT", (0.0, 0.0, 0.0)
