@@ -54,10 +54,8 @@ class Course(NamedTuple):
 
     errors: list[float]
     """Of each batch, before the network learned from it: mean distance between a corner and its prediction, in pixels."""
-    first_s: float
-    """Until the first batch was there."""
     total_s: float
-    """From then on."""
+    """From the first batch on."""
     waited_s: float
     """Of these, how long the trainer waited for batches,"""
     stalled_s: list[float]
@@ -73,8 +71,7 @@ def main() -> None:
     with launch(args, args.seed) as launcher:
         course = train(network, launcher, args)
     print(
-        f"Trained with {args.items} pictures in {course.total_s:.0f} s, {args.items / course.total_s:.0f} pictures/s; "
-        f"the first batch came after {course.first_s:.1f} s.\n"
+        f"Trained with {args.items} pictures in {course.total_s:.0f} s, {args.items / course.total_s:.0f} pictures/s.\n"
         f"The trainer waited for data for {course.waited_s / course.total_s:.1%} of the time, the instances for room for "
         f"{', '.join(f'{stalled_s / course.total_s:.1%}' for stalled_s in course.stalled_s)}."
     )
@@ -117,7 +114,7 @@ def train(network: nn.Module, launcher: btt.BlenderLauncher, args: argparse.Name
     errors: list[float] = []
     waited_s = 0.0
 
-    started = asked = time.perf_counter()
+    asked = time.perf_counter()
     with tqdm(total=args.items, unit="picture") as progress:
         for batch in loader:
             now = time.perf_counter()
@@ -139,7 +136,7 @@ def train(network: nn.Module, launcher: btt.BlenderLauncher, args: argparse.Name
             progress.update(len(image))
             asked = time.perf_counter()
     stalled_s = [after - before for before, after in zip(stalled_before, stalled(launcher), strict=True)]
-    return Course(errors, first - started, asked - first, waited_s, stalled_s)
+    return Course(errors, asked - first, waited_s, stalled_s)
 
 
 def stalled(launcher: btt.BlenderLauncher) -> list[float]:

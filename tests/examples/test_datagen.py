@@ -64,9 +64,9 @@ def test_a_replay_shows_the_same_pictures_as_the_run_that_was_recorded(blender: 
 
 
 @pytest.mark.timeout(300)
-def test_the_cube_is_generated_too(blender: Any, tmp_path: Path) -> None:
+def test_the_cube_is_generated_too(a_blender: Any, tmp_path: Path) -> None:
     done = generate(
-        "cube", "--items", 2, "--instances", 1, "--workers", 0, "--blender", blender.argument, "--out", tmp_path
+        "cube", "--items", 2, "--instances", 1, "--workers", 0, "--blender", a_blender.argument, "--out", tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert list(pictures(tmp_path)) == ["output_00.png"]

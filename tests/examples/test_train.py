@@ -1,4 +1,4 @@
-"""examples/train as its users run it, but briefly, with each form of Blender."""
+"""examples/train as its users run it, but briefly."""
 
 import os
 import re
@@ -27,10 +27,10 @@ def train(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(300)
-def test_it_learns_and_says_who_waited_and_how_far_off_it_is(blender: Any, tmp_path: Path) -> None:
+def test_it_learns_and_says_who_waited_and_how_far_off_it_is(a_blender: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an example's needs: pip install '.[examples]'")
     batches = ("--items", 165, "--validation-items", 5, "--batch-size", 8)  # the last one is not full
-    done = train(*batches, "--blender", blender.argument, "--out", tmp_path)
+    done = train(*batches, "--blender", a_blender.argument, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
 
     assert "Trained with 165 pictures in " in done.stdout
@@ -50,11 +50,8 @@ def test_it_learns_and_says_who_waited_and_how_far_off_it_is(blender: Any, tmp_p
     assert weights["features.1.num_batches_tracked"] == 21
 
 
-def test_arguments_that_cannot_work_are_refused(tmp_path: Path) -> None:
+def test_a_device_that_torch_does_not_know_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an example's needs: pip install '.[examples]'")
-    done = train("--batch-size", 1)
-    assert done.returncode == 2
-    assert "--batch-size: 1 is less than 2" in done.stderr
     done = train("--device", "abacus", "--out", tmp_path)
     assert done.returncode == 2
     assert "abacus" in done.stderr
