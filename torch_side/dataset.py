@@ -69,9 +69,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         self.item_transform = item_transform
         self.output = output
         self.stream_length(max_items)
-        self._record_to: tuple[str, str] | None = (
-            None  # prefix, and which recording: one for all workers and iterations
-        )
+        # Prefix, and which recording: one for all workers and iterations.
+        self._record_to: tuple[str, str] | None = None
         if record_path_prefix is not None:
             self.enable_recording(record_path_prefix)
 

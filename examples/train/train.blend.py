@@ -19,9 +19,8 @@ def place(cube: bpy.types.Object, eye: np.ndarray, rng: np.random.Generator) -> 
         location = rng.uniform((-1.2, -1.2, 0.0), (1.2, 1.2, 0.5))
         rotation = Quaternion(rng.normal(size=4)).normalized()  # uniform over all rotations
         eye_from_cube = np.array(rotation.to_matrix()).T @ (eye - location)
-        if (
-            np.sort(np.abs(eye_from_cube))[1] > 2
-        ):  # the sides are at 1: each is seen from beyond, and not edge-on from 2
+        # The sides are at 1: each is seen from beyond, and not edge-on from 2.
+        if np.sort(np.abs(eye_from_cube))[1] > 2:
             break
     cube.location, cube.rotation_quaternion = location, rotation
 

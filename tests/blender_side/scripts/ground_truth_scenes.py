@@ -441,11 +441,11 @@ results["labels shapes"] = [*labels["boxes_2d_full"].shape, *labels["boxes_3d"].
 clear()
 
 deforming()
-results["geometry"] = geometry_follows(1, 60) + geometry_follows(2, 60)
-box, ball = (  # purged meanwhile
-    mesh_of("Box", bmesh.ops.create_cube, size=1),
-    mesh_of("Ball", bmesh.ops.create_icosphere, smooth=True, subdivisions=4, radius=0.5),
-)
+results["geometry"] = []
+for seed in range(1, 11):  # seldom is a new mesh at the address of an old one
+    results["geometry"] += geometry_follows(seed, 60)
+    box = mesh_of("Box", bmesh.ops.create_cube, size=1)  # purged meanwhile
+    ball = mesh_of("Ball", bmesh.ops.create_icosphere, smooth=True, subdivisions=4, radius=0.5)
 if compat.draws_off_screen():
     one_of_each()
     shaded()
