@@ -421,10 +421,14 @@ def test_ctrl_c_ends_an_iteration(workshop: Workshop, info: Path, way: str, rest
 def test_ctrl_c_ends_the_wait_for_a_batch_that_does_not_come() -> None:
     loader = FrameLoader("tcp://127.0.0.1:9", 4)
     timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(iter(loader))
-    timer.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(loader))
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- copies that take their time --------------------------------------------------------------------------------
