@@ -7,7 +7,24 @@ from typing import Any
 
 import pytest
 
+from torch_side import BlenderLauncher
+
+COUNT = Path(__file__).parents[1] / "scripts" / "count.py"
 PATIENCE_S = 60.0
+
+
+def launch(*args: str, num_instances: int = 2, script: Path = COUNT, **kwargs: Any) -> BlenderLauncher:
+    """Instances without Blender; unless told otherwise, two that publish for ever."""
+    return BlenderLauncher(
+        scene="",
+        script=script,
+        num_instances=num_instances,
+        named_sockets=["DATA"],
+        instance_args=[list(args)] * num_instances,
+        blender="python",
+        progress=False,
+        **kwargs,
+    )
 
 
 def eventually(holds: Callable[[], Any], what: str = "it") -> Any:

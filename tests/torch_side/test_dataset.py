@@ -20,23 +20,10 @@ from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeou
 from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.reader import Reader
 from blendtorch_shm.states import State
-from torch_side import BlenderLauncher, RemoteIterableDataset
+from torch_side import RemoteIterableDataset
 from torch_side.dataset import to_tensors
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def launch(*args: str, num_instances: int = 2, script: Path = SCRIPTS / "count.py", **kwargs: Any) -> BlenderLauncher:
-    return BlenderLauncher(
-        scene="",
-        script=script,
-        num_instances=num_instances,
-        named_sockets=["DATA"],
-        instance_args=[list(args)] * num_instances,
-        blender="python",
-        progress=False,
-        **kwargs,
-    )
+from .conftest import launch
 
 
 @pytest.fixture(scope="module")

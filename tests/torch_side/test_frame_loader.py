@@ -25,22 +25,7 @@ from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, fram
 from torch_side.batch_memory import HostMemory, Mark, Rows
 
 from ..integration.programs import PATIENCE_S, Workshop
-from .conftest import eventually
-
-COUNT = Path(__file__).parents[1] / "scripts" / "count.py"
-
-
-def launch(*args: str, num_instances: int = 2, script: Path = COUNT, **kwargs: Any) -> BlenderLauncher:
-    return BlenderLauncher(
-        scene="",
-        script=script,
-        num_instances=num_instances,
-        named_sockets=["DATA"],
-        instance_args=[list(args)] * num_instances,
-        blender="python",
-        progress=False,
-        **kwargs,
-    )
+from .conftest import eventually, launch
 
 
 @pytest.fixture(scope="module")

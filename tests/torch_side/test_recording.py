@@ -30,7 +30,6 @@ from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, RecordingError
 from torch_side import (
-    BlenderLauncher,
     FileDataset,
     FileReader,
     FileRecorder,
@@ -39,7 +38,7 @@ from torch_side import (
 )
 from torch_side import recording as recording_module
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from .conftest import launch
 
 
 def item_number(i: int, shape: tuple[int, ...] = (10, 12, 3)) -> dict[str, Any]:
@@ -591,18 +590,6 @@ def test_without_room_for_another_mapping_items_are_read(tmp_path: Path, monkeyp
 
 
 # -- recording a stream -----------------------------------------------------------------------------------------
-
-
-def launch(*args: str, num_instances: int = 2, script: Path = SCRIPTS / "count.py") -> BlenderLauncher:
-    return BlenderLauncher(
-        scene="",
-        script=script,
-        num_instances=num_instances,
-        named_sockets=["DATA"],
-        instance_args=[list(args)] * num_instances,
-        blender="python",
-        progress=False,
-    )
 
 
 @pytest.fixture(scope="module")
