@@ -43,7 +43,7 @@ import numpy as np
 import zmq
 import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
 
-from .. import leaving
+from .. import interrupts, leaving
 from ..address import Address, is_loopback
 from ..errors import ConfigurationError, PortInUse, SegmentError, StreamClosed, WireError
 from ..keys import ClientKeys, ServerKeys
@@ -552,6 +552,7 @@ class TcpSource:
         """The next message of the next producer that has sent one, if any."""
         if os.getpid() != self._pid:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
+        interrupts.raise_kept()
         connections = self._connections
         room = max(1, min(self._queue_size, -(-self._remaining // max(1, len(connections)))))
         for _ in range(len(connections)):
