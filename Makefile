@@ -3,7 +3,8 @@
 #   make demo     two Blender processes render, a DataLoader receives: examples/datagen/minimal.py
 #   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
 #   make lint     ruff and mypy
-#   make bench    the benchmarks; a selection: make bench ARGS="-k 480"; kept as .benchmarks/latest.json
+#   make bench    the benchmarks, a quarter of an hour; a selection: make bench ARGS="-k 480"; kept as .benchmarks/latest.json
+#   make bench-report   docs/benchmarks.md, with plots, from the last of them
 #   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
 #   make soak     processes killed by the thousand, frames by the million: some ten minutes
 #   make clean    remove the environment and what the tools left
@@ -20,7 +21,7 @@ unexport PYTHONPATH PYTHONHOME
 SET_UP = @tools/set-up "$(VENV)" "$(PYTHON)"
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format bench fuzz soak clean
+.PHONY: demo test lint format bench bench-report fuzz soak clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -44,8 +45,12 @@ format:
 
 bench:
 	$(SET_UP)
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]' || echo "benchmarks: others are left out"
 	@mkdir -p .benchmarks
 	@$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/latest.json $(ARGS)
+
+bench-report:
+	@$(BIN)/python -m benchmarks.report .benchmarks/latest.json
 
 fuzz:
 	$(SET_UP)

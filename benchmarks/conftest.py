@@ -1,77 +1,101 @@
-"""Benchmarks compare within one run: rows of one group against each other. `--short` proves that they work, in a minute."""
+"""Benchmarks compare within one run: the rows of one table against each other. `--short` proves that they work, in a minute."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
+from tabulate import tabulate
+
+Measured = Callable[[], dict[str, Any]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--short", action="store_true", help="few rounds of few frames")
+    parser.addoption("--short", action="store_true", help="few rounds of few frames, of few sizes")
 
 
-@dataclass
-class Stream:
-    """Times how fast messages come out of a stream that runs already."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: not part of --short")
 
-    benchmark: Any
-    short: bool
 
-    def measure(self, receive: Callable[[], dict[str, Any]], frame_nbytes: int, seconds: float = 0.4) -> None:
-        """Receive for several rounds and note frames/s, GB/s and this process's CPU time per frame.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--short"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+class Row:
+    """One way in one table: measures, and keeps the figures where pytest-benchmark keeps them.
+
+    Rows of the same table and `x` are compared, with the first of them.
+    """
+
+    def __init__(self, benchmark: Any, short: bool) -> None:
+        self.benchmark = benchmark
+        self.short = short
+
+    def named(self, table: str, x: str, way: str) -> Row:
+        self.benchmark.group = f"{table}: {x}"
+        self.benchmark.extra_info.update(table=table, x=x, way=way.replace("_", " "))
+        return self
+
+    def note(self, **figures: Any) -> None:
+        self.benchmark.extra_info.update(figures)
+
+    def time_messages(self, receive: Measured, nbytes: int, seconds: float = 0.4) -> None:
+        """Receive for several rounds; the ``frameid`` of each producer must count up by one.
 
         Args:
-            receive: returns the next message; its ``frameid`` must count up by one.
-            frame_nbytes: size of its picture in bytes.
+            receive: returns the next message.
+            nbytes: size of its pictures.
             seconds: aimed-at length of a round.
         """
-        expected = int(receive()["frameid"])
+        expected: dict[Any, int] = {}
 
         def receive_next() -> None:
-            nonlocal expected
-            expected += 1
             message = receive()
-            if message["frameid"] != expected:
-                raise AssertionError(f"frame {message['frameid']} instead of {expected}")
+            btid, frameid = message.get("btid"), int(message["frameid"])
+            if expected.setdefault(btid, frameid) != frameid:
+                raise AssertionError(f"frame {frameid} instead of {expected[btid]} of instance {btid}")
+            expected[btid] += 1
 
-        self._measure(receive_next, 1, frame_nbytes, seconds)
+        self._time(receive_next, 1, nbytes, seconds)
 
-    def measure_batches(
-        self,
-        receive: Callable[[], dict[str, Any]],
-        size: int,
-        frame_nbytes: int,
-        copying_s: Callable[[], float] | None = None,
+    def time_batches(
+        self, receive: Measured, size: int, nbytes: int, copying_s: Callable[[], float] | None = None
     ) -> None:
-        """The same for batches.
+        """The same for batches, in which no frame may come twice.
 
         Args:
-            receive: returns the next batch; no ``frameid`` may come twice.
+            receive: returns the next batch.
             size: frames of a batch.
-            frame_nbytes: size of one picture in bytes.
+            nbytes: size of the pictures of one frame.
             copying_s: CPU time spent with copying frames so far, if it is to be told from the rest.
         """
-        seen: set[int] = set()
+        seen: set[Any] = set()
         received = 0
 
         def receive_next() -> None:
             nonlocal received
             received += size
-            seen.update(receive()["frameid"].tolist())
+            batch = receive()
+            frameids = batch["frameid"].tolist()
+            seen.update(zip(batch["btid"].tolist(), frameids, strict=True) if "btid" in batch else frameids)
             if len(seen) != received:
                 raise AssertionError(f"{len(seen)} different frames among {received}")
 
-        self._measure(receive_next, size, frame_nbytes, 1.0, copying_s)
+        self._time(receive_next, size, nbytes, 0.6, copying_s)
 
-    def _measure(
+    def _time(
         self,
         receive: Callable[[], None],
         frames: int,
-        frame_nbytes: int,
+        nbytes: int,
         seconds: float,
         copying_s: Callable[[], float] | None = None,
     ) -> None:
@@ -80,57 +104,74 @@ class Stream:
         for _ in range(warm_up):
             receive()
         per_round = max(5, int(warm_up * (0.05 if self.short else seconds) / (time.perf_counter() - start)))
-        cpu_s: list[float] = []
-        copied_s: list[float] = []
+        sides = Sides()
+        before = sides.cpu_s()
+        beside_s: list[float] = []
 
         def run() -> None:
-            began = time.process_time()
-            copied = copying_s() if copying_s else 0.0
+            began = time.process_time() - (copying_s() if copying_s else 0.0)
             for _ in range(per_round):
                 receive()
-            cpu_s.append(time.process_time() - began)
-            copied_s.append(copying_s() - copied if copying_s else 0.0)
+            beside_s.append(time.process_time() - (copying_s() if copying_s else 0.0) - began)
 
         self.benchmark.pedantic(run, rounds=2 if self.short else 9)
         if self.benchmark.stats is None:  # --benchmark-disable
             return
+        spent = [now - then for now, then in zip(sides.cpu_s(), before, strict=True)]
+        trainer_mb, producers_mb = sides.memory_mb()
         fps = frames * per_round / self.benchmark.stats.stats.median
-
-        def us_per_frame(seconds: list[float]) -> float:
-            return round(sorted(seconds)[len(seconds) // 2] / per_round / frames * 1e6, 1)
-
-        self.benchmark.extra_info.update(
-            frames_per_s=round(fps, 1),
-            gb_per_s=round(fps * frame_nbytes / 1e9, 2),
-            cpu_us_per_frame=us_per_frame(cpu_s),
+        count = frames * per_round * len(beside_s)
+        self.note(
+            frames_per_s=fps,
+            spread=self.benchmark.stats.stats.iqr / self.benchmark.stats.stats.median,
+            gb_per_s=fps * nbytes / 1e9,
+            trainer_us=spent[0] / count * 1e6,
+            producer_us=spent[1] / count * 1e6,
+            trainer_mb=trainer_mb,
+            producers_mb=producers_mb,
         )
         if copying_s:
-            beside_s = [cpu - copied for cpu, copied in zip(cpu_s, copied_s, strict=True)]
-            self.benchmark.extra_info["beside_copies_us_per_frame"] = us_per_frame(beside_s)
+            self.note(beside_copies_us=statistics.median(beside_s) / per_round / frames * 1e6)
+
+
+class Sides:
+    """The processes of both sides: this one with a DataLoader's workers, and the producers."""
+
+    def __init__(self) -> None:
+        this = psutil.Process()
+        children = this.children(recursive=True)
+        self._producers = [child for child in children if _is_producer(child)]
+        self._trainer = [this, *(child for child in children if child not in self._producers)]
+
+    def cpu_s(self) -> tuple[float, float]:
+        trainer, producers = (
+            sum(sum(process.cpu_times()[:2]) for process in side) for side in (self._trainer, self._producers)
+        )
+        return trainer, producers
+
+    def memory_mb(self) -> tuple[float, float]:
+        """Resident memory in MB; what several processes share counts once."""
+        trainer, producers = (
+            sum(process.memory_full_info().pss for process in side) / 1e6 for side in (self._trainer, self._producers)
+        )
+        return trainer, producers
+
+
+def _is_producer(process: psutil.Process) -> bool:
+    from .receivers import forked_pids
+
+    return process.pid in forked_pids or any("producer.py" in argument for argument in process.cmdline())
 
 
 @pytest.fixture
-def stream(benchmark: Any, request: pytest.FixtureRequest) -> Stream:
-    return Stream(benchmark, request.config.getoption("--short"))
+def row(benchmark: Any, request: pytest.FixtureRequest) -> Row:
+    return Row(benchmark, request.config.getoption("--short"))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Frames per second, and how many times the first row of its group each row is."""
+    from .report import tables
+
     session = getattr(config, "_benchmarksession", None)
-    rows = [b for b in getattr(session, "benchmarks", []) if "frames_per_s" in b.extra_info]
-    if not rows:
-        return
-    terminalreporter.section("frames")
-    terminalreporter.write_line(f"{'':<44}{'frames/s':>10}{'GB/s':>8}{'CPU us/frame':>14}{'ratio':>8}   beside copies")
-    base: dict[str, float] = {}
-    for row in rows:
-        info = row.extra_info
-        ratio = info["frames_per_s"] / base.setdefault(row.group, info["frames_per_s"])
-        how = (
-            row.name.removeprefix("test_").replace(f"[{row.group}", "[").replace(f"-{row.group}", "").replace("[]", "")
-        )
-        name = f"{row.group}  {how}"
-        terminalreporter.write_line(
-            f"{name:<44}{info['frames_per_s']:>10}{info['gb_per_s']:>8}{info['cpu_us_per_frame']:>14}{ratio:>8.1f}"
-            f"{info.get('beside_copies_us_per_frame', ''):>16}"
-        )
+    for title, header, lines in tables([b.extra_info for b in getattr(session, "benchmarks", [])]):
+        terminalreporter.section(title)
+        terminalreporter.write_line(tabulate(lines, header, disable_numparse=True, stralign="right"))

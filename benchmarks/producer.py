@@ -1,45 +1,131 @@
-"""Publishes one picture over and over. Arguments: ring|pickle|parts, height, width, channels."""
+"""Publishes pictures, with one way of many. Run by a launcher, or imported for what :func:`messages` gives.
 
+Arguments: ring|pickle|parts|iceoryx2, height, width, channels; --fields N cuts the picture into N arrays; --interval S waits
+between two messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
 import pickle
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import zmq
 
 import blendtorch.btb as btb
 
-btargs, (how, *rest) = btb.parse_blendtorch_args()
-shape = tuple(map(int, rest[:3]))
-image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-frameid = 0
+AHEAD = 10  # messages: blendtorch's high-water mark, and so everybody's
+STAMP = np.dtype([("frameid", np.int64), ("sent_ns", np.int64)])
 
-if how == "ring":
-    publisher = btb.DataPublisher(btargs.btsockets["DATA"], btargs.btid)
-    while True:
+
+def messages(shape: tuple[int, ...], fields: int = 1, interval_s: float = 0.0) -> Iterator[dict[str, Any]]:
+    """A picture that is another one each time, without much being done for that."""
+    image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    parts = dict(zip(field_names(fields), np.split(image, fields), strict=True))
+    due = time.perf_counter()
+    for frameid in itertools.count():
         image.flat[0] = frameid % 251
-        publisher.publish(image=image, frameid=frameid)
-        frameid += 1
-elif how == "pickle":  # as blendtorch 0.4 does it: a pickle of the dict over a PUSH socket, ten messages ahead
+        yield {**parts, "frameid": frameid, "sent_ns": time.monotonic_ns()}
+        if interval_s:
+            due = max(due + interval_s, time.perf_counter() - 0.1)  # what it was kept waiting for is not made up for
+            time.sleep(max(0.0, due - time.perf_counter()))
+
+
+def field_names(fields: int) -> list[str]:
+    return ["image", *(f"image{i}" for i in range(1, fields))]
+
+
+def ring(socket: str, btid: int) -> Callable[[dict[str, Any]], None]:
+    publisher = btb.DataPublisher(socket, btid)
+    return lambda message: publisher.publish(**message)
+
+
+def push(endpoint: str) -> zmq.Socket[bytes]:
     socket = zmq.Context().socket(zmq.PUSH)
-    socket.setsockopt(zmq.SNDHWM, 10)
+    socket.setsockopt(zmq.SNDHWM, AHEAD)
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.bind(str(btargs.btsockets["DATA"]))
-    while True:
-        image.flat[0] = frameid % 251
-        socket.send_pyobj({"btid": btargs.btid, "image": image, "frameid": frameid})
-        frameid += 1
-elif how == "parts":  # the picture as a ZeroMQ part of its own, not copied into the pickle, over ipc
-    socket = zmq.Context().socket(zmq.PUSH)
-    socket.setsockopt(zmq.SNDHWM, 10)
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.bind("ipc://@" + str(btargs.btsockets["DATA"]))
-    while True:
-        image.flat[0] = frameid % 251
+    socket.bind(endpoint)
+    return socket
+
+
+def over_tcp(endpoint: str, btid: int) -> Callable[[dict[str, Any]], None]:
+    """As blendtorch 0.4 does it: a pickle of the dict over a PUSH socket."""
+    socket = push(endpoint)
+    return lambda message: socket.send_pyobj({"btid": btid, **message})
+
+
+def in_parts(endpoint: str, btid: int) -> Callable[[dict[str, Any]], None]:
+    """Pictures as ZeroMQ parts of their own, not copied into the pickle, over ipc."""
+    socket = push("ipc://@" + endpoint)
+
+    def publish(message: dict[str, Any]) -> None:
         buffers: list[pickle.PickleBuffer] = []
-        message = {"btid": btargs.btid, "image": image, "frameid": frameid}
-        head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+        head = pickle.dumps({"btid": btid, **message}, protocol=5, buffer_callback=buffers.append)
         socket.send_multipart([head, *buffers])  # copies, as the next picture overwrites this one
-        frameid += 1
-else:
-    raise SystemExit(f"{how}: no such way")
+
+    return publish
+
+
+def iceoryx2(service: str, btid: int) -> Callable[[dict[str, Any]], None]:
+    """The bare picture behind a stamp, in a loaned sample, and a notification."""
+    import iceoryx2 as iox
+
+    node, samples, events = iceoryx2_services(service)
+    publisher = None
+    notifier = events.notifier_builder().create()
+
+    def publish(message: dict[str, Any]) -> None:
+        nonlocal publisher
+        image = message["image"]
+        nbytes = STAMP.itemsize + image.nbytes
+        if publisher is None:
+            factory = samples.publisher_builder().initial_max_slice_len(nbytes)
+            publisher = factory.backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create()
+        sample = publisher.loan_slice_uninit(nbytes)
+        memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
+        memory[: STAMP.itemsize].view(STAMP)[0] = message["frameid"], message["sent_ns"]
+        np.copyto(memory[STAMP.itemsize :].reshape(image.shape), image)
+        sample.assume_init().send()
+        notifier.notify()
+
+    publish.node = node  # type: ignore[attr-defined]  # lives as long as what it made
+    return publish
+
+
+def iceoryx2_services(service: str) -> tuple[Any, Any, Any]:
+    """Its node, its samples and its events; the same at both ends."""
+    import ctypes
+
+    import iceoryx2 as iox
+
+    iox.set_log_level(iox.LogLevel.Error)
+    node = iox.NodeBuilder.new().create(iox.ServiceType.Ipc)
+    name = iox.ServiceName.new(service)
+    samples = node.service_builder(name).publish_subscribe(iox.Slice[ctypes.c_uint8])
+    samples = samples.enable_safe_overflow(False).subscriber_max_buffer_size(AHEAD).open_or_create()
+    return node, samples, node.service_builder(name).event().open_or_create()
+
+
+WAYS = {"ring": ring, "pickle": over_tcp, "parts": in_parts, "iceoryx2": iceoryx2}
+
+
+def main() -> None:
+    btargs, arguments = btb.parse_blendtorch_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("shape", type=int, nargs=3)
+    parser.add_argument("--fields", type=int, default=1)
+    parser.add_argument("--interval", type=float, default=0.0)
+    options = parser.parse_args(arguments)
+    publish = WAYS[options.way](btargs.btsockets["DATA"], btargs.btid)
+    for message in messages(tuple(options.shape), options.fields, options.interval):
+        publish(message)
+
+
+if __name__ == "__main__":
+    main()

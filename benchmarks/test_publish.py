@@ -14,7 +14,10 @@ from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 
-SHAPES = [(480, 640, 4), (1080, 1920, 4), (2160, 3840, 4)]
+from .conftest import Row
+from .receivers import Shape, name
+
+SHAPES = [(64, 64, 3), (480, 640, 3), (1080, 1920, 4), (2160, 3840, 4)]
 
 
 @pytest.fixture
@@ -28,13 +31,11 @@ def ends() -> Iterator[tuple[Sink, Source]]:
     directory.remove()
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("how", ["rendered into the slot", "copied"])
-def test_publish(
-    benchmark: Any, request: pytest.FixtureRequest, ends: tuple[Sink, Source], shape: tuple[int, ...], how: str
-) -> None:
+@pytest.mark.parametrize("how", ["copied", "rendered into the slot"])
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) -> None:
     sink, source = ends
-    benchmark.group = f"publish, {how}"
+    row.named("publishing", name(shape), how)
     sink.publish({"image": np.zeros(shape, np.uint8)})
     elsewhere = np.zeros(shape, np.uint8)
 
@@ -49,7 +50,9 @@ def test_publish(
     def publish(image: np.ndarray[Any, Any]) -> None:
         sink.publish({"btid": 0, "image": image, "frameid": 1})
 
-    benchmark.pedantic(publish, setup=prepare, rounds=20 if request.config.getoption("--short") else 200)
+    row.benchmark.pedantic(publish, setup=prepare, rounds=20 if row.short else 200)
+    if row.benchmark.stats is not None:
+        row.note(median_us=row.benchmark.stats.stats.median * 1e6)
     message = source.receive(10)
     assert message is not None
     assert (message.fields["image"] == 1).all()

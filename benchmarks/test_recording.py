@@ -11,42 +11,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torch_side import BlenderLauncher, FileDataset, FileRecorder, RemoteIterableDataset
+from torch_side import FileDataset, FileRecorder, RemoteIterableDataset
 
-from .conftest import Stream
-
-FOLDER = Path(__file__).parent
-SHAPES = [(64, 64, 3), (480, 640, 3), (1080, 1920, 4)]
-
-
-def name(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
+from .conftest import Row
+from .receivers import ENDLESS, Shape, launch, name
+from .test_batches import SHAPES
+from .test_frames import MIDDLE, unless
 
 # -- a stream with and without recording ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pace", ["100", "200", "as fast as it goes"])
 @pytest.mark.parametrize("recorded", [False, True], ids=["stream", "recorded"])
-def test_stream(stream: Stream, tmp_path: Path, pace: str, recorded: bool) -> None:
-    """One producer, one consumer, no workers. The CPU time is that of the consumer, which records."""
-    shape = (480, 640, 3)
-    stream.benchmark.group = f"{name(shape)} at {pace}"
-    if pace.isdigit():
-        script, arguments = FOLDER / "paced.py", [pace, *map(str, shape)]
-    else:
-        script, arguments = FOLDER / "producer.py", ["ring", *map(str, shape)]
-    with BlenderLauncher(
-        "", script, 1, ["DATA"], instance_args=[arguments], blender="python", progress=False
-    ) as launcher:
+@pytest.mark.parametrize("pace", [unless(pace, None) for pace in (100, 200, None)])
+def test_stream(row: Row, tmp_path: Path, pace: int | None, recorded: bool) -> None:
+    """One producer, one consumer, no workers. The trainer's CPU time is that of the process which records."""
+    x = "as fast as it goes" if pace is None else f"{pace} frames/s"
+    row.named("recording", x, "recorded" if recorded else "stream")
+    with launch("ring", MIDDLE, interval_s=1 / pace if pace else 0.0) as launcher:
         messages = iter(
             RemoteIterableDataset(
                 launcher.launch_info.addresses["DATA"],
-                max_items=10**9,
+                max_items=ENDLESS,
                 record_path_prefix=tmp_path / "a" if recorded else None,
             )
         )
-        stream.measure(messages.__next__, math.prod(shape), seconds=0.3 if pace.isdigit() else 0.1)
+        row.time_messages(messages.__next__, math.prod(MIDDLE), seconds=0.3 if pace else 0.1)
         messages.close()  # type: ignore[attr-defined]
     for path in tmp_path.glob("*.tar"):
         path.unlink()  # pytest would keep it
@@ -55,7 +44,7 @@ def test_stream(stream: Stream, tmp_path: Path, pace: str, recorded: bool) -> No
 # -- replaying against pickles ----------------------------------------------------------------------------------
 
 
-def items(shape: tuple[int, ...], count: int) -> Iterator[dict[str, Any]]:
+def items(shape: Shape, count: int) -> Iterator[dict[str, Any]]:
     images = np.random.default_rng(0).integers(0, 255, (4, *shape), np.uint8)
     for i in range(count):
         yield {"btid": 0, "image": images[i % 4], "xy": np.full((8, 2), float(i)), "frameid": i}
@@ -87,19 +76,19 @@ def recording(path: Path, recorded: Iterator[dict[str, Any]]) -> FileDataset:
     return FileDataset(path, output="numpy")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
-@pytest.mark.parametrize("use", ["replay", "replay, all bytes read"])
 @pytest.mark.parametrize("kept", [Pickles, recording], ids=["pickles", "recording"])
+@pytest.mark.parametrize("use", ["replay", "replay, all bytes read"])
+@pytest.mark.parametrize("shape", [unless(shape, MIDDLE, name(shape)) for shape in SHAPES])
 def test_replay(
-    stream: Stream,
+    row: Row,
     tmp_path: Path,
-    shape: tuple[int, ...],
+    shape: Shape,
     use: str,
     kept: Callable[[Path, Iterator[dict[str, Any]]], Any],
 ) -> None:
     """In random order, from a file that the system has in memory."""
-    stream.benchmark.group = f"{name(shape)} {use}"
-    count = 50 if stream.short else min(1000, 200_000_000 // math.prod(shape))
+    row.named(use, name(shape), kept.__name__.lower())
+    count = 50 if row.short else min(1000, 200_000_000 // math.prod(shape))
     dataset = kept(tmp_path / "a", items(shape, count))
     order = np.random.default_rng(0).permutation(count).tolist()
 
@@ -116,14 +105,14 @@ def test_replay(
         replayed += 1
         return {"frameid": replayed}
 
-    stream.measure(receive, math.prod(shape))
+    row.time_messages(receive, math.prod(shape))
     for path in tmp_path.iterdir():
         path.unlink()
 
 
 @pytest.mark.parametrize("how", ["with its index", "without"])
 def test_open_ten_thousand_items(benchmark: Any, tmp_path: Path, how: str) -> None:
-    benchmark.group = "open a file of 10 000 items"
+    benchmark.group = "opening a recording of 10 000 items"
     path = tmp_path / "a_00.tar"
     recorder = FileRecorder(path)
     with recorder:

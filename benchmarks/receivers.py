@@ -1,0 +1,278 @@
+"""The receiving end of each way: what a training process would write to get messages that way, and nothing more.
+
+Each is a context manager that starts the producers (producer.py) and yields a function that returns the next message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import multiprocessing
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+import zmq
+from torch.utils import data
+
+from blendtorch_shm.address import Address
+from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset
+
+from . import producer
+
+Shape = tuple[int, ...]
+Receive = Callable[[], dict[str, Any]]
+Receiver = Callable[..., contextlib.AbstractContextManager[Receive]]
+
+ENDLESS = 10**9
+forked_pids: set[int] = set()
+"""Producers that are no launcher's."""
+PATIENCE_S = 60
+
+
+def name(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def launch(
+    way: str,
+    shape: Shape,
+    *,
+    fields: int = 1,
+    interval_s: float = 0.0,
+    producers: int = 1,
+    bind_addr: str = "127.0.0.1",
+) -> BlenderLauncher:
+    arguments = [way, *map(str, shape), "--fields", str(fields), "--interval", str(interval_s)]
+    return BlenderLauncher(
+        "",
+        Path(producer.__file__),
+        producers,
+        ["DATA"],
+        bind_addr=bind_addr,
+        instance_args=[arguments] * producers,
+        blender="python",
+        progress=False,
+    )
+
+
+def pull(context: zmq.Context[zmq.Socket[bytes]], endpoints: list[str]) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.PULL)
+    socket.setsockopt(zmq.RCVHWM, producer.AHEAD)
+    socket.setsockopt(zmq.RCVTIMEO, PATIENCE_S * 1000)
+    for endpoint in endpoints:
+        socket.connect(endpoint)
+    return socket
+
+
+@contextlib.contextmanager
+def pickle_over_tcp(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """blendtorch's way."""
+    with (
+        launch("pickle", shape, **options) as launcher,
+        zmq.Context() as context,
+        pull(context, [str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
+    ):
+        yield socket.recv_pyobj
+
+
+@contextlib.contextmanager
+def parts_over_ipc(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """Pickle protocol 5, the pictures out of band."""
+    with (
+        launch("parts", shape, **options) as launcher,
+        zmq.Context() as context,
+        pull(context, ["ipc://@" + str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
+    ):
+
+        def receive() -> dict[str, Any]:
+            head, *buffers = socket.recv_multipart(copy=False)
+            message: dict[str, Any] = pickle.loads(head.buffer, buffers=[part.buffer for part in buffers])
+            return message
+
+        yield receive
+
+
+@contextlib.contextmanager
+def torch_queue(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
+    """Each frame in shared memory of its own, whose file descriptor goes through the queue."""
+    queue = torch.multiprocessing.Queue(producer.AHEAD)
+    with forked(put_tensors, queue, shape, interval_s):
+        yield lambda: queue.get(timeout=PATIENCE_S)
+
+
+def put_tensors(queue: Any, shape: Shape, interval_s: float) -> None:
+    for message in producer.messages(shape, interval_s=interval_s):
+        message["image"] = torch.from_numpy(message["image"]).share_memory_()  # this is the copy
+        queue.put(message)
+
+
+@contextlib.contextmanager
+def spdl_arena(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
+    """SPDL's pool of shared segments, which its pipelines send arrays through; its descriptors through a queue."""
+    arenas = pytest.importorskip("spdl.pipeline._arena")
+    pool = arenas.SharedMemorySegmentPool(segment_size=math.prod(shape) + 4096, count=producer.AHEAD)
+    queue: Any = multiprocessing.Queue(producer.AHEAD)
+    with forked(offload, queue, arenas._Arena(pool), shape, interval_s):
+        arena = arenas._Arena(pool)
+        yield lambda: arena.restore(queue.get(timeout=PATIENCE_S))
+        pool.close()  # while there is a producer to be woken: without one, it would wait for that for ever
+    pool.unlink()
+
+
+def offload(queue: Any, arena: Any, shape: Shape, interval_s: float) -> None:
+    for message in producer.messages(shape, interval_s=interval_s):
+        queue.put(arena.offload(message))
+
+
+@contextlib.contextmanager
+def forked(target: Callable[..., None], *args: Any) -> Iterator[None]:
+    process = multiprocessing.Process(target=target, args=args, daemon=True)
+    process.start()
+    assert process.pid is not None
+    forked_pids.add(process.pid)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+        forked_pids.discard(process.pid)
+
+
+@contextlib.contextmanager
+def iceoryx2(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """Waits for events; the picture is an array over the sample, which goes back with the next message."""
+    iox = pytest.importorskip("iceoryx2")
+    with launch("iceoryx2", shape, **options) as launcher:
+        node, samples, events = producer.iceoryx2_services(str(launcher.launch_info.addresses["DATA"][0]))
+        subscriber = samples.subscriber_builder().buffer_size(producer.AHEAD).create()
+        listener = events.listener_builder().create()
+        patience = iox.Duration.from_secs(PATIENCE_S)
+        held: Any = None
+
+        def receive() -> dict[str, Any]:
+            nonlocal held
+            held = None  # by reference counting, what Python holds of the sample before
+            while (sample := subscriber.receive()) is None:
+                if listener.timed_wait(patience) is None:
+                    raise TimeoutError(f"iceoryx2: nothing in {PATIENCE_S} s")
+            held = sample
+            memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
+            stamp = memory[: producer.STAMP.itemsize].view(producer.STAMP)[0]
+            image = memory[producer.STAMP.itemsize :].reshape(shape)
+            return {"image": image, "frameid": int(stamp["frameid"]), "sent_ns": int(stamp["sent_ns"])}
+
+        yield receive
+        held = None
+        del node
+
+
+@contextlib.contextmanager
+def ring(shape: Shape, **options: Any) -> Iterator[Receive]:
+    with launch("ring", shape, **options) as launcher:
+        yield from _dataset(launcher.launch_info.addresses["DATA"])
+
+
+@contextlib.contextmanager
+def tcp(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """What a reader on another host does, over this host's own network."""
+    with launch("ring", shape, **options) as launcher:
+        yield from _dataset([Address(a) for a in launcher.launch_info.addresses["DATA"]])
+
+
+@contextlib.contextmanager
+def tcp_with_keys(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """The same with CURVE, as it is beyond loopback."""
+    with launch("ring", shape, **options, bind_addr="primaryip") as launcher:
+        yield from _dataset([Address(a, keys=a.keys) for a in launcher.launch_info.addresses["DATA"]])
+
+
+def _dataset(addresses: Any) -> Iterator[Receive]:
+    messages = iter(RemoteIterableDataset(addresses, max_items=ENDLESS))
+    yield messages.__next__
+    messages.close()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def memcpy(shape: Shape) -> Iterator[Receive]:
+    """The limit of the machine: one thread copies a picture into eight slots in turn, and nobody is told."""
+    image = np.zeros(shape, np.uint8)
+    slots = np.ones((8, *shape), np.uint8)
+    frameid = 0
+
+    def copy() -> dict[str, Any]:
+        nonlocal frameid
+        frameid += 1
+        np.copyto(slots[frameid % len(slots)], image)
+        return {"frameid": frameid}
+
+    yield copy
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+class PickledMessages(data.IterableDataset[Any]):
+    """As blendtorch 0.4 receives them."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self._addresses = addresses
+
+    def __iter__(self) -> Iterator[Any]:
+        with zmq.Context() as context, pull(context, self._addresses) as socket:
+            while True:
+                yield socket.recv_pyobj()
+
+
+class ReadyTensors(data.IterableDataset[Any]):
+    """The limit of a DataLoader: the same frame again and again, there already."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._image = torch.zeros(shape, dtype=torch.uint8)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = data.get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for frameid in itertools.count(first, step):
+            yield {"image": self._image, "frameid": frameid}
+
+
+def data_loader(dataset: data.IterableDataset[Any], batch_size: int, workers: int) -> Receive:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it advises against more workers than cores
+        return iter(data.DataLoader(dataset, batch_size=batch_size, num_workers=workers)).__next__
+
+
+@contextlib.contextmanager
+def data_loader_pickle(shape: Shape, batch_size: int, workers: int, **options: Any) -> Iterator[Receive]:
+    """blendtorch's way."""
+    with launch("pickle", shape, **options) as launcher:
+        addresses = [str(a) for a in launcher.launch_info.addresses["DATA"]]
+        yield data_loader(PickledMessages(addresses), batch_size, workers)
+
+
+@contextlib.contextmanager
+def data_loader_ring(shape: Shape, batch_size: int, workers: int, **options: Any) -> Iterator[Receive]:
+    with launch("ring", shape, **options) as launcher:
+        dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=ENDLESS)
+        yield data_loader(dataset, batch_size, workers)
+
+
+@contextlib.contextmanager
+def data_loader_alone(shape: Shape, batch_size: int, workers: int) -> Iterator[Receive]:
+    yield data_loader(ReadyTensors(shape), batch_size, workers)
+
+
+@contextlib.contextmanager
+def frame_loader(shape: Shape, batch_size: int, **options: Any) -> Iterator[Receive]:
+    with launch("ring", shape, **options) as launcher:
+        batches = iter(FrameLoader(launcher.launch_info.addresses["DATA"], batch_size))
+        yield batches.__next__
+        batches.close()  # type: ignore[attr-defined]
