@@ -24,7 +24,7 @@ import textwrap
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -262,7 +262,8 @@ def _wait(launcher: BlenderLauncher) -> list[int]:
     lines = _Lines(launcher)
     live = Live(get_renderable=lines.draw, console=console, refresh_per_second=_REFRESH_PER_S, transient=True)
     try:
-        live.start(refresh=True)
+        with _signals_held():  # rich, interrupted while it draws its first lines, would draw them again below
+            live.start(refresh=True)
         codes = launcher.wait()
         live.transient = False  # the last lines stay, unless a signal comes: then they would tell of instances that run
         return codes
@@ -330,6 +331,19 @@ def _await_signals() -> None:
         raise _AskedToEnd(number)
 
     _handle(on_signal)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let a signal that comes meanwhile raise its _AskedToEnd at the end of the block."""
+    held: list[int] = []
+    _handle(lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        _await_signals()
+    if held:
+        signal.raise_signal(held[0])
 
 
 def _disregard_signals() -> None:
