@@ -305,6 +305,15 @@ def blender(request: pytest.FixtureRequest) -> Blender:
     return found
 
 
+@pytest.fixture
+def a_blender(blender_forms: dict[str, Blender | str]) -> Blender:
+    """The first form of Blender that is here and draws off-screen: for what others test with each form."""
+    for blender in blender_forms.values():
+        if not isinstance(blender, str) and (blender.form == "executable" or blender.version >= (5, 1, 0)):
+            return blender
+    pytest.skip(f"no Blender that draws off-screen: {', '.join(map(str, blender_forms.values()))}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"blender", "blender_forms"} & set(getattr(item, "fixturenames", ())):

@@ -25,12 +25,12 @@ def depth_of_the_floor_in_the_uppermost_row() -> float:
 
 
 @pytest.mark.timeout(300)
-def test_two_instances_deliver_normals_and_depth_that_are_plotted(blender: Any, tmp_path: Path) -> None:
+def test_two_instances_deliver_normals_and_depth_that_are_plotted(a_blender: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an example's needs: pip install '.[examples]'")
     for file in EXAMPLE.glob("*.*"):
         shutil.copy(file, tmp_path)
     done = subprocess.run(
-        [sys.executable, tmp_path / "compositor_normals_depth.py", "--items", "2", "--blender", blender.argument],
+        [sys.executable, tmp_path / "compositor_normals_depth.py", "--items", "2", "--blender", a_blender.argument],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -34,11 +34,11 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(600)
-def test_a_replay_shows_the_same_pictures_as_the_run_that_was_recorded(blender: Any, tmp_path: Path) -> None:
+def test_a_replay_shows_the_same_pictures_as_the_run_that_was_recorded(a_blender: Any, tmp_path: Path) -> None:
     live, replayed, recording = tmp_path / "live", tmp_path / "replayed", tmp_path / "recording"
     common = ("falling_cubes", "--batch-size", 2, "--recording", recording)
     # 5 and 4 items for the two workers: one more batch from the first, and its last one not full
-    generating = ("--items", 9, "--instances", 2, "--workers", 2, "--blender", blender.argument)
+    generating = ("--items", 9, "--instances", 2, "--workers", 2, "--blender", a_blender.argument)
     done = generate(*common, *generating, "--record", "--out", live)
     assert done.returncode == 0, done.stderr
     replayed.mkdir()

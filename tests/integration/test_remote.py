@@ -156,8 +156,8 @@ def test_items_on_another_host_are_those_of_the_same_launch_consumed_locally(
 
 
 @pytest.mark.timeout(300)
-def test_pictures_of_blender_are_the_same_on_both_hosts(blender: Any, rendering: Host, training: Host) -> None:
-    cube = {"scene": str(CUBE_BLEND), "script": str(SCRIPTS / "turning_cube.py"), "blender": blender.argument}
+def test_pictures_of_blender_are_the_same_on_both_hosts(a_blender: Any, rendering: Host, training: Host) -> None:
+    cube = {"scene": str(CUBE_BLEND), "script": str(SCRIPTS / "turning_cube.py"), "blender": a_blender.argument}
     launcher = launch(rendering, 4, **cube)
     info = hand_over(rendering, training)
     here = consume(rendering, INFO, "--only", 0, "--max-items", 4, "--describe", twins=[True])

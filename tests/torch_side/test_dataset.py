@@ -47,7 +47,7 @@ def check(item: dict[str, Any]) -> None:
     assert (item["xy"] == item["frameid"]).all()
 
 
-WORKERS = [(0, None), *[(n, method) for n in (1, 4) for method in ("fork", "spawn", "forkserver")]]
+WORKERS = [(0, None), (1, "fork"), *[(4, method) for method in ("fork", "spawn", "forkserver")]]
 
 
 @pytest.mark.parametrize(

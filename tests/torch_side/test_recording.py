@@ -612,7 +612,7 @@ def key(item: dict[str, Any]) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("num_workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("num_workers", "method"), [(0, None), (2, "fork")])
 def test_the_items_of_a_stream_replay_as_they_came(
     addresses: list[str], tmp_path: Path, num_workers: int, method: str | None
 ) -> None:
