@@ -45,7 +45,6 @@ format:
 
 bench:
 	$(SET_UP)
-	@$(BIN)/python -m pip install --quiet --editable '.[bench]' || echo "benchmarks: others are left out"
 	@mkdir -p .benchmarks
 	@$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/latest.json $(ARGS)
 
