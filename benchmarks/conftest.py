@@ -158,9 +158,9 @@ class Sides:
 
 
 def _is_producer(process: psutil.Process) -> bool:
-    from .receivers import forked_pids
+    from .receivers import children_pids
 
-    return process.pid in forked_pids or any("producer.py" in argument for argument in process.cmdline())
+    return process.pid in children_pids or any("producer.py" in argument for argument in process.cmdline())
 
 
 @pytest.fixture

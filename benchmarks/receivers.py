@@ -32,7 +32,7 @@ Receive = Callable[[], dict[str, Any]]
 Receiver = Callable[..., contextlib.AbstractContextManager[Receive]]
 
 ENDLESS = 10**9
-forked_pids: set[int] = set()
+children_pids: set[int] = set()
 """Producers that are no launcher's."""
 PATIENCE_S = 60
 
@@ -103,8 +103,11 @@ def parts_over_ipc(shape: Shape, **options: Any) -> Iterator[Receive]:
 @contextlib.contextmanager
 def torch_queue(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
     """Each frame in shared memory of its own, whose file descriptor goes through the queue."""
-    queue = torch.multiprocessing.Queue(producer.AHEAD)
-    with forked(put_tensors, queue, shape, interval_s):
+    context = torch.multiprocessing.get_context(
+        "spawn"
+    )  # a forked child would wait for OpenMP's threads, which it lacks
+    queue = context.Queue(producer.AHEAD)
+    with child(context, put_tensors, queue, shape, interval_s):
         yield lambda: queue.get(timeout=PATIENCE_S)
 
 
@@ -120,7 +123,7 @@ def spdl_arena(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
     arenas = pytest.importorskip("spdl.pipeline._arena")
     pool = arenas.SharedMemorySegmentPool(segment_size=math.prod(shape) + 4096, count=producer.AHEAD)
     queue: Any = multiprocessing.Queue(producer.AHEAD)
-    with forked(offload, queue, arenas._Arena(pool), shape, interval_s):
+    with child(multiprocessing, offload, queue, arenas._Arena(pool), shape, interval_s):
         arena = arenas._Arena(pool)
         yield lambda: arena.restore(queue.get(timeout=PATIENCE_S))
         pool.close()  # while there is a producer to be woken: without one, it would wait for that for ever
@@ -133,17 +136,17 @@ def offload(queue: Any, arena: Any, shape: Shape, interval_s: float) -> None:
 
 
 @contextlib.contextmanager
-def forked(target: Callable[..., None], *args: Any) -> Iterator[None]:
-    process = multiprocessing.Process(target=target, args=args, daemon=True)
+def child(context: Any, target: Callable[..., None], *args: Any) -> Iterator[None]:
+    process = context.Process(target=target, args=args, daemon=True)
     process.start()
     assert process.pid is not None
-    forked_pids.add(process.pid)
+    children_pids.add(process.pid)
     try:
         yield
     finally:
         process.kill()
         process.join()
-        forked_pids.discard(process.pid)
+        children_pids.discard(process.pid)
 
 
 @contextlib.contextmanager
