@@ -23,7 +23,7 @@ import zmq
 from torch.utils import data
 
 from blendtorch_shm.address import Address
-from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset
+from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, pooled_collate
 
 from . import producer
 
@@ -247,10 +247,10 @@ class ReadyTensors(data.IterableDataset[Any]):
             yield {"image": self._image, "frameid": frameid}
 
 
-def data_loader(dataset: data.IterableDataset[Any], batch_size: int, workers: int) -> Receive:
+def data_loader(dataset: data.IterableDataset[Any], batch_size: int, workers: int, **options: Any) -> Receive:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises against more workers than cores
-        return iter(data.DataLoader(dataset, batch_size=batch_size, num_workers=workers)).__next__
+        return iter(data.DataLoader(dataset, batch_size=batch_size, num_workers=workers, **options)).__next__
 
 
 @contextlib.contextmanager
@@ -266,6 +266,14 @@ def data_loader_ring(shape: Shape, batch_size: int, workers: int, **options: Any
     with launch("ring", shape, **options) as launcher:
         dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=ENDLESS)
         yield data_loader(dataset, batch_size, workers)
+
+
+@contextlib.contextmanager
+def data_loader_ring_pooled(shape: Shape, batch_size: int, workers: int, **options: Any) -> Iterator[Receive]:
+    """With `pooled_collate` instead of the default collation."""
+    with launch("ring", shape, **options) as launcher:
+        dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=ENDLESS)
+        yield data_loader(dataset, batch_size, workers, collate_fn=pooled_collate)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from .test_frames import MIDDLE, unless, way
 
 BATCH, WORKERS = 8, 4
 SHAPES = [(64, 64, 3), MIDDLE, (1080, 1920, 4)]
-DATA_LOADERS = [receivers.data_loader_pickle, receivers.data_loader_ring]
+DATA_LOADERS = [receivers.data_loader_pickle, receivers.data_loader_ring, receivers.data_loader_ring_pooled]
 
 
 def measure(row: Row, receiver: Receiver, shape: Shape, batch_size: int, workers: int, **options: Any) -> None:

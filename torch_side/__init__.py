@@ -14,6 +14,7 @@ from .launcher import BlenderLauncher
 
 if TYPE_CHECKING:
     from . import colors
+    from .collation import pooled_collate
     from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
     from .frame_loader import FrameLoader
     from .recording import FileReader, FileRecorder
@@ -34,6 +35,7 @@ __all__ = [
     "StreamTimeout",
     "colors",
     "discover_blender",
+    "pooled_collate",
     "stats",
 ]
 
@@ -45,12 +47,13 @@ _LAZY = {
     "FrameLoader": "frame_loader",
     "RemoteIterableDataset": "dataset",
     "SingleFileDataset": "dataset",
+    "pooled_collate": "collation",
 }
 
 
 def __getattr__(name: str) -> Any:
     home = _LAZY.get(name, name)
-    if home in ("colors", "dataset", "frame_loader", "recording"):
+    if home in ("collation", "colors", "dataset", "frame_loader", "recording"):
         from importlib import import_module
 
         module = import_module(f".{home}", __name__)
