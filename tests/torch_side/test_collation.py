@@ -116,7 +116,7 @@ def test_batches_are_those_of_the_default_collation(addresses: list[str], transf
         check(ours)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_each_message_arrives_once_whatever_the_workers(method: str) -> None:
     with launch("--stop-after", "50") as launcher:
         batches = list(load(launcher.launch_info.addresses["DATA"], 100, multiprocessing_context=method))
