@@ -1,7 +1,7 @@
 """Publishes pictures, with one way of many. Run by a launcher, or imported for what :func:`messages` gives.
 
-Arguments: ring|pickle|parts|iceoryx2, height, width, channels; --fields N cuts the picture into N arrays; --interval S waits
-between two messages.
+Arguments: ring|pickle|parts|iceoryx2|hop, height, width, channels; --fields N cuts the picture into N arrays; --interval S waits
+between two messages; --asked ENDPOINT waits to be asked for each, there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ AHEAD = 10  # messages: blendtorch's high-water mark, and so everybody's
 STAMP = np.dtype([("frameid", np.int64), ("sent_ns", np.int64)])
 
 
-def messages(shape: tuple[int, ...], fields: int = 1, interval_s: float = 0.0) -> Iterator[dict[str, Any]]:
+def messages(
+    shape: tuple[int, ...], fields: int = 1, interval_s: float = 0.0, asked: str = ""
+) -> Iterator[dict[str, Any]]:
     """A picture that is another one each time, without much being done for that."""
     image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
     parts = dict(zip(field_names(fields), np.split(image, fields), strict=True))
     due = time.perf_counter()
+    questions = zmq.Context().socket(zmq.PULL)
+    if asked:
+        questions.connect(asked)
     for frameid in itertools.count():
+        if asked:
+            questions.recv()
         image.flat[0] = frameid % 251
         yield {**parts, "frameid": frameid, "sent_ns": time.monotonic_ns()}
         if interval_s:
@@ -67,6 +74,20 @@ def in_parts(endpoint: str, btid: int) -> Callable[[dict[str, Any]], None]:
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps({"btid": btid, **message}, protocol=5, buffer_callback=buffers.append)
         socket.send_multipart([head, *buffers])  # copies, as the next picture overwrites this one
+
+    return publish
+
+
+def hop(endpoint: str, btid: int) -> Callable[[dict[str, Any]], None]:
+    """What must be: a copy into one of eight slots, which nobody else sees, and one small message over ZeroMQ."""
+    socket = push("ipc://@" + endpoint)
+    slots: list[np.ndarray[Any, Any]] = []
+
+    def publish(message: dict[str, Any]) -> None:
+        if not slots:
+            slots.extend(np.ones_like(message["image"]) for _ in range(8))
+        np.copyto(slots[message["frameid"] % len(slots)], message["image"])
+        socket.send(np.array((message["frameid"], message["sent_ns"]), STAMP).tobytes())
 
     return publish
 
@@ -111,7 +132,7 @@ def iceoryx2_services(service: str) -> tuple[Any, Any, Any]:
     return node, samples, node.service_builder(name).event().open_or_create()
 
 
-WAYS = {"ring": ring, "pickle": over_tcp, "parts": in_parts, "iceoryx2": iceoryx2}
+WAYS = {"ring": ring, "pickle": over_tcp, "parts": in_parts, "iceoryx2": iceoryx2, "hop": hop}
 
 
 def main() -> None:
@@ -121,9 +142,10 @@ def main() -> None:
     parser.add_argument("shape", type=int, nargs=3)
     parser.add_argument("--fields", type=int, default=1)
     parser.add_argument("--interval", type=float, default=0.0)
+    parser.add_argument("--asked", default="")
     options = parser.parse_args(arguments)
     publish = WAYS[options.way](btargs.btsockets["DATA"], btargs.btid)
-    for message in messages(tuple(options.shape), options.fields, options.interval):
+    for message in messages(tuple(options.shape), options.fields, options.interval, options.asked):
         publish(message)
 
 

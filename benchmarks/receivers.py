@@ -47,10 +47,11 @@ def launch(
     *,
     fields: int = 1,
     interval_s: float = 0.0,
+    asked: str = "",
     producers: int = 1,
     bind_addr: str = "127.0.0.1",
 ) -> BlenderLauncher:
-    arguments = [way, *map(str, shape), "--fields", str(fields), "--interval", str(interval_s)]
+    arguments = [way, *map(str, shape), "--fields", str(fields), "--interval", str(interval_s), "--asked", asked]
     return BlenderLauncher(
         "",
         Path(producer.__file__),
@@ -101,37 +102,53 @@ def parts_over_ipc(shape: Shape, **options: Any) -> Iterator[Receive]:
 
 
 @contextlib.contextmanager
-def torch_queue(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
+def memcpy_and_hop(shape: Shape, **options: Any) -> Iterator[Receive]:
+    """What must be: the producer copies a picture, and sends a small message over ZeroMQ's ipc."""
+    with (
+        launch("hop", shape, **options) as launcher,
+        zmq.Context() as context,
+        pull(context, ["ipc://@" + str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
+    ):
+
+        def receive() -> dict[str, Any]:
+            frameid, sent_ns = np.frombuffer(socket.recv(), producer.STAMP)[0].tolist()
+            return {"frameid": frameid, "sent_ns": sent_ns}
+
+        yield receive
+
+
+@contextlib.contextmanager
+def torch_queue(shape: Shape, **options: Any) -> Iterator[Receive]:
     """Each frame in shared memory of its own, whose file descriptor goes through the queue."""
     context = torch.multiprocessing.get_context(
         "spawn"
     )  # a forked child would wait for OpenMP's threads, which it lacks
     queue = context.Queue(producer.AHEAD)
-    with child(context, put_tensors, queue, shape, interval_s):
+    with child(context, put_tensors, queue, shape, options):
         yield lambda: queue.get(timeout=PATIENCE_S)
 
 
-def put_tensors(queue: Any, shape: Shape, interval_s: float) -> None:
-    for message in producer.messages(shape, interval_s=interval_s):
+def put_tensors(queue: Any, shape: Shape, options: dict[str, Any]) -> None:
+    for message in producer.messages(shape, **options):
         message["image"] = torch.from_numpy(message["image"]).share_memory_()  # this is the copy
         queue.put(message)
 
 
 @contextlib.contextmanager
-def spdl_arena(shape: Shape, interval_s: float = 0.0) -> Iterator[Receive]:
+def spdl_arena(shape: Shape, **options: Any) -> Iterator[Receive]:
     """SPDL's pool of shared segments, which its pipelines send arrays through; its descriptors through a queue."""
     arenas = pytest.importorskip("spdl.pipeline._arena")
     pool = arenas.SharedMemorySegmentPool(segment_size=math.prod(shape) + 4096, count=producer.AHEAD)
     queue: Any = multiprocessing.Queue(producer.AHEAD)
-    with child(multiprocessing, offload, queue, arenas._Arena(pool), shape, interval_s):
+    with child(multiprocessing, offload, queue, arenas._Arena(pool), shape, options):
         arena = arenas._Arena(pool)
         yield lambda: arena.restore(queue.get(timeout=PATIENCE_S))
         pool.close()  # while there is a producer to be woken: without one, it would wait for that for ever
     pool.unlink()
 
 
-def offload(queue: Any, arena: Any, shape: Shape, interval_s: float) -> None:
-    for message in producer.messages(shape, interval_s=interval_s):
+def offload(queue: Any, arena: Any, shape: Shape, options: dict[str, Any]) -> None:
+    for message in producer.messages(shape, **options):
         queue.put(arena.offload(message))
 
 

@@ -62,8 +62,9 @@ anybody has sent anything. DataLoaders have four workers, the FrameLoader none."
     "producers, batches of 8": "480x640x3. DataLoaders have four workers.",
     "fields": "480x640x3, cut into so many arrays.",
     "latency": """\
-From before publishing to a tensor in the training process, 480x640x3, 200 frames a second, one at a time. The first row is the
-copy of that picture and one hop of an empty message over ZeroMQ's ipc.""",
+From before publishing to a tensor in the training process, 480x640x3, one frame at a time: each asked for when the one before is
+there, or 200 a second, between which caches and CPUs cool down. The first row is what must be: a copy of that picture and a
+small message over ZeroMQ's ipc.""",
     "time to first batch": """\
 From launching two instances (without Blender) to the first batch of 8, 480x640x3. DataLoaders have four workers, by fork.""",
     "real Blender": """\
