@@ -25,12 +25,6 @@ from .states import SOURCE, TARGET, Event, State
 
 Bytes = npt.NDArray[np.uint8]
 
-_GENERATION = word(layout.SLOT_RECORD, "generation")
-_SEQUENCE = word(layout.SLOT_RECORD, "sequence")
-_OWNER = word(layout.SLOT_RECORD, "owner")
-_PAYLOAD_NBYTES = word(layout.SLOT_RECORD, "payload_nbytes")
-_HEADER_NBYTES = word(layout.SLOT_RECORD, "header_nbytes")
-_FLAGS = word(layout.SLOT_RECORD, "flags")
 _READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
 _NO_SEQUENCE = 2**64 - 1  # of a slot whose message never was
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
@@ -60,8 +54,12 @@ class Ring:
         self.slot_nbytes = slot_nbytes
         start = layout.states_offset()
         self._states = segment.view[start : start + num_slots]
-        self._words = segment.words
-        self._first_record = layout.records_offset(num_slots) // 8
+        first = layout.records_offset(num_slots) // 8
+        records = segment.words[first : first + num_slots * _RECORD_WORDS]
+        self._generation, self._sequence, self._owner, self._payload_nbytes, self._header_nbytes, self._flags = (
+            records[word(layout.SLOT_RECORD, field) :: _RECORD_WORDS]  # of all slots
+            for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")
+        )
         first = layout.slots_offset(num_slots)
         self.slots = [segment.view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
         """One writable byte view per slot. Each array is built on a view of its own, so that its views keep *it* alive."""
@@ -118,19 +116,13 @@ class Ring:
 
     def ready(self) -> list[int]:
         """The READY slots, oldest message first."""
-        states = bytes(self._states)
-        slots = []
-        slot = states.find(_READY)
-        while slot >= 0:
-            slots.append(slot)
-            slot = states.find(_READY, slot + 1)
-        if len(slots) > 1:
-            slots.sort(key=self.sequence)
+        slots = [slot for slot, state in enumerate(bytes(self._states)) if state == _READY]
+        slots.sort(key=self._sequence.__getitem__)
         return slots
 
     def sequence(self, slot: int) -> int:
         """Sequence number of the message in `slot`."""
-        return self._words[self._record(slot) + _SEQUENCE]
+        return self._sequence[slot]
 
     def next_sequence(self) -> int:
         """One more than the largest sequence number committed here of which there is a trace."""
@@ -142,15 +134,15 @@ class Ring:
 
     def generation(self, slot: int) -> int:
         """How often `slot` was committed."""
-        return self._words[self._record(slot) + _GENERATION]
+        return self._generation[slot]
 
     def owner(self, slot: int) -> int:
         """Owner of the lease on `slot`, 0 for none."""
-        return self._words[self._record(slot) + _OWNER]
+        return self._owner[slot]
 
     def flags(self, slot: int) -> int:
         """Flags of the message in `slot`."""
-        return self._words[self._record(slot) + _FLAGS]
+        return self._flags[slot]
 
     def info(self, slot: int) -> SlotInfo:
         """The record of `slot`.
@@ -158,17 +150,15 @@ class Ring:
         Raises:
             SegmentError: it is in no state that exists.
         """
-        at = self._record(slot)
-        words = self._words
         return SlotInfo(
             slot,
             self._state(slot),
-            words[at + _GENERATION],
-            words[at + _SEQUENCE],
-            words[at + _OWNER],
-            words[at + _PAYLOAD_NBYTES],
-            words[at + _HEADER_NBYTES],
-            words[at + _FLAGS],
+            self._generation[slot],
+            self._sequence[slot],
+            self._owner[slot],
+            self._payload_nbytes[slot],
+            self._header_nbytes[slot],
+            self._flags[slot],
         )
 
     def message(self, slot: int) -> tuple[bytes, int, int]:
@@ -177,22 +167,21 @@ class Ring:
         Raises:
             SegmentError: the record points outside the slot.
         """
-        at = self._record(slot)
-        payload_nbytes, header_nbytes = self._words[at + _PAYLOAD_NBYTES], self._words[at + _HEADER_NBYTES]
+        payload_nbytes, header_nbytes = self._payload_nbytes[slot], self._header_nbytes[slot]
         header_at = align(payload_nbytes)
         if header_at + header_nbytes > self.slot_nbytes:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
         header = bytes(self.slots[slot][header_at : header_at + header_nbytes])
-        return header, payload_nbytes, self._words[at + _FLAGS]
+        return header, payload_nbytes, self._flags[slot]
 
-    def bytes_of(self, slot: int) -> Bytes:
-        """A new array over the whole slot; the base of every array in it, alive as long as any of them."""
+    def bytes_of(self, slot: int, nbytes: int = -1) -> Bytes:
+        """A new array over the slot or its first `nbytes`; the base of every array in it, alive as long as any of them."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
             self.segment.prefault(layout.slots_offset(self.num_slots) + slot * self.slot_nbytes, self.slot_nbytes)
-        return np.frombuffer(self.slots[slot], np.uint8)
+        return np.frombuffer(self.slots[slot], np.uint8, nbytes)
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""
@@ -216,7 +205,7 @@ class Ring:
 
     def abort(self, slot: int) -> None:
         """Give back a loaned slot unused; what a commit that was cut short has left in its record counts for nothing."""
-        self._words[self._record(slot) + _SEQUENCE] = _NO_SEQUENCE
+        self._sequence[slot] = _NO_SEQUENCE
         self._move(slot, Event.ABORT)
 
     def abort_all(self) -> None:
@@ -233,15 +222,13 @@ class Ring:
         """
         header_at = align(payload_nbytes)
         self.slots[slot][header_at : header_at + len(header)] = header
-        at = self._record(slot)
-        words = self._words
-        generation = words[at + _GENERATION] + 1
-        words[at + _GENERATION] = generation
-        words[at + _SEQUENCE] = sequence
-        words[at + _OWNER] = 0
-        words[at + _PAYLOAD_NBYTES] = payload_nbytes
-        words[at + _HEADER_NBYTES] = len(header)
-        words[at + _FLAGS] = flags
+        generation = self._generation[slot] + 1
+        self._generation[slot] = generation
+        self._sequence[slot] = sequence
+        self._owner[slot] = 0
+        self._payload_nbytes[slot] = payload_nbytes
+        self._header_nbytes[slot] = len(header)
+        self._flags[slot] = flags
         self._move(slot, Event.COMMIT)
         return generation
 
@@ -249,21 +236,15 @@ class Ring:
 
     def claim(self, slot: int, generation: int, owner: int) -> bool:
         """Lease the READY slot to `owner` if it still is that generation. The caller holds the slot's lock."""
-        at = self._record(slot)
-        if self._states[slot] != _READY or self._words[at + _GENERATION] != generation:
+        if self._states[slot] != _READY or self._generation[slot] != generation:
             return False
-        self._words[at + _OWNER] = owner
+        self._owner[slot] = owner
         self._move(slot, Event.CLAIM)
         return True
 
     def release(self, slot: int, generation: int, owner: int) -> bool:
         """End `owner`'s lease. False if the lease is no longer its own."""
-        at = self._record(slot)
-        if (
-            self._states[slot] != _LEASED
-            or self._words[at + _GENERATION] != generation
-            or self._words[at + _OWNER] != owner
-        ):
+        if self._states[slot] != _LEASED or self._generation[slot] != generation or self._owner[slot] != owner:
             return False
         self._move(slot, Event.RELEASE)
         return True
@@ -272,12 +253,11 @@ class Ring:
         """Make READY again what `owner` leased and has not finished. The caller holds the slot's lock, and is `owner`, or knows
         that it is dead.
         """
-        if self._states[slot] != State.LEASED or self.owner(slot) != owner:
+        if self._states[slot] != _LEASED or self._owner[slot] != owner:
             return False
-        at = self._record(slot)
-        self._words[at + _FLAGS] |= FLAG_AGAIN
+        self._flags[slot] |= FLAG_AGAIN
         self._move(slot, Event.RECLAIM)
-        self._words[at + _OWNER] = 0  # last: who dies over this must leave a lease whose owner is known to be dead
+        self._owner[slot] = 0  # last: who dies over this must leave a lease whose owner is known to be dead
         return True
 
     def _move(self, slot: int, event: Event) -> None:
@@ -291,9 +271,6 @@ class Ring:
             return State(self._states[slot])
         except ValueError as error:
             raise SegmentError(f"Slot {slot} of ring {self.number}: {error}.") from None
-
-    def _record(self, slot: int) -> int:
-        return self._first_record + slot * _RECORD_WORDS
 
 
 def check_header(segment: Segment, magic: int, expected: int, version: int) -> None:

@@ -126,11 +126,9 @@ class RingSource:
         messages: list[Message] = []
         for remaining in range(len(self._readers), 0, -1):
             reader = self._next_reader()
-            try:
-                taken = reader.take_many(-(-(count - len(messages)) // remaining))
-            except SegmentError as error:
-                self._reject(reader, error)
-                continue
+            taken, bad = reader.take_many(-(-(count - len(messages)) // remaining))
+            for wrong in bad:
+                self._reject(reader, wrong)
             for claimed in taken:
                 try:
                     messages.append(decode(claimed.header, claimed.payload, trusted=True))

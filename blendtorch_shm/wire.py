@@ -286,7 +286,7 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
         for spec in head.arrays:
             key, offset = spec.key, spec.offset
             if offset >= 0:
-                array = _array(dtype_of(spec.dtype), spec.shape, payload, offset)
+                array = _array(spec.dtype, spec.shape, payload, offset)
                 nbytes += array.nbytes
                 if nbytes > len(payload):  # they may have to be copied
                     raise WireError(f"Arrays of {nbytes} bytes and more do not fit into {len(payload)} bytes.")
@@ -294,7 +294,7 @@ def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> M
                 raw = None if key is None else fields.get(key)
                 if type(raw) is not bytes:
                     raise WireError(f"The bytes of the small array {key!r:.80} are a {type(raw).__name__}.")
-                array = _array(dtype_of(spec.dtype), spec.shape, bytearray(raw), 0)
+                array = _array(spec.dtype, spec.shape, bytearray(raw), 0)
             if key is None:
                 nested.append(array)
             else:
@@ -353,11 +353,22 @@ def _checked(description: str | list[_Field]) -> Any:
     return description
 
 
-def _array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
-    if len(shape) > _MAX_NDIM:
-        raise WireError(f"An array of {len(shape)} dimensions cannot be.")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < 0 or min(shape, default=0) < 0 or offset + nbytes > len(buffer):
+@functools.lru_cache(maxsize=1024)
+def _extent(name: str, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
+    """The dtype of that name, and how many bytes an array of it and `shape` has.
+
+    Raises:
+        WireError: there can be no such array.
+    """
+    dtype = dtype_of(name)
+    if len(shape) > _MAX_NDIM or min(shape, default=0) < 0:
+        raise WireError(f"An array of {len(shape)} dimensions, {min(shape, default=0)} the smallest, cannot be.")
+    return dtype, math.prod(shape) * dtype.itemsize
+
+
+def _array(name: str, shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
+    dtype, nbytes = _extent(name, shape)
+    if offset + nbytes > len(buffer):
         raise WireError(
             f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes."
         )
@@ -406,7 +417,7 @@ def _extension(code: int, data: memoryview) -> Any:
         return _Reference(number)
     if code == _NESTED_SMALL_ARRAY:
         name, shape, raw = _small_array_decoder.decode(data)
-        return _array(dtype_of(name), shape, bytearray(raw), 0)
+        return _array(name, shape, bytearray(raw), 0)
     if code == _TUPLE:
         return tuple(_list_decoder.decode(data))
     if code == _SCALAR:

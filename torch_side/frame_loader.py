@@ -312,10 +312,9 @@ class _Pace:
         self._is_drained = False
 
     def wait(self, wanted: int) -> None:
-        """Sleep for as long as `wanted` messages take to come, if that is not long, and there were too few before."""
-        nap_s = self._interval_s * wanted
-        if self._is_drained and nap_s < _LONGEST_NAP_S:
-            time.sleep(nap_s)
+        """Sleep for as long as `wanted` messages take to come, or as is worth while, if there were too few before."""
+        if self._is_drained and self._interval_s < _LONGEST_NAP_S / 2:
+            time.sleep(min(self._interval_s * wanted, _LONGEST_NAP_S))
 
     def note(self, taken: int, wanted: int) -> None:
         """That so many messages were there."""

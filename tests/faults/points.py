@@ -43,11 +43,8 @@ def _table() -> list[Point]:
     writer, ring, reader, tcp = (f"blendtorch_shm.{name}" for name in ("writer", "ring", "reader", "transport.tcp"))
     stream, sink, segment = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment"))
     publish, commit, open_ring = f"{sink}:RingSink.publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
-    create, retire, take = (
-        f"{writer}:Writer._create_or_adopt",
-        f"{writer}:Writer._retire_rings",
-        f"{reader}:Reader._take",
-    )
+    create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
+    claim, open_slot = f"{reader}:Reader._claim", f"{reader}:Reader._open"
     return [
         # A producer starts.
         Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._room = place.open_room"),
@@ -81,9 +78,9 @@ def _table() -> list[Point]:
         Point("a slot is found, not loaned yet", producer, f"{ring}:Ring.loan", "self._move(slot, Event.LOAN)"),
         Point("a slot is loaned", producer, publish, "slot = loan.ring.bytes_of("),
         Point("arrays are being copied", producer, publish, "np.copyto("),
-        Point("the header is in the slot", producer, commit, "at = self._record(slot)"),
-        Point("the generation is stored", producer, commit, "words[at + _SEQUENCE] ="),
-        Point("the sequence number is stored", producer, commit, "words[at + _OWNER] ="),
+        Point("the header is in the slot", producer, commit, "generation = self._generation[slot] + 1"),
+        Point("the generation is stored", producer, commit, "self._sequence[slot] ="),
+        Point("the sequence number is stored", producer, commit, "self._owner[slot] ="),
         Point("the record is written, the slot not READY yet", producer, commit, "self._move(slot, Event.COMMIT)"),
         Point("the slot is READY, not published yet", producer, f"{writer}:Writer.commit", "words[PUBLISHED] ="),
         Point("the message is published", producer, f"{writer}:Writer.commit", "words[LAST_NS] ="),
@@ -119,13 +116,13 @@ def _table() -> list[Point]:
         ),
         # A consumer takes a message.
         Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource.take_or_sleep", "heard ="),
-        Point("a slot is locked, not claimed yet", both, take, "generation = ring.generation("),
-        Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._words[at + _OWNER] = owner"),
+        Point("slots are locked, not claimed yet", both, claim, "return [slot for slot in slots if"),
+        Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
         Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
-        Point("a slot is claimed and unlocked", both, take, "self._delivered.add(1)"),
-        Point("a lease is made, not registered yet", both, take, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, take, "return Claimed(header, payload, sequence, lease)"),
+        Point("a slot is claimed and unlocked", both, open_slot, "self._delivered.add(1)"),
+        Point("a lease is made, not registered yet", both, open_slot, "self._leases[id(lease)] ="),
+        Point("a lease is registered", both, open_slot, "return Claimed(header, payload, sequence, lease)"),
         Point("a message is being used", consumer, "actors:_consume", "held.append("),
         # A consumer is done with it.
         Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
@@ -134,13 +131,13 @@ def _table() -> list[Point]:
         Point("a consumer leaves", both, f"{reader}:Reader._leave", "self._locks.unlock(", last=True),
         # Somebody takes back what a dead consumer held.
         Point("a dead owner's slot is locked", both, f"{stream}:reclaim", "reclaimed +="),
-        Point("a slot may be reclaimed", both, f"{ring}:Ring.reclaim", "at = self._record(slot)"),
+        Point("a slot may be reclaimed", both, f"{ring}:Ring.reclaim", "self._flags[slot] |="),
         Point("a reclaimed slot is flagged", both, f"{ring}:Ring.reclaim", "self._move(slot, Event.RECLAIM)"),
         Point(
             "a slot is READY again, owner not forgotten yet",
             both,
             f"{ring}:Ring.reclaim",
-            "self._words[at + _OWNER] = 0",
+            "self._owner[slot] = 0",
         ),
         Point("a slot is reclaimed, still locked", both, f"{ring}:Ring.reclaim", "return True"),
         # A message goes over TCP.
