@@ -42,11 +42,11 @@ def slot_lock(ring: int, slot: int) -> int:
 class Locks(Protocol):
     """A set of numbered locks."""
 
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        """Take `count` locks from `number` on if nobody has any of them, without waiting."""
+    def try_lock(self, number: int) -> bool:
+        """Take the lock if nobody has it, without waiting."""
 
-    def unlock(self, number: int, count: int = 1) -> None:
-        """Give back locks that this process took."""
+    def unlock(self, number: int) -> None:
+        """Give back a lock that this process took."""
 
     def is_held(self, number: int) -> bool:
         """Whether any living process, this one included, has the lock."""
@@ -62,17 +62,16 @@ class ThreadLocks:
         self._guard = threading.RLock()  # a lease may end, and unlock, in the middle of any bytecode of its own thread
         self._held: set[int] = set()
 
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        numbers = range(number, number + count)
+    def try_lock(self, number: int) -> bool:
         with self._guard:
-            if not self._held.isdisjoint(numbers):
+            if number in self._held:
                 return False
-            self._held.update(numbers)
+            self._held.add(number)
             return True
 
-    def unlock(self, number: int, count: int = 1) -> None:
+    def unlock(self, number: int) -> None:
         with self._guard:
-            self._held.difference_update(range(number, number + count))
+            self._held.discard(number)
 
     def is_held(self, number: int) -> bool:
         return number in self._held
@@ -95,24 +94,23 @@ class FileLocks(ThreadLocks):
                 f"Cannot open the lock file {path}: {error.strerror}. Its launch is over, or its directory was removed."
             ) from error
 
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        numbers = range(number, number + count)
+    def try_lock(self, number: int) -> bool:
         with self._guard:
-            if not self._held.isdisjoint(numbers):
+            if number in self._held:
                 return False
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
             except (BlockingIOError, PermissionError):
                 return False
             except OSError as error:
                 raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
-            self._held.update(numbers)
+            self._held.add(number)
             return True
 
-    def unlock(self, number: int, count: int = 1) -> None:
+    def unlock(self, number: int) -> None:
         with self._guard:
-            self._held.difference_update(range(number, number + count))
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, count, number)
+            self._held.discard(number)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
 
     def is_held(self, number: int) -> bool:
         if super().is_held(number):

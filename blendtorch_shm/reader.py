@@ -89,22 +89,6 @@ class Counter:
         self._words[self._at] = (self._words[self._at] + n) % 2**64
 
 
-def _sequence(at: tuple[Ring, int]) -> int:
-    ring, slot = at
-    return ring.sequence(slot)
-
-
-def _runs(slots: list[int]) -> list[range]:
-    """The same slots as runs of neighbours: those of a run can be locked at once."""
-    runs: list[range] = []
-    for slot in sorted(slots):
-        if runs and runs[-1].stop == slot:
-            runs[-1] = range(runs[-1].start, slot + 1)
-        else:
-            runs.append(range(slot, slot + 1))
-    return runs
-
-
 class Reader:
     """One consumer's membership in a stream.
 
@@ -193,38 +177,29 @@ class Reader:
                 continue
             if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
                 return None
-            if self._claim(ring, range(slot, slot + 1)):
-                return self._open(ring, slot, lease)
+            claimed = self._take(ring, slot, lease)
+            if claimed is not None:
+                return claimed
         return None
 
-    def take_many(self, count: int) -> tuple[list[Claimed], list[SegmentError]]:
-        """The oldest READY messages of the stream, `count` at most, and what was wrong with those that made no sense.
-
-        No more are taken than make half of what consumers may hold: there may be other consumers, who shall not have to copy.
+    def take_many(self, count: int) -> list[Claimed]:
+        """The oldest READY messages of the stream, `count` at most. None is a copy, and none is taken while consumers hold half
+        of the slots that they may: there may be other consumers, who shall not have to copy.
         """
-        chosen: dict[Ring, list[int]] = {}
-        for ring, slot in self._ready()[:count]:
-            slots = chosen.setdefault(ring, [])
-            if ring.count(State.LEASED) + len(slots) >= (ring.num_slots - RESERVE) // 2:
-                break
-            slots.append(slot)
-        claimed: list[tuple[Ring, int]] = []
         taken: list[Claimed] = []
-        bad: list[SegmentError] = []
-        try:
-            for ring, slots in chosen.items():
-                for run in _runs(slots):
-                    claimed += [(ring, slot) for slot in self._claim(ring, run)]
-            claimed.sort(key=_sequence, reverse=True)
-            while claimed:
-                try:
-                    taken.append(self._open(*claimed.pop(), False))
-                except SegmentError as error:
-                    bad.append(error.with_traceback(None))  # which would keep all that were taken
-        finally:
-            for ring, slot in claimed:  # Ctrl-C
-                self._release(ring, slot, ring.generation(slot))
-        return taken, bad
+        for ring, slot in self._ready():
+            if len(taken) == count or ring.count(State.LEASED) >= (ring.num_slots - RESERVE) // 2:
+                break
+            try:
+                claimed = self._take(ring, slot, False)
+            except SegmentError:
+                if not taken:
+                    raise
+                self.reject()  # those before it are good
+            else:
+                if claimed is not None:
+                    taken.append(claimed)
+        return taken
 
     def _ready(self) -> list[tuple[Ring, int]]:
         """Where the READY messages lie, the oldest first."""
@@ -236,41 +211,34 @@ class Reader:
             ring = rings[0]
             return [(ring, slot) for slot in ring.ready()]
         found = [(ring, slot) for ring in rings for slot in ring.ready()]
-        found.sort(key=_sequence)
+        found.sort(key=lambda entry: entry[0].sequence(entry[1]))
         return found
 
-    def _claim(self, ring: Ring, slots: range) -> list[int]:
-        """Lease those of `slots` that are READY, but for those that somebody else is just claiming."""
-        number, count = slot_lock(ring.number, slots.start), len(slots)
+    def _take(self, ring: Ring, slot: int, always_lease: bool) -> Claimed | None:
+        owner = self._index + 1
+        number = slot_lock(ring.number, slot)
         locked: bool | None = None
         try:
-            locked = self._locks.try_lock(number, count)
-            if locked:
-                return [slot for slot in slots if ring.claim(slot, ring.generation(slot), self._index + 1)]
+            locked = self._locks.try_lock(number)
+            if not locked:
+                return None  # somebody is claiming it right now; if he dies over it, it is still READY
+            generation = ring.generation(slot)
+            if not ring.claim(slot, generation, owner):
+                return None
         finally:
             if locked is not False:  # also when Ctrl-C came before we knew
-                self._locks.unlock(number, count)
-        if count == 1:
-            return []  # if he who claims it dies over it, it is still READY
-        return [slot for one in slots for slot in self._claim(ring, range(one, one + 1))]
-
-    def _open(self, ring: Ring, slot: int, always_lease: bool) -> Claimed:
-        """The message in a slot that was claimed.
-
-        Raises:
-            SegmentError: it makes no sense. Its slot is released.
-        """
-        generation = ring.generation(slot)
+                self._locks.unlock(number)
         try:
             self._delivered.add(1)
             header, payload_nbytes, flags = ring.message(slot)
             if flags & FLAG_AGAIN:
                 self._redelivered.add(1)
             sequence = ring.sequence(slot)
-            payload = ring.bytes_of(slot, payload_nbytes)
+            root = ring.bytes_of(slot)
+            payload = root[:payload_nbytes]
             hoarding = ring.count(State.LEASED) > ring.num_slots - RESERVE
             if (payload_nbytes or always_lease) and not hoarding:
-                lease = Lease(payload, _lease_ended)
+                lease = Lease(root, _lease_ended)
                 lease.terms = (self, ring, slot, generation)
                 self._leases[id(lease)] = lease
                 self._wake_producer(ring)

@@ -121,19 +121,26 @@ class RingSource:
         return None
 
     def take_many(self, count: int) -> list[Message]:
-        """Messages that are there and need no copy, `count` at most, the oldest of each stream and about as many of each."""
+        """Messages that are there, `count` at most, the oldest of each stream and about as many of each; none where consumers
+        hold much already.
+        """
         self._look_after_if_due()
         messages: list[Message] = []
         for remaining in range(len(self._readers), 0, -1):
+            if len(messages) == count:
+                return messages  # the next call goes on behind the last stream that was asked
             reader = self._next_reader()
-            taken, bad = reader.take_many(-(-(count - len(messages)) // remaining))
-            for wrong in bad:
-                self._reject(reader, wrong)
+            try:
+                taken = reader.take_many(-(-(count - len(messages)) // remaining))
+            except SegmentError as error:
+                self._reject(reader, error)
+                continue
             for claimed in taken:
                 try:
                     messages.append(decode(claimed.header, claimed.payload, trusted=True))
                 except WireError as error:  # the others are good
                     self._reject(reader, error)
+        self._turn += 1  # all were asked: somebody else is first next time
         return messages
 
     def _next_reader(self) -> Reader:

@@ -81,27 +81,6 @@ def test_two_users_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     second.close()
 
 
-@pytest.mark.parametrize("somebody", ["this process", "another process"])
-def test_of_neighbouring_locks_all_are_taken_or_none(tmp_path: Path, somebody: str) -> None:
-    path = str(tmp_path / "lock")
-    locks = open_locks(path)
-    if somebody == "this process":
-        assert locks.try_lock(12)
-    else:
-        process, pipe = run("spawn", hold, path, 12)
-        assert pipe.recv() is True
-    assert not locks.try_lock(10, 3)
-    assert not locks.is_held(10)
-    assert locks.try_lock(10, 2)
-    assert [locks.is_held(number) for number in range(9, 14)] == [False, True, True, True, False]
-    locks.unlock(10, 2)
-    assert [locks.is_held(number) for number in range(9, 14)] == [False, False, False, True, False]
-    if somebody == "another process":
-        pipe.send(None)
-        process.join()
-    locks.close()
-
-
 def lock_in_child(path: str, number: int, pipe: Connection) -> None:
     locks = open_locks(path)
     pipe.send((locks.is_held(number), locks.try_lock(number), locks.try_lock(number + 1)))

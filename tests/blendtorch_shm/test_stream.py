@@ -11,10 +11,7 @@ from blendtorch_shm import segment
 from blendtorch_shm.address import Address, Twin, beacon_path
 from blendtorch_shm.errors import SegmentError
 from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.locks import open_locks, slot_lock
 from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.ring import Ring
 from blendtorch_shm.stream import attach_control
 from blendtorch_shm.transport import open_sink, open_source
 
@@ -124,6 +121,29 @@ def test_a_stream_that_begins_late_is_not_starved_by_one_that_always_has_somethi
         sink.close()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_streams_take_turns_however_few_messages_are_taken_at_once(
+    launch_directory: LaunchDirectory, count: int
+) -> None:
+    addresses = [Address("tcp://127.0.0.1:*", launch_directory.twin("DATA", btid)) for btid in range(3)]
+    sinks = [open_sink(address) for address in addresses]
+    source = open_source(addresses)
+    waiting, taken = [0] * 3, [0] * 3
+    for _ in range(12):
+        for btid, sink in enumerate(sinks):  # there is never nothing to take, of any of them
+            while waiting[btid] < 5:
+                sink.publish({"from": btid})
+                waiting[btid] += 1
+        for message in source.receive_many(count, 20):
+            waiting[message.fields["from"]] -= 1
+            taken[message.fields["from"]] += 1
+    assert sum(taken) == 12 * count
+    assert max(taken) - min(taken) <= 2
+    source.close()
+    for sink in sinks:
+        sink.close()
+
+
 def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itself(
     twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,53 +159,6 @@ def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itsel
     assert [message.fields["i"] for message in messages] == [0, 2, 3]
     assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
     source.close()
-    sink.close()
-
-
-def test_of_neighbours_one_that_somebody_else_is_claiming_stays_his(twin: Twin) -> None:
-    sink, reader = open_sink(Address("tcp://127.0.0.1:*", twin)), Reader(SharedPlace(twin))
-    for i in range(6):
-        sink.publish({"image": np.full(9000, i, np.uint8)})
-    locks = open_locks(twin.lock_path)
-    assert locks.try_lock(slot_lock(0, 2))
-    taken, bad = reader.take_many(6)
-    assert [claimed.sequence for claimed in taken] == [0, 1, 3, 4, 5]
-    assert not bad
-    locks.unlock(slot_lock(0, 2))  # he died over it
-    taken, bad = reader.take_many(6)
-    assert [claimed.sequence for claimed in taken] == [2]
-    assert not any(locks.is_held(slot_lock(0, slot)) for slot in range(16))
-    locks.close()
-    del taken
-    reader.close()
-    sink.close()
-
-
-@pytest.mark.parametrize("error", [SegmentError, KeyboardInterrupt])
-def test_what_was_claimed_together_is_released_whatever_happens_to_one_of_them(
-    twin: Twin, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    sink, reader = open_sink(Address("tcp://127.0.0.1:*", twin)), Reader(SharedPlace(twin))
-    for i in range(5):
-        sink.publish({"image": np.full(9000, i, np.uint8)})
-    read = Ring.message
-
-    def fail_at_the_second(ring: Ring, slot: int) -> tuple[bytes, int, int]:
-        if ring.sequence(slot) == 1:
-            raise error
-        return read(ring, slot)
-
-    monkeypatch.setattr(Ring, "message", fail_at_the_second)
-    if error is SegmentError:
-        taken, bad = reader.take_many(5)
-        assert [claimed.sequence for claimed in taken] == [0, 2, 3, 4]
-        assert [type(wrong) for wrong in bad] == [SegmentError]
-        del taken
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            reader.take_many(5)
-    assert ", 0 hold messages that nobody has taken and 0 are in use by consumers" in reader.explain()
-    reader.close()
     sink.close()
 
 

@@ -44,7 +44,7 @@ def _table() -> list[Point]:
     stream, sink, segment = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment"))
     publish, commit, open_ring = f"{sink}:RingSink.publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
     create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
-    claim, open_slot = f"{reader}:Reader._claim", f"{reader}:Reader._open"
+    take = f"{reader}:Reader._take"
     return [
         # A producer starts.
         Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._room = place.open_room"),
@@ -116,13 +116,13 @@ def _table() -> list[Point]:
         ),
         # A consumer takes a message.
         Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource.take_or_sleep", "heard ="),
-        Point("slots are locked, not claimed yet", both, claim, "return [slot for slot in slots if"),
+        Point("a slot is locked, not claimed yet", both, take, "generation = ring.generation("),
         Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
         Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
-        Point("a slot is claimed and unlocked", both, open_slot, "self._delivered.add(1)"),
-        Point("a lease is made, not registered yet", both, open_slot, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, open_slot, "return Claimed(header, payload, sequence, lease)"),
+        Point("a slot is claimed and unlocked", both, take, "self._delivered.add(1)"),
+        Point("a lease is made, not registered yet", both, take, "self._leases[id(lease)] ="),
+        Point("a lease is registered", both, take, "return Claimed(header, payload, sequence, lease)"),
         Point("a message is being used", consumer, "actors:_consume", "held.append("),
         # A consumer is done with it.
         Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
