@@ -98,7 +98,7 @@ class ClipSink:
             sent = not self._clip.is_continued_by(frame) and self.end_clip()
             clip = self._clip
             clip.add(frame)
-            if clip is not self._clip:  # a signal handler closed, and has sent what was complete
+            if self._closed or clip is not self._clip:  # a signal handler closed, and has sent what was complete
                 raise StreamClosed("close() in the middle of publish().")
             if clip.length == self._frames_per_clip:
                 return self.end_clip()

@@ -54,8 +54,8 @@ class Ring:
         self.slot_nbytes = slot_nbytes
         start = layout.states_offset()
         self._states = segment.view[start : start + num_slots]
-        first = layout.records_offset(num_slots) // 8
-        records = segment.words[first : first + num_slots * _RECORD_WORDS]
+        first_word = layout.records_offset(num_slots) // 8
+        records = segment.words[first_word : first_word + num_slots * _RECORD_WORDS]
         self._generation, self._sequence, self._owner, self._payload_nbytes, self._header_nbytes, self._flags = (
             records[word(layout.SLOT_RECORD, field) :: _RECORD_WORDS]  # of all slots
             for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")

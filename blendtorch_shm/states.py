@@ -58,6 +58,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 """The whole machine: (state, event) -> next state. What is not listed cannot happen."""
 
 _steps = {event: (int(before), int(after)) for (before, event), after in TRANSITIONS.items()}
+assert len(_steps) == len(TRANSITIONS)  # no event starts in two states
 SOURCE = [_steps[event][0] for event in Event]
 TARGET = [_steps[event][1] for event in Event]
 """By event. Each starts in one state and ends in one, so a transition is one comparison and one store."""

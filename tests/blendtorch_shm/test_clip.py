@@ -575,11 +575,13 @@ def test_what_a_signal_handler_raises_while_a_clip_waits_for_room_loses_no_frame
     assert np.concatenate(received).tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("complete", [0, 1])
 def test_a_signal_handler_may_close_in_the_middle_of_a_frame(
-    stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch
+    stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch, complete: int
 ) -> None:
     clips = stream(3)
-    clips.sink.publish({"i": 0, "image": picture(0)})
+    for i in range(complete):
+        clips.sink.publish({"i": i, "image": picture(i)})
     copyto = np.copyto
 
     def close(*args: Any) -> None:
@@ -589,7 +591,10 @@ def test_a_signal_handler_may_close_in_the_middle_of_a_frame(
 
     monkeypatch.setattr("numpy.copyto", close)
     with pytest.raises(StreamClosed):
-        clips.sink.publish({"i": 1, "image": picture(1)})
+        clips.sink.publish({"i": complete, "image": picture(complete)})
+    if complete == 0:
+        assert clips.source.receive(0.1) is None
+        return
     item = clips.receive()
     assert item["i"].tolist() == [0]
     np.testing.assert_array_equal(item["image"], picture(0)[None])
