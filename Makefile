@@ -3,8 +3,8 @@
 #   make demo     two Blender processes render, a DataLoader receives: examples/datagen/minimal.py
 #   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
 #   make lint     ruff and mypy
-#   make bench    the benchmarks, a quarter of an hour; a selection: make bench ARGS="-k 480"; kept as .benchmarks/latest.json
-#   make bench-report   docs/benchmarks.md, with plots, from the last of them
+#   make bench    the benchmarks, a quarter of an hour; a selection: make bench ARGS="-k 480"; the whole is kept
+#   make bench-report   docs/benchmarks.md, with plots, from what the last whole run measured
 #   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
 #   make soak     processes killed by the thousand, frames by the million: some ten minutes
 #   make clean    remove the environment and what the tools left
@@ -46,9 +46,10 @@ format:
 bench:
 	$(SET_UP)
 	@mkdir -p .benchmarks
-	@$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/latest.json $(ARGS)
+	@$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/$(if $(ARGS),selection,latest).json $(ARGS)
 
 bench-report:
+	$(SET_UP)
 	@$(BIN)/python -m benchmarks.report .benchmarks/latest.json
 
 fuzz:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -99,11 +100,13 @@ class Row:
         seconds: float,
         copying_s: Callable[[], float] | None = None,
     ) -> None:
-        start = time.perf_counter()
-        warm_up = max(5, (20 if self.short else 100) // frames)
-        for _ in range(warm_up):
+        for _ in range(10):  # starting up, and what had queued up meanwhile
             receive()
-        per_round = max(5, int(warm_up * (0.05 if self.short else seconds) / (time.perf_counter() - start)))
+        per_round = 0
+        start = time.perf_counter()
+        while per_round < 3 or time.perf_counter() - start < (0.05 if self.short else seconds):
+            receive()
+            per_round += 1
         sides = Sides()
         before = sides.cpu_s()
         beside_s: list[float] = []
@@ -166,6 +169,14 @@ def _is_producer(process: psutil.Process) -> bool:
 @pytest.fixture
 def row(benchmark: Any, request: pytest.FixtureRequest) -> Row:
     return Row(benchmark, request.config.getoption("--short"))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    from .report import versions
+
+    output_json["is_short"] = config.getoption("--short")
+    output_json["packages"] = versions("torch", "numpy", "pyzmq", "iceoryx2", "spdl-core")
+    output_json["load"] = [round(load, 1) for load in os.getloadavg()]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

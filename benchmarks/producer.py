@@ -29,8 +29,8 @@ def messages(
     image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
     parts = dict(zip(field_names(fields), np.split(image, fields), strict=True))
     due = time.perf_counter()
-    questions = zmq.Context().socket(zmq.PULL)
     if asked:
+        questions = zmq.Context().socket(zmq.PULL)
         questions.connect(asked)
     for frameid in itertools.count():
         if asked:

@@ -300,7 +300,8 @@ def data_loader_alone(shape: Shape, batch_size: int, workers: int) -> Iterator[R
 
 @contextlib.contextmanager
 def frame_loader(shape: Shape, batch_size: int, **options: Any) -> Iterator[Receive]:
+    """With one thread that copies, so that its CPU time can be told from the rest."""
     with launch("ring", shape, **options) as launcher:
-        batches = iter(FrameLoader(launcher.launch_info.addresses["DATA"], batch_size))
+        batches = iter(FrameLoader(launcher.launch_info.addresses["DATA"], batch_size, copy_threads=1))
         yield batches.__next__
         batches.close()  # type: ignore[attr-defined]

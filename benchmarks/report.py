@@ -6,7 +6,6 @@ Usage: python -m benchmarks.report RESULTS.json
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +37,14 @@ ABOUT = """\
 # Benchmarks
 
 `make bench` measures, `make bench-report` writes this page from what it measured: {when}, {cpus} CPUs of a shared virtual
-machine, Linux {kernel}, Python {python}, {packages}.
+machine (load at the end {load}, most of it this), Linux {kernel}, Python {python}, {packages}.
 
-Each table is of one run. *Ratio* compares a row with the first one of its block. *Spread* is the distance between the quartiles
-of nine rounds, as a share of their median: smaller differences mean nothing. *Trainer* and *producer* are CPU time in
-microseconds per frame, of all processes of that side. MB are resident memory at the end; what several processes share counts
-once, and some 230 MB of the trainer's are Python, torch and pytest. Producers publish one picture over and over, as fast as they
-may; unless said otherwise there is one. A receiver of single messages does not look at the pictures, which flatters whatever
-does not copy; in the tables of batches the trainer gets memory of its own.
+Each table is of one run. *Ratio* compares a row with the first one of its block; where times are compared, less is better.
+*Spread* is the distance between the quartiles of nine rounds, as a share of their median: smaller differences mean nothing.
+*Trainer* and *producer* are CPU time in microseconds per frame, of all processes of that side. MB are resident memory at the end;
+what several processes share counts once, and some 230 MB of the trainer's are Python, torch and pytest. Producers publish one
+picture over and over, as fast as they may; unless said otherwise there is one. A receiver of single messages does not look at the
+pictures, which flatters whatever does not copy; in the tables of batches the trainer gets memory of its own.
 """
 
 NOTES = {
@@ -62,8 +61,8 @@ anybody has sent anything. DataLoaders have four workers, the FrameLoader none."
     "producers, batches of 8": "480x640x3. DataLoaders have four workers.",
     "fields": "480x640x3, cut into so many arrays.",
     "latency": """\
-From before publishing to a tensor in the training process, 480x640x3, one frame at a time: each asked for when the one before is
-there, or 200 a second, between which caches and CPUs cool down. The first row is what must be: a copy of that picture and a
+From before publishing until the receiver has the frame, 480x640x3, 1500 frames one at a time: each asked for when the one before
+is there, or 200 a second, between which caches and CPUs cool down. The first row is what must be: a copy of that picture and a
 small message over ZeroMQ's ipc.""",
     "time to first batch": """\
 From launching two instances (without Blender) to the first batch of 8, 480x640x3. DataLoaders have four workers, by fork.""",
@@ -73,7 +72,9 @@ one instance, of one or of two that share the machine.""",
     "ground truth": "640x480, six cubes: milliseconds a frame.",
     "recording": "480x640x3, one consumer without workers, at the producer's pace.",
     "replay": "In random order, from a file that the system has in memory; nobody looks at the bytes.",
-    "publishing": "Microseconds of the producer for one message that finds a free slot.",
+    "replay, all bytes read": "The same, with a sum over each picture.",
+    "opening a recording": "With the index that is written at its end, and without, as after `kill -9`.",
+    "publishing": "The producer's time for one message that finds a free slot.",
 }
 
 
@@ -87,7 +88,13 @@ def tables(infos: list[dict[str, Any]]) -> Iterator[Table]:
     """Of the rows that benchmarks have noted, in the order in which they were measured."""
     for title, rows in by_title(infos).items():
         known = [figure for figure in FIGURES if any(figure in row for row in rows)]
-        header = [title, "", FIGURES[known[0]][0], "ratio", *(FIGURES[figure][0] for figure in known[1:])]
+        header = [
+            title,
+            "",
+            FIGURES[known[0]][0],
+            "ratio" if known[0] == "frames_per_s" else "times the time",
+            *(FIGURES[figure][0] for figure in known[1:]),
+        ]
         lines = []
         base: dict[str, float] = {}
         for row in rows:
@@ -151,14 +158,17 @@ def versions(*packages: str) -> str:
 
 def main(path: Path) -> None:
     results = json.loads(path.read_text())
+    if results["is_short"]:
+        raise SystemExit(f"{path} is of a short run, whose figures mean nothing. Run make bench.")
     infos = [benchmark["extra_info"] for benchmark in results["benchmarks"]]
     machine = results["machine_info"]
     text = ABOUT.format(
         when=results["datetime"][:10],
-        cpus=machine["cpu"].get("count", os.cpu_count()),
+        cpus=machine["cpu"]["count"],
         kernel=machine["release"].split("-")[0],
         python=machine["python_version"],
-        packages=versions("torch", "numpy", "pyzmq", "iceoryx2", "spdl-core"),
+        packages=results["packages"],
+        load=results["load"][0],
     )
     PLOTS.mkdir(exist_ok=True)
     rows = by_title(infos)

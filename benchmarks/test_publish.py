@@ -31,7 +31,7 @@ def ends() -> Iterator[tuple[Sink, Source]]:
     directory.remove()
 
 
-@pytest.mark.parametrize("how", ["copied", "rendered into the slot"])
+@pytest.mark.parametrize("how", ["copied", "rendered into the slot", "the same, for a consumer that sleeps"])
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
 def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) -> None:
     sink, source = ends
@@ -42,6 +42,9 @@ def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) ->
     def prepare() -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the previous message away, and render the next picture."""
         assert source.receive(10) is not None
+        if "sleeps" in how:
+            source._inbox.hear(0)  # type: ignore[attr-defined]
+            source._readers[0].sleep(True)  # type: ignore[attr-defined]
         image = elsewhere if how == "copied" else sink.lend(shape, np.uint8)
         assert image is not None
         image[...] = 1

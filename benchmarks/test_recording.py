@@ -111,8 +111,8 @@ def test_replay(
 
 
 @pytest.mark.parametrize("how", ["with its index", "without"])
-def test_open_ten_thousand_items(benchmark: Any, tmp_path: Path, how: str) -> None:
-    benchmark.group = "opening a recording of 10 000 items"
+def test_open_ten_thousand_items(row: Row, tmp_path: Path, how: str) -> None:
+    row.named("opening a recording", "10 000 items", how)
     path = tmp_path / "a_00.tar"
     recorder = FileRecorder(path)
     with recorder:
@@ -121,5 +121,7 @@ def test_open_ten_thousand_items(benchmark: Any, tmp_path: Path, how: str) -> No
     if how == "without":
         with open(path, "r+b") as file:
             file.truncate(path.read_bytes().rindex(b"__index__"))
-    dataset = benchmark.pedantic(lambda: FileDataset(tmp_path / "a"), rounds=5)
+    dataset = row.benchmark.pedantic(lambda: FileDataset(tmp_path / "a"), rounds=5)
+    if row.benchmark.stats is not None:
+        row.note(ms=row.benchmark.stats.stats.median * 1e3)
     assert len(dataset) == 10_000
