@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import interrupts
-from .errors import ConfigurationError, StreamClosed
+from .arguments import integer
+from .errors import StreamClosed
 from .sink import RingSink
 from .wire import SMALL_NBYTES, Array, arrange, blender_array, decode, dtype_name, encode_header, take_apart
 
@@ -46,10 +47,9 @@ def limits(frames_per_clip: int, send_hwm: int | None = None, num_slots: int | N
     are large here, and the usual number of them would be a lot of memory.
 
     Raises:
-        ConfigurationError: no frames in a clip.
+        ConfigurationError: `frames_per_clip` is no int, or less than 1.
     """
-    if frames_per_clip < 1:
-        raise ConfigurationError(f"frames_per_clip={frames_per_clip}: a clip has at least one frame.")
+    integer("frames_per_clip", frames_per_clip)
     if send_hwm is None:
         send_hwm = max(2, -(-10 // frames_per_clip))
     return send_hwm, send_hwm + 4 if num_slots is None else num_slots
@@ -91,16 +91,13 @@ class ClipSink:
             PublishError: a value cannot travel on this connection; the frame is not added.
         """
         with self._lock:
-            if self._closed:
-                raise StreamClosed("publish() after close().")
+            self._check_open("publish() after close().")
             interrupts.raise_kept()
             frame = {path: self._settle(path[0], value) for path, value in _flatten(fields)}
             sent = not self._clip.is_continued_by(frame) and self.end_clip()
-            clip = self._clip
-            clip.add(frame)
-            if self._closed or clip is not self._clip:  # a signal handler closed, and has sent what was complete
-                raise StreamClosed("close() in the middle of publish().")
-            if clip.length == self._frames_per_clip:
+            self._clip.add(frame)
+            self._check_open("close() in the middle of publish().")  # by a signal handler, which has sent what was complete
+            if self._clip.length == self._frames_per_clip:
                 return self.end_clip()
             self._sink.show_life()
             return sent
@@ -148,6 +145,10 @@ class ClipSink:
             clip = self._clip
             self._clip = _Clip(self._sink, self._frames_per_clip, self._once, clip.kinds())
             return self._sink.publish(clip.take_message(), wait=False)
+
+    def _check_open(self, otherwise: str) -> None:
+        if self._closed:
+            raise StreamClosed(otherwise)
 
     def _settle(self, key: str, value: Any) -> Any:
         """`value` in a form that later changes do not reach; arrays, which are about to be copied, as they are."""

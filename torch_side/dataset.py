@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.address import Address
+from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.transport import open_source
 
@@ -60,12 +62,9 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
                 f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
             )
         _check_output(output)
-        for name, value in (("queue_size", queue_size), ("timeoutms", timeoutms)):
-            if not 0 < value < 2**31:
-                raise ConfigurationError(f"{name}={value!r} is not between 1 and 2147483647.")
         self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
-        self.queue_size = queue_size
-        self.timeoutms = timeoutms
+        self.queue_size = integer("queue_size", queue_size)
+        self.timeoutms = integer("timeoutms", timeoutms)
         self.item_transform = item_transform
         self.output = output
         self.stream_length(max_items)
@@ -76,9 +75,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
 
     def stream_length(self, max_items: int) -> None:
         """Set the number of items that one iteration yields, over all workers together."""
-        if max_items < 0:
-            raise ConfigurationError(f"max_items={max_items} is negative.")
-        self.max_items = max_items
+        self.max_items = integer("max_items", max_items, 0, sys.maxsize)
 
     def enable_recording(self, prefix: str | os.PathLike[str]) -> None:
         """Record from the next iteration on; :class:`FileDataset` replays.

@@ -18,6 +18,7 @@ from typing import Any
 
 from blendtorch_shm import descriptors
 from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_loopback, is_socket_name
+from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import (
     BlendtorchError,
     ConfigurationError,
@@ -134,20 +135,20 @@ class BlenderLauncher:
         stall_timeout: float | None = None,
         allow_unauthenticated: bool = False,
     ) -> None:
-        self.num_instances = _integer("num_instances", num_instances, 1, 9999)
-        self.start_port = _integer("start_port", start_port, 1, 65535)
+        self.num_instances = integer("num_instances", num_instances, 1, 9999)
+        self.start_port = integer("start_port", start_port, 1, 65535)
         self.named_sockets = _socket_names(named_sockets)
         self.scene = _existing_file("scene", scene, SceneNotFound) if scene else ""
         self.script = _existing_file("script", script, ScriptNotFound)
         self.instance_args = _arguments(instance_args, self.num_instances)
         self.env = _environments(env, self.num_instances)
         last_seed = _MAX_SEED - self.num_instances
-        self.seed = random.randrange(last_seed) if seed is None else _integer("seed", seed, 0, last_seed)
+        self.seed = random.randrange(last_seed) if seed is None else integer("seed", seed, 0, last_seed)
         if restart not in RESTARTS:
             raise ConfigurationError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTARTS))}.")
         self.restart = restart
-        self.max_restarts = _integer("max_restarts", max_restarts, 0, sys.maxsize)
-        self.recycle_after = None if recycle_after is None else _integer("recycle_after", recycle_after, 1, sys.maxsize)
+        self.max_restarts = integer("max_restarts", max_restarts, 0, sys.maxsize)
+        self.recycle_after = None if recycle_after is None else integer("recycle_after", recycle_after, 1, sys.maxsize)
         self.stall_timeout = None if stall_timeout is None else _seconds("stall_timeout", stall_timeout)
         for name, value in (("recycle_after", recycle_after), ("stall_timeout", stall_timeout)):
             if value is not None and not self.named_sockets:
@@ -412,14 +413,6 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 # -- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise ConfigurationError(f"{name} must be an int, not {value!r}.")
-    if not lowest <= value <= highest:
-        raise ConfigurationError(f"{name}={value} is not between {lowest} and {highest}.")
-    return int(value)
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -633,8 +633,9 @@ def test_limits_follow_from_the_length_of_a_clip_unless_they_are_given() -> None
     assert clip.limits(16) == (2, 6)
     assert clip.limits(16, 10) == (10, 14)
     assert clip.limits(16, 3, 20) == (3, 20)
-    with pytest.raises(ConfigurationError, match="frames_per_clip=0"):
-        clip.limits(0)
+    for wrong in (0, 2.5, True, "16"):
+        with pytest.raises(ConfigurationError, match="frames_per_clip"):
+            clip.limits(wrong)  # type: ignore[arg-type]
 
 
 FRAMES = st.fixed_dictionaries(
