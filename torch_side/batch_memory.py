@@ -13,7 +13,6 @@ import mmap
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -95,13 +94,34 @@ class Memory(Protocol):
 # -- the memory of this host ------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Block:
-    """Memory of a batch, for one field."""
+class Block:
+    """Memory of one field of a batch.
 
-    memory: memoryview
-    user: weakref.ref[Array]
-    """The array that every tensor, view and array of it is built on; once that is dead, nobody looks here."""
+    Args:
+        memory: of `capacity` bytes for the field, at least.
+        capacity: tells which fields it is used for.
+    """
+
+    def __init__(self, memory: memoryview, capacity: int) -> None:
+        self._memory = memory
+        self.capacity = capacity
+        self.user: weakref.ref[Array] | None = None
+        """The array that every tensor, view and array of it in this process is built on; once that is dead, none is left."""
+        self.batch = 0
+        """The last batch it was used for."""
+
+    def root(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """A new array over its first `nbytes`."""
+        # Over the memory, not a view of another array: NumPy builds the views of views on the last array of such a chain.
+        return np.frombuffer(self._memory, np.uint8, nbytes)
+
+    def is_used_here(self) -> bool:
+        """Whether this process has anything that lies in it."""
+        return self.user is not None and self.user() is not None
+
+    def is_free(self) -> bool:
+        """Whether nobody has anything that lies in it, nor will."""
+        return not self.is_used_here()
 
 
 class _Copies:
@@ -129,7 +149,7 @@ class HostMemory:
 
     Args:
         copy_threads: how many frames are copied at a time. With 1, the calling thread copies.
-        spares: how much free memory is kept beyond as much as is in use, in batches.
+        spares: batches that are kept ready. Of a size, so many free blocks are kept beyond as many as are in use.
     """
 
     def __init__(self, copy_threads: int, spares: int) -> None:
@@ -137,25 +157,39 @@ class HostMemory:
         self._threads = ThreadPoolExecutor(copy_threads, "blendtorch copies") if copy_threads > 1 else None
         self._begun: list[Future[None]] = []
         self._spares = spares
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
+        self._batch = 0
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
         nbytes = math.prod(shape) * dtype.itemsize
-        same = [block for block in self._blocks if len(block.memory) == nbytes]
-        free = [block for block in same if block.user() is None]
-        if free:
-            memory = free[-1].memory  # used last, so most of it may still be in the caches
-            self._blocks.remove(free[-1])
-            spare = len(same) - len(free) + self._spares
-            for block in free[: max(0, len(free) - 1 - spare)]:  # the user held more of them for a while
-                self._blocks.remove(block)
+        block = self._block(nbytes)
+        root = block.root(nbytes)
+        block.user = weakref.ref(root)
+        return Rows(shape, dtype, np.ndarray(shape, dtype, root), None)
+
+    def _block(self, capacity: int) -> Block:
+        """A free block. Let go is what the user held more of for a while, and what is of a size that batches had once."""
+        free = [block for block in self._blocks if block.is_free()]
+        same = sorted((block for block in free if block.capacity == capacity), key=lambda block: block.batch)
+        in_use = sum(block.capacity == capacity for block in self._blocks) - len(same)
+        if same:
+            block = same.pop()  # the last one used: most of it may still be in the caches
         else:
-            self._blocks = [block for block in self._blocks if block.user() is not None or len(block.memory) == nbytes]
-            memory = _allocate(nbytes)
-        # Over the memory, not a view of another array: NumPy builds the views of views on the last array of such a chain.
-        user = np.frombuffer(memory, np.uint8)
-        self._blocks.append(_Block(memory, weakref.ref(user)))
-        return Rows(shape, dtype, np.ndarray(shape, dtype, user), None)
+            block = self._new_block(capacity)
+            self._blocks.append(block)
+        block.batch = self._batch
+        surplus = same[: max(0, len(same) - in_use - self._spares)]
+        lately = {block.capacity for block in self._blocks if block.batch >= self._batch - 2 * (self._spares + 1)}
+        for other in surplus + [block for block in free if block.capacity not in lately]:
+            self._blocks.remove(other)
+            self._let_go(other)
+        return block
+
+    def _new_block(self, capacity: int) -> Block:
+        return Block(_allocate(capacity), capacity)
+
+    def _let_go(self, block: Block) -> None:
+        """What else is to be done with a block that is not kept."""
 
     def copy(self, rows: Rows, index: int, array: Array) -> None:
         assert rows.array is not None
@@ -165,6 +199,7 @@ class HostMemory:
             self._begun.append(self._threads.submit(copy_frame, rows.array[index], array))
 
     def move(self, batch: Any) -> Any:
+        self._batch += 1  # called once for each
         return batch
 
     def mark(self) -> Mark | None:

@@ -7,7 +7,8 @@ called for what is left: numbers, texts, containers, small arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class Batch:
         self._items: list[Any] = []
         self._copies: list[tuple[Rows, int, Array]] = []
         self._rows: dict[tuple[Any, ...], Rows] = {}
+        self._placed: Counter[tuple[Any, ...]] = Counter()
+        """How many items have an array there."""
 
     def add(self, items: Sequence[Any]) -> None:
         """Begin to copy the arrays of `items`.
@@ -60,12 +63,14 @@ class Batch:
         """
         first = self._items[0]
         if type(first) is not dict:
+            self._check_arrays(self._placed)
             return self._memory.move(collate(self._items, collate_fn_map=_COLLATE))
         return self._memory.move({key: self._collate_field(key) for key in first})
 
     def _collate_field(self, key: Any) -> Any:
         try:
             values = [item[key] for item in self._items]
+            self._check_arrays(path for path in self._placed if path[0] == key)
             # Of the most frequent kinds by the short way: torch's is long, and its code no longer in the caches.
             kinds = set(map(type, values))
             if kinds == {int}:
@@ -87,6 +92,17 @@ class Batch:
         except (RuntimeError, TypeError) as error:
             raise type(error)(f"Field {key!r} makes no batch: {error}") from error
 
+    def _check_arrays(self, paths: Iterable[tuple[Any, ...]]) -> None:
+        """Text and the like would go through torch's collation with what stands for arrays in between."""
+        for path in paths:
+            placed, size = self._placed[path], len(self._items)
+            if placed != size:
+                others = {type(item[path[0]]).__name__ for item in self._items} - {"Rows"} if len(path) == 1 else set()
+                raise TypeError(
+                    f"{'.'.join(map(str, path))!r} is an array in {placed} of {size} items, and "
+                    f"{' or '.join(sorted(others)) or 'something else'} in the others."
+                )
+
     def _without_arrays(self, value: Any, path: tuple[Any, ...]) -> Any:
         kind = type(value)
         if kind in _PLAIN:
@@ -102,9 +118,10 @@ class Batch:
             return kind(*items) if hasattr(value, "_fields") else kind(items)
         if kind is torch.Tensor and not value.requires_grad and _is_plain(value):
             try:
-                return self._place(value.numpy(), path)
-            except TypeError:  # a dtype that NumPy does not have
+                array = value.numpy()
+            except (TypeError, RuntimeError):  # NumPy lacks the dtype; a conjugate or a negative that is yet to be made
                 return value.clone()
+            return self._place(array, path)
         return value
 
     def _place(self, array: Array, path: tuple[Any, ...]) -> Any:
@@ -122,6 +139,7 @@ class Batch:
                 f"item, and {array.shape} ({array.dtype}) in item {len(self._items)}. Make them equal in `transform`, or give "
                 f"a collate_fn."
             )
+        self._placed[path] += 1
         if array.nbytes <= SMALL_NBYTES:
             assert rows.array is not None
             rows.array[len(self._items)] = array
@@ -136,9 +154,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _collate_rows(found: Sequence[Any], *, collate_fn_map: Any = None) -> torch.Tensor:
     rows: Rows = found[0]
-    for other in found:
-        if other is not rows:
-            raise TypeError(f"it is an array in one item, and a {type(other).__name__} in another.")
     return rows.first(len(found))
 
 

@@ -29,7 +29,7 @@ from blendtorch_shm.errors import ConfigurationError, StreamClosed
 from blendtorch_shm.layout import PAGE
 from blendtorch_shm.segment import Segment
 
-from .batch_memory import HostMemory, Rows, with_tensors
+from .batch_memory import Block, HostMemory, with_tensors
 from .batches import Batch
 
 Bytes = npt.NDArray[np.uint8]
@@ -37,7 +37,7 @@ Bytes = npt.NDArray[np.uint8]
 _INLINE_NBYTES = 2**16
 """Tensors up to this many bytes travel through the queue: a pipe holds so much."""
 _SPARES = 2
-"""How many free blocks of a size keep their memory, beyond as many as are in use."""
+"""Batches that wait in the queue, unless the user says otherwise (``prefetch_factor``)."""
 _FREE, _SENT, _HELD = range(3)
 
 
@@ -73,7 +73,7 @@ def pooled_collate(items: list[Any]) -> Any:
     return with_tensors(batch.collate(), _to_be_sent)
 
 
-class _Block:
+class _Block(Block):
     """Memory of one field of a batch, shared by a worker and the training process. Behind it is a page for two bytes.
 
     Args:
@@ -82,41 +82,38 @@ class _Block:
     """
 
     def __init__(self, fd: int, capacity: int) -> None:
-        self.capacity = capacity
         self._mapping = mmap.mmap(fd, capacity + PAGE)
-        self._memory = Segment("", self._mapping)
-        self.user: weakref.ref[Bytes] | None = None
-        """The array that every tensor, view and array of it in this process is built on."""
+        self._segment = Segment("", self._mapping)
+        super().__init__(self._segment.view, capacity)
 
     @property
     def state(self) -> int:
         """The worker, who has it while it is FREE, makes it SENT; the training process HELD, and in the end FREE."""
-        return self._memory.view[self.capacity]
+        return self._memory[self.capacity]
 
     @state.setter
     def state(self, state: int) -> None:
-        self._memory.view[self.capacity] = state
+        self._memory[self.capacity] = state
+
+    def free(self, user: weakref.ref[Bytes]) -> None:
+        """The training process has dropped what `user` refers to. Tells the worker, unless that was done before."""
+        # There is no call in here, so neither Ctrl-C nor another thread comes between: all is done, or nothing.
+        if self.user is user:
+            self.user = None
+            self._memory[self.capacity] = _FREE
 
     @property
     def is_left(self) -> bool:
         """Whether the worker ended in good order. It does when all that it has sent was read, or when nobody will."""
-        return bool(self._memory.view[self.capacity + 1])
+        return bool(self._memory[self.capacity + 1])
 
     def leave(self) -> None:
         """The worker ends."""
-        self._memory.view[self.capacity + 1] = 1
-
-    def is_used_here(self) -> bool:
-        """Whether this process has anything that lies in it."""
-        return self.user is not None and self.user() is not None
-
-    def root(self, nbytes: int) -> Bytes:
-        """A new array over its first `nbytes`."""
-        return np.frombuffer(self._memory.view, np.uint8, nbytes)
+        self._memory[self.capacity + 1] = 1
 
     def prefault(self, nbytes: int) -> None:
         """Map the pages of its first `nbytes` at once."""
-        self._memory.prefault(0, nbytes)
+        self._segment.prefault(0, nbytes)
 
     def empty(self) -> None:
         """Give its pages back to the kernel, whoever has them mapped."""
@@ -144,17 +141,16 @@ class _OwnBlock(_Block):
         self.is_empty = True
 
     def is_free(self) -> bool:
-        """Whether nobody has anything that lies in it, nor will."""
-        return not self.is_used_here() and self.state == _FREE
+        return super().is_free() and self.state == _FREE
 
     def send(self, array: npt.NDArray[Any]) -> tuple[Any, ...]:
         """What pickle is to know of `array`, which begins where the block does."""
-        self.state = _SENT
         fd = None
         if not self._is_known:
+            fd = reduction.DupFd(self._fd)  # first: with too many open files, nothing was sent
             self._is_known = True
-            fd = reduction.DupFd(self._fd)
             os.close(self._fd)
+        self.state = _SENT
         return _receive, (os.getpid(), self._number, fd, self.capacity, array.shape, array.dtype.str)
 
 
@@ -163,43 +159,30 @@ class _Pool(HostMemory):
 
     def __init__(self) -> None:
         super().__init__(copy_threads=1, spares=_SPARES)
-        self._own: list[_OwnBlock] = []
         self._at: dict[int, _OwnBlock] = {}
-        """By address."""
+        """All of them, by address. Those that have memory are the `_blocks` to choose from."""
         leaving.join(self)
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Rows:
-        nbytes = math.prod(shape) * dtype.itemsize
-        block = self._free_block(max(PAGE, 1 << (nbytes - 1).bit_length()))  # few sizes, for fields whose shape varies
+    def _block(self, nbytes: int) -> Block:
+        block = super()._block(max(PAGE, 1 << (nbytes - 1).bit_length()))  # few sizes, for fields whose shape varies
+        assert isinstance(block, _OwnBlock)
         if block.is_empty:
             block.is_empty = False
             block.prefault(nbytes)
-        root = block.root(nbytes)
-        block.user = weakref.ref(root)
-        return Rows(shape, dtype, np.ndarray(shape, dtype, root), None)
-
-    def _free_block(self, capacity: int) -> _OwnBlock:
-        """A block of that size, if it can be one that has memory. Blocks that are no longer needed give theirs back."""
-        same = [block for block in self._own if block.capacity == capacity]
-        free = [block for block in same if block.is_free()]
-        filled = [block for block in free if not block.is_empty]
-        if filled:
-            in_use = len(same) - len(free)
-            surplus = filled[: max(0, len(filled) - 1 - in_use - _SPARES)]
-            block = filled[-1]
-        else:
-            surplus = [other for other in self._own if other.capacity != capacity and other.is_free()]
-            block = free[-1] if free else self._new_block(capacity)
-        for other in surplus:
-            other.is_empty = True
-            other.empty()
         return block
 
-    def _new_block(self, capacity: int) -> _OwnBlock:
-        block = _OwnBlock(len(self._own), capacity)
-        self._own.append(block)
+    def _new_block(self, capacity: int) -> Block:
+        for block in self._at.values():
+            if block.is_empty and block.capacity == capacity:
+                return block
+        block = _OwnBlock(len(self._at), capacity)
         self._at[block.root(capacity).ctypes.data] = block
         return block
+
+    def _let_go(self, block: Block) -> None:
+        assert isinstance(block, _OwnBlock)
+        block.is_empty = True
+        block.empty()
 
     def block_of(self, tensor: torch.Tensor) -> _OwnBlock | None:
         """The block at whose start `tensor` lies."""
@@ -207,7 +190,7 @@ class _Pool(HostMemory):
 
     def finish(self) -> None:
         """The process is about to exit, and has sent what it had to."""
-        for block in self._own:
+        for block in self._at.values():
             block.leave()
             if block.state != _HELD:
                 block.empty()
@@ -239,8 +222,10 @@ def _reduce(pooled: _PooledTensor) -> tuple[Any, ...]:
     """What multiprocessing's pickle is to know of a tensor, which somebody may have changed in place."""
     tensor = pooled.detach().requires_grad_(pooled.requires_grad)
     block = None if _pool is None else _pool.block_of(tensor)
+    array = None
     with contextlib.suppress(TypeError, RuntimeError):  # NumPy does not know the dtype; a gradient is required
         array = tensor.numpy()
+    if array is not None:
         if block is not None and block.state == _FREE and tensor.is_contiguous() and tensor.nbytes <= block.capacity:
             return block.send(array)
         if tensor.nbytes <= _INLINE_NBYTES:
@@ -261,16 +246,17 @@ _received: dict[tuple[int, int], _Block] = {}
 class _User(weakref.ref[Bytes]):
     """Knows for how long anybody holds what lies in a block."""
 
-    __slots__ = ("block", "pid")
+    __slots__ = ("block", "pid", "worker")
     block: _Block
     pid: int
+    worker: int
 
 
 def _user_gone(user: _User) -> None:
     if os.getpid() == user.pid:  # a forked child holds a copy of what its parent holds
-        user.block.user = None
-        user.block.state = _FREE  # last: from now on it may be sent again
-        _forget_ended_workers()
+        user.block.free(user)
+        if user.block.is_left or not _runs(user.worker):
+            _forget_ended_workers()
 
 
 interrupts.keep_of(_user_gone)
@@ -291,11 +277,12 @@ def _receive(worker: int, number: int, fd: Any, capacity: int, shape: tuple[int,
     if block is not None:
         root = block.root(nbytes)
         block.user = user = _User(root, _user_gone)
-        user.block, user.pid = block, os.getpid()
+        user.block, user.pid, user.worker = block, os.getpid(), worker
         block.state = _HELD
         # Only now: who forgets blocks, in whatever thread, spares those that are used.
         if _received.get(key) is block and not block.is_left:
             return torch.from_numpy(np.ndarray(shape, dtype, root))
+        del root  # a traceback keeps what is in its frames
     raise StreamClosed(f"A batch is lost with the DataLoader worker that made it, process {worker}, which has ended.")
 
 
@@ -307,9 +294,12 @@ def _map(fd: int, capacity: int) -> _Block:
 
 
 def _forget_ended_workers() -> None:
-    """Give back the memory of workers that are no more."""
+    """Give back the memory of workers that are no more, and blocks that Ctrl-C kept from being given back."""
     ended = {worker for worker in {worker for worker, _ in list(_received)} if not _runs(worker)}
     for key, block in list(_received.items()):
+        user = block.user
+        if user is not None and user() is None:
+            block.free(user)
         if (block.is_left or key[0] in ended) and not block.is_used_here():
             _received.pop(key, None)
             if not block.is_used_here():

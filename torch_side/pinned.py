@@ -85,22 +85,16 @@ class Registrations:
         self._known: list[_Registered] = []
         self._has_warned = False
 
-    def cover(self, array: npt.NDArray[Any]) -> bool:
-        """See to it that the memory of `array` is registered, if it is shared; whether it is."""
-        start = _address(array)
-        found = self._find(start)
-        if found is None:
+    def cover(self, array: npt.NDArray[Any]) -> None:
+        """See to it that the memory of `array` is registered, if it is shared and can be."""
+        address = _address(array)
+        if not any(known.start <= address < known.end for known in self._known):
             self._bring_up_to_date()
-            found = self._find(start)
-        return found is not None and found.is_pinned
 
     def close(self) -> None:
         """Undo all. No copy from here is under way."""
         while self._known:
             self._forget(self._known.pop())
-
-    def _find(self, address: int) -> _Registered | None:
-        return next((known for known in self._known if known.start <= address < known.end), None)
 
     def _bring_up_to_date(self) -> None:
         present = {id(segment): segment for segment in self._segments()}

@@ -1,13 +1,13 @@
-"""What the tests of launching share: a script to run, and waiting for what comes about by itself."""
+"""What the tests share: scripts to run, instances that publish for ever, and waiting for what comes about by itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from torch_side import BlenderLauncher
+from torch_side import BlenderLauncher, RemoteIterableDataset
 
 COUNT = Path(__file__).parents[1] / "scripts" / "count.py"
 PATIENCE_S = 60.0
@@ -36,12 +36,36 @@ def eventually(holds: Callable[[], Any], what: str = "it") -> Any:
     return result
 
 
+def keys(batches: Any) -> list[tuple[int, int]]:
+    """Which messages these batches are made of."""
+    return [key for batch in batches for key in zip(batch["btid"].tolist(), batch["frameid"].tolist(), strict=True)]
+
+
+def check(batch: dict[str, Any]) -> None:
+    assert (batch["image"] == batch["value"].view(-1, 1, 1, 1)).all()
+    assert (batch["xy"] == batch["frameid"].view(-1, 1, 1)).all()
+
+
 def is_alive(pid: int) -> bool:
     """Whether the process runs; one that only waits for its parent to take note of its end does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[BlenderLauncher]:
+    """Two instances that publish for ever, each on its ring."""
+    with launch() as launcher:
+        for address in launcher.launch_info.addresses["DATA"]:
+            assert len(list(RemoteIterableDataset(address, max_items=2))) == 2
+        yield launcher
+
+
+@pytest.fixture
+def addresses(launcher: BlenderLauncher) -> list[str]:
+    return launcher.launch_info.addresses["DATA"]
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ import multiprocessing
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from blendtorch_shm import segment
+from torch_side import batch_memory
 from torch_side.batch_memory import DeviceMemory, HostMemory
 from torch_side.pinned import Driver, Registrations
 
@@ -22,16 +24,22 @@ def memory() -> HostMemory:
     return HostMemory(1, spares=2)
 
 
-def test_memory_is_used_again_when_nobody_holds_it(memory: HostMemory) -> None:
-    addresses = set()
+@pytest.fixture
+def allocate(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Counts what is allocated: the kernel gives out an address that was given back."""
+    allocate = Mock(wraps=batch_memory._allocate)
+    monkeypatch.setattr(batch_memory, "_allocate", allocate)
+    return allocate
+
+
+def test_memory_is_used_again_when_nobody_holds_it(memory: HostMemory, allocate: Mock) -> None:
     for _ in range(20):
         batch = memory.empty(SHAPE, np.dtype(np.float32)).first(4)
         assert batch.shape == SHAPE
         assert batch.dtype == torch.float32
         assert batch.data_ptr() % 4096 == 0
-        addresses.add(batch.data_ptr())
         del batch
-    assert len(addresses) == 1
+    assert allocate.call_count == 1
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_memory_is_used_again_when_nobody_holds_it(memory: HostMemory) -> None:
         lambda batch: [{"kept": batch[0]}],
     ],
 )
-def test_memory_is_nobody_elses_while_any_view_of_it_lives(memory: HostMemory, view: Any) -> None:
+def test_memory_is_nobody_elses_while_any_view_of_it_lives(memory: HostMemory, allocate: Mock, view: Any) -> None:
     batch = memory.empty(SHAPE, np.dtype(np.float32)).first(4)
     first = batch.data_ptr()
     kept = view(batch)
@@ -58,6 +66,7 @@ def test_memory_is_nobody_elses_while_any_view_of_it_lives(memory: HostMemory, v
     del kept
     gc.collect()
     assert memory.empty(SHAPE, np.dtype(np.float32)).first(4).data_ptr() == first
+    assert allocate.call_count == 6
 
 
 def test_what_the_graph_of_autograd_saved_is_not_overwritten(memory: HostMemory) -> None:
@@ -72,14 +81,29 @@ def test_what_the_graph_of_autograd_saved_is_not_overwritten(memory: HostMemory)
 
 
 def test_what_was_kept_for_a_while_is_let_go(memory: HostMemory) -> None:
-    held = [memory.empty(SHAPE, np.dtype(np.float32)).first(4) for _ in range(50)]
+    def batch_of(*shape: int) -> torch.Tensor:
+        return memory.move(memory.empty(shape, np.dtype(np.float32)).first(4))
+
+    held = [batch_of(*SHAPE) for _ in range(50)]
     assert len(memory._blocks) == 50
     del held
     for _ in range(3):
-        memory.empty(SHAPE, np.dtype(np.float32))
+        batch_of(*SHAPE)
     assert len(memory._blocks) <= 4
-    memory.empty((3, 3000), np.dtype(np.uint8))
+    for _ in range(20):
+        batch_of(4, 3000)
     assert len(memory._blocks) == 1
+
+
+def test_a_field_that_is_kept_takes_no_memory_from_one_that_is_dropped(memory: HostMemory, allocate: Mock) -> None:
+    kept = []
+    for _ in range(20):
+        image = memory.empty(SHAPE, np.dtype(np.float32)).first(4)
+        depth = memory.empty((4, 3000), np.dtype(np.float32)).first(4)
+        batch = memory.move({"image": image, "depth": depth})
+        kept.append(batch["image"])
+        del image, depth, batch
+    assert allocate.call_count == 20 + 1
 
 
 def test_a_forked_child_keeps_what_it_has(memory: HostMemory) -> None:
@@ -216,18 +240,19 @@ def test_memory_that_is_not_shared_is_not_registered() -> None:
     library = FakeLibrary()
     here = segment.private(2**16)
     registrations = Registrations(lambda: [here], Driver(library))
-    assert registrations.cover(in_segment(here))
-    assert not registrations.cover(np.zeros(3000, np.uint8))
-    assert len(library.registered) == 1
+    registrations.cover(np.zeros(3000, np.uint8))
+    registrations.cover(in_segment(here))
+    assert list(library.registered.values()) == [2**16]
 
 
 def test_a_ring_that_was_replaced_is_taken_back_and_unmapped() -> None:
     library = FakeLibrary()
     here = [segment.private(2**16)]
     registrations = Registrations(lambda: here, Driver(library))
-    assert registrations.cover(in_segment(here[0]))
+    registrations.cover(in_segment(here[0]))
+    assert list(library.registered.values()) == [2**16]
     here[:] = [segment.private(2**17)]
-    assert registrations.cover(in_segment(here[0]))
+    registrations.cover(in_segment(here[0]))
     assert list(library.registered.values()) == [2**17]
     assert library.calls == ["register", "unregister", "register"]
 
@@ -240,8 +265,8 @@ def test_what_cannot_be_registered_is_copied_all_the_same_and_said_once(
     here = [segment.private(2**16), segment.private(2**16)]
     registrations = Registrations(lambda: here, Driver(library))
     for _ in range(3):
-        assert not registrations.cover(in_segment(here[0]))
-        assert not registrations.cover(in_segment(here[1]))
+        registrations.cover(in_segment(here[0]))
+        registrations.cover(in_segment(here[1]))
     registrations.close()
     assert library.calls == ["register", "register"]
     assert [name in record.getMessage() for record in caplog.records] == [True]

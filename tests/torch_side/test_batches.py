@@ -42,6 +42,11 @@ ITEMS: dict[str, Callable[[int], Any]] = {
         "grad": torch.full((3000,), 1.0 * i, requires_grad=True),
         "small": torch.arange(3) + i,
     },
+    "lazy tensors": lambda i: {
+        "conjugate": torch.from_numpy(LARGE * 1j + i).conj(),
+        "negative": torch.from_numpy(LARGE * 1j + i).conj().imag,
+        "small": torch.full((3,), 1j * i).conj(),
+    },
 }
 
 
@@ -105,6 +110,31 @@ def test_what_makes_no_batch_is_the_default_collations_error_with_the_name_of_th
         batch.collate()
     for word in words:
         raised.match(word)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "what"),
+    [
+        ("none", np.zeros(3000), "'at' is an array in 1 of 2 items, and str"),
+        (b"none", np.zeros(3), "'at' is an array in 1 of 2 items, and bytes"),
+        (3, np.zeros(3), "'at' is an array in 1 of 2 items, and int"),
+        (["a", "b"], [np.zeros(3000), "b"], "'at.0' is an array in 1 of 2 items"),
+        ({"x": "a"}, {"x": np.zeros(3000)}, "'at.x' is an array in 1 of 2 items"),
+    ],
+)
+def test_what_is_an_array_in_some_items_only_makes_no_batch(first: Any, later: Any, what: str) -> None:
+    """The default collation would make a list of texts and tensors of some of these."""
+    batch = Batch(HostMemory(1, spares=2), size=2)
+    batch.add([{"at": first}, {"at": later}])
+    with pytest.raises(TypeError, match=f"Field 'at' makes no batch: {what}"):
+        batch.collate()
+
+
+def test_tuples_of_which_some_have_arrays_make_no_batch() -> None:
+    batch = Batch(HostMemory(1, spares=2), size=2)
+    batch.add([("a", 1), (np.zeros(3000), 1)])
+    with pytest.raises(TypeError, match="'0' is an array in 1 of 2 items"):
+        batch.collate()
 
 
 def test_frames_of_different_dtypes_make_no_batch() -> None:

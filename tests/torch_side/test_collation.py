@@ -4,35 +4,28 @@ import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import reduction
 from pathlib import Path
+from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch.utils import data
 
+from blendtorch_shm import leaving
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
-from torch_side import BlenderLauncher, RemoteIterableDataset, collation, pooled_collate
+from blendtorch_shm.layout import PAGE
+from torch_side import RemoteIterableDataset, collation, pooled_collate
 
-from .conftest import eventually, is_alive, launch
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[BlenderLauncher]:
-    """Two instances that publish for ever, each on its ring."""
-    with launch() as launcher:
-        for address in launcher.launch_info.addresses["DATA"]:
-            assert len(list(RemoteIterableDataset(address, max_items=2))) == 2
-        yield launcher
-
-
-@pytest.fixture
-def addresses(launcher: BlenderLauncher) -> list[str]:
-    return launcher.launch_info.addresses["DATA"]
+from .conftest import check, eventually, is_alive, keys, launch
 
 
 def load(
@@ -49,27 +42,43 @@ def load(
     return data.DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **kwargs)
 
 
-def keys(batches: Any) -> list[tuple[int, int]]:
-    """Which messages these batches are made of."""
-    return [key for batch in batches for key in zip(batch["btid"].tolist(), batch["frameid"].tolist(), strict=True)]
-
-
-def check(batch: dict[str, Any]) -> None:
-    assert (batch["image"] == batch["value"].view(-1, 1, 1, 1)).all()
-    assert (batch["xy"] == batch["frameid"].view(-1, 1, 1)).all()
-
-
-def blocks_nbytes(pid: int | str = "self") -> int:
-    """Memory that lies in the blocks which this process has mapped."""
+def blocks() -> dict[int, int]:
+    """The blocks that this process has mapped, by inode, and the memory that lies in each."""
     files = {}
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    for link in Path("/proc/self/fd").iterdir():
         try:
             if "blendtorch-batch" in os.readlink(link):
                 status = link.stat()
                 files[status.st_ino] = status.st_blocks * 512
         except OSError:  # the descriptor of this very look
             pass
-    return sum(files.values())
+    return files
+
+
+def blocks_nbytes() -> int:
+    """Memory that lies in them."""
+    return sum(blocks().values())
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is its own DataLoader worker."""
+    monkeypatch.setattr(data, "get_worker_info", lambda: "a worker's")
+    yield
+    if collation._pool is not None:
+        collation._pool.finish()
+        leaving.leave(collation._pool)
+    collation._pool = None
+    collation._forget_ended_workers()
+
+
+def collated(value: int, **nbytes: int) -> Any:
+    """A batch of one item, with arrays that are full of `value`."""
+    return pooled_collate([{name: np.full(size, value, np.uint8) for name, size in nbytes.items()}])
+
+
+def sent(batch: Any) -> bytes:
+    return bytes(reduction.ForkingPickler.dumps(batch))
 
 
 # -- what it makes ----------------------------------------------------------------------------------------------
@@ -199,12 +208,27 @@ def test_a_collate_fn_may_build_on_it_and_change_what_it_likes(addresses: list[s
 
 
 def test_memory_is_used_again_when_nobody_holds_the_batch(addresses: list[str]) -> None:
-    seen = set()
+    before, seen = set(blocks()), set()
     for batch in load(addresses, 800):
         check(batch)
-        seen.add(batch["image"].data_ptr())
+        seen |= set(blocks())
     # Of each worker: two that are ready, one that is made, one that is here.
-    assert len(seen) <= 2 * 4
+    assert 2 <= len(seen - before) <= 2 * 4
+
+
+def test_a_field_that_is_kept_takes_no_memory_from_one_that_is_dropped(
+    worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    with monkeypatch.context() as patch:
+        empty = Mock()
+        patch.setattr(collation._Block, "empty", empty)
+        for i in range(20):
+            batch = pickle.loads(sent(collated(i, image=100_000, depth=400_000)))
+            assert (batch["depth"] == i).all()
+            kept.append(batch.pop("image"))
+    assert len(blocks()) == 20 + 2  # one of depth is made while the last is held
+    assert not empty.called
 
 
 @pytest.mark.parametrize(
@@ -260,12 +284,12 @@ def growing(item: dict[str, Any]) -> dict[str, Any]:
 
 def test_fields_that_grow_from_batch_to_batch_need_few_blocks() -> None:
     with launch("--stop-after", "1600", num_instances=1) as launcher:
-        seen = set()
+        before, seen = set(blocks()), set()
         for i, batch in enumerate(load(launcher.launch_info.addresses["DATA"], 1600, growing, num_workers=1)):
             assert batch["image"].shape == (8, 50 + 10 * i, 50)
             assert (batch["image"] == i % 256).all()
-            seen.add(batch["image"].data_ptr())
-    assert len(seen) <= 7 * 4  # sizes from 20 to 800 KB
+            seen |= set(blocks())
+    assert 7 <= len(seen - before) <= 7 * 4  # sizes from 20 to 800 KB
 
 
 # -- how iterations and processes end ---------------------------------------------------------------------------
@@ -382,10 +406,47 @@ def test_workers_of_a_killed_training_process_end(addresses: list[str]) -> None:
     assert len(set(keys(load(addresses, 80)))) == 80
 
 
-def test_a_batch_whose_worker_took_its_memory_along_is_an_error(addresses: list[str]) -> None:
+def test_a_batch_whose_worker_took_its_memory_along_is_an_error(worker: None) -> None:
     """Of workers that Ctrl-C ended, batches may still be in the queue."""
-    batches = load(addresses, 160, num_workers=1)
-    for batch in batches:
-        check(batch)
+    pickle.loads(sent(collated(1, image=100_000)))
+    in_the_queue = sent(collated(2, image=100_000))  # by its number alone
+    assert collation._pool is not None
+    collation._pool.finish()
     with pytest.raises(StreamClosed, match="is lost with the DataLoader worker"):
-        collation._receive(os.getpid(), 10**6, None, 4096, (2,), "|u1")
+        pickle.loads(in_the_queue)
+    assert blocks_nbytes() == PAGE
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])  # too many open files; no more threads
+def test_a_block_that_could_not_be_sent_is_sent_with_a_later_batch(
+    worker: None, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(reduction, "DupFd", Mock(side_effect=error))
+        with pytest.raises(error):
+            sent(collated(1, image=100_000))
+    gc.collect()  # of the traceback
+    batch = pickle.loads(sent(collated(2, image=100_000)))
+    assert (batch["image"] == 2).all()
+    assert len(blocks()) == 1
+
+
+def test_a_block_that_ctrl_c_kept_from_being_given_back_is_used_again(
+    worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(frame: FrameType, event: str, argument: Any) -> None:
+        if frame.f_code is collation._user_gone.__code__:
+            raise KeyboardInterrupt
+
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    batch = pickle.loads(sent(collated(1, image=100_000)))
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    del batch
+    sys.settrace(before)
+    assert [(one.exc_type, one.object) for one in raised] == [(KeyboardInterrupt, collation._user_gone)]
+    kept = [pickle.loads(sent(collated(i, image=100_000))) for i in range(2, 6)]
+    assert len(blocks()) == len(kept) == 4  # the first of them is a new one, and frees the other
+    for i, batch in enumerate(kept, 2):
+        assert (batch["image"] == i).all()

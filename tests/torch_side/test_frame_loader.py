@@ -1,5 +1,6 @@
 """FrameLoader over real instances, which here are plain Python processes."""
 
+import contextlib
 import gc
 import json
 import os
@@ -7,9 +8,11 @@ import pickle
 import signal
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,25 +24,11 @@ from blendtorch_shm.launch_info import LaunchInfo
 from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.reader import Reader
 from blendtorch_shm.states import State
-from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, frame_loader
+from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, batch_memory, frame_loader
 from torch_side.batch_memory import HostMemory, Mark, Rows
 
 from ..integration.programs import PATIENCE_S, Workshop
-from .conftest import eventually, launch
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[BlenderLauncher]:
-    """Two instances that publish for ever, each on its ring."""
-    with launch() as launcher:
-        for address in launcher.launch_info.addresses["DATA"]:
-            assert len(list(RemoteIterableDataset(address, max_items=2))) == 2
-        yield launcher
-
-
-@pytest.fixture
-def addresses(launcher: BlenderLauncher) -> list[str]:
-    return launcher.launch_info.addresses["DATA"]
+from .conftest import check, eventually, keys, launch
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +49,6 @@ def no_thread_is_left() -> Iterator[None]:
     yield
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name == "blendtorch FrameLoader"]
-
-
-def keys(batches: Any) -> list[tuple[int, int]]:
-    """Which messages these batches are made of."""
-    return [key for batch in batches for key in zip(batch["btid"].tolist(), batch["frameid"].tolist(), strict=True)]
-
-
-def check(batch: dict[str, Any]) -> None:
-    assert (batch["image"] == batch["value"].view(-1, 1, 1, 1)).all()
-    assert (batch["xy"] == batch["frameid"].view(-1, 1, 1)).all()
 
 
 def leased(address: Any) -> int:
@@ -157,9 +136,12 @@ def test_a_row_that_is_held_stays_as_it_is_and_may_be_written_to(addresses: list
         assert (image == value).all()
 
 
-def test_memory_is_used_again(addresses: list[str]) -> None:
-    loader = FrameLoader(addresses, 4, max_items=200, prefetch=2)
-    assert len({batch["image"].data_ptr() for batch in loader}) <= 2 + 3
+def test_memory_is_used_again(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate = Mock(wraps=batch_memory._allocate)
+    monkeypatch.setattr(batch_memory, "_allocate", allocate)
+    for batch in FrameLoader(addresses, 4, max_items=200, prefetch=2):
+        check(batch)
+    assert 0 < allocate.call_count <= 2 + 3
 
 
 def test_a_batch_holds_no_slot(addresses: list[str]) -> None:
@@ -223,18 +205,61 @@ def test_what_makes_no_batch_names_the_field(addresses: list[str]) -> None:
         list(FrameLoader(addresses[0], 4, max_items=8, transform=crop))
 
 
-def test_an_error_in_a_transform_is_the_users_with_its_traceback(addresses: list[str]) -> None:
-    def transform(item: dict[str, Any]) -> Any:
-        if item["frameid"] % 8 == 5:
-            raise LookupError("no such material")
-        return item
+def transform_that_fails(item: dict[str, Any]) -> Any:
+    if item["frameid"] % 8 == 5:
+        raise LookupError("no such material")
+    return item
 
-    with pytest.raises(LookupError, match="no such material") as raised:
-        list(FrameLoader(addresses, 4, max_items=80, transform=transform))
-    assert "transform" in [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
-    del raised
-    gc.collect()
-    assert len(list(FrameLoader(addresses, 4, max_items=80))) == 20
+
+def transform_that_fails_in_the_end(item: dict[str, Any]) -> Any:
+    try:
+        return transform_that_fails(item)
+    except LookupError as error:
+        raise LookupError(f"{error} in frame {item['frameid']}") from error
+
+
+def collate_that_fails(items: list[dict[str, Any]]) -> Any:
+    return [transform_that_fails(item) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments"),
+    [
+        ("transform_that_fails", dict(transform=transform_that_fails)),
+        ("transform_that_fails_in_the_end", dict(transform=transform_that_fails_in_the_end)),
+        ("collate_that_fails", dict(collate_fn=collate_that_fails)),
+    ],
+)
+def test_an_error_of_the_users_has_its_traceback_and_holds_no_slot(
+    addresses: list[str], where: str, arguments: dict[str, Any]
+) -> None:
+    gc.disable()  # a slot must not wait for the collector
+    try:
+        with pytest.raises(LookupError, match="no such material") as raised:
+            list(FrameLoader(addresses, 4, max_items=80, **arguments))
+        assert [leased(address) for address in addresses] == [0, 0]
+    finally:
+        gc.enable()
+    assert where in [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
+
+
+def test_an_error_that_was_dropped_is_gone(addresses: list[str]) -> None:
+    class NoSuchMaterial(LookupError):
+        pass
+
+    def transform(item: dict[str, Any]) -> Any:
+        error = NoSuchMaterial()
+        alive.append(weakref.ref(error))
+        raise error
+
+    alive: list[weakref.ref[NoSuchMaterial]] = []
+    gc.disable()
+    try:
+        with contextlib.suppress(NoSuchMaterial):
+            list(FrameLoader(addresses, 4, max_items=80, transform=transform))
+        assert [reference() for reference in alive] == [None]
+    finally:
+        gc.enable()
 
 
 # -- instances that end, are silent, or come back ---------------------------------------------------------------
@@ -342,6 +367,29 @@ def test_an_iteration_that_is_collected_late_ends_then(addresses: list[str]) -> 
     gc.collect()
 
 
+def test_who_leaves_does_not_wait_for_ever_for_a_transform_and_says_so(
+    addresses: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(frame_loader, "_CLOSING_PATIENCE_S", 0.01)
+    go_on = threading.Event()
+
+    def transform(item: dict[str, Any]) -> Any:
+        nonlocal called
+        called += 1
+        if called > 4:
+            assert go_on.wait(PATIENCE_S)
+        return item
+
+    called = 0
+    batches: Any = iter(FrameLoader(addresses, 4, transform=transform))
+    check(next(batches))
+    eventually(lambda: called > 4)
+    batches.close()
+    assert ["has not ended within 0.01 s" in record.getMessage() for record in caplog.records] == [True]
+    go_on.set()
+    eventually(lambda: "blendtorch FrameLoader" not in [thread.name for thread in threading.enumerate()])
+
+
 def test_an_iteration_that_never_began_has_no_thread(addresses: list[str]) -> None:
     iter(FrameLoader(addresses, 4))
 
@@ -422,8 +470,9 @@ def test_ctrl_c_ends_the_wait_for_a_batch_that_does_not_come() -> None:
 class SlowMark:
     """Passes when it is told to, or somebody waits for it."""
 
-    def __init__(self, memory: "SlowMemory") -> None:
+    def __init__(self, memory: "SlowMemory", number: int) -> None:
         self._memory = memory
+        self._number = number
         self.has_passed = False
 
     def query(self) -> bool:
@@ -431,9 +480,13 @@ class SlowMark:
 
     def synchronize(self) -> None:
         with self._memory.lock:
+            self._memory.is_failing |= len(self._memory.begun) == self._memory.fails_when_begun
             self._memory.waited += not self.has_passed
             while not self.has_passed:
                 self._memory.land()
+        if self._memory.is_failing:
+            self._memory.failed.append(self._number)
+            raise OSError(f"copy {self._number} has failed")
 
 
 class SlowMemory(HostMemory):
@@ -446,6 +499,11 @@ class SlowMemory(HostMemory):
         self.lock = threading.Lock()  # the receiver waits for copies, and so does the user
         self.closed_with: int | None = None
         self.waited = 0
+        self.marks = 0
+        self.fails_when_begun: int | None = None
+        self.is_failing = False
+        self.failed: list[int] = []
+        self.copies_until_one_fails = -1
 
     def copy(self, rows: Rows, index: int, array: np.ndarray) -> None:
         address, nbytes = array.ctypes.data, array.nbytes  # as DMA: the lease is nobody's business here
@@ -454,12 +512,16 @@ class SlowMemory(HostMemory):
             source = (np.ctypeslib.ctypes.c_uint8 * nbytes).from_address(address)
             np.copyto(rows.first(index + 1)[index].numpy().reshape(-1), np.frombuffer(source, np.uint8))
 
+        if not self.copies_until_one_fails:
+            raise OSError("no copy can begin")
+        self.copies_until_one_fails -= 1
         self.copies.append(copy)
 
     def mark(self) -> Mark | None:
         if not self.copies:
             return None
-        mark = SlowMark(self)
+        mark = SlowMark(self, self.marks)
+        self.marks += 1
         with self.lock:
             self.begun.append((mark, self.copies))
         self.copies = []
@@ -474,7 +536,7 @@ class SlowMemory(HostMemory):
         del self.begun[0]
 
     def close(self) -> None:
-        self.closed_with = len(self.begun)
+        self.closed_with = len(self.begun) + len(self.copies)
         super().close()
 
 
@@ -506,6 +568,55 @@ def test_whoever_leaves_waits_for_copies_that_are_under_way(slow: SlowMemory, ad
     assert [leased(address) for address in addresses] == [0, 0]
 
 
+def test_copies_after_one_that_has_failed_are_waited_for(slow: SlowMemory, addresses: list[str]) -> None:
+    slow.fails_when_begun = 2
+    with pytest.raises(OSError, match="has failed") as raised:
+        next(iter(FrameLoader(addresses, 10_000)))
+    assert len(slow.failed) == 2
+    assert str(raised.value) == f"copy {slow.failed[0]} has failed"
+    assert slow.closed_with == 0
+    assert [leased(address) for address in addresses] == [0, 0]
+
+
+def test_copies_before_one_that_cannot_begin_are_waited_for(slow: SlowMemory, addresses: list[str]) -> None:
+    slow.copies_until_one_fails = 1
+    with pytest.raises(OSError, match="no copy can begin"):
+        list(FrameLoader(addresses, 4, max_items=64, transform=lambda item: [item["image"], item["image"]]))
+    assert slow.waited == 1
+    assert slow.closed_with == 0
+    assert [leased(address) for address in addresses] == [0, 0]
+
+
+# -- naps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("was", "wanted", "nap_ms"),
+    [
+        ([], 8, 0),  # nothing is known yet
+        ([(8, 0.8)] * 40, 8, 0),  # all that was wanted was there: there may be more
+        ([(3, 0.3)] * 40, 8, 0),  # as before, for a source that hands out three at once
+        ([(1, 30), (0, 30)] * 20, 8, 0),  # they come seldom
+        ([(8, 0.8)] * 40 + [(3, 0.3)], 8, 0.8),
+        ([(8, 0.8)] * 40 + [(3, 0.3)], 2, 0.2),
+        ([(8, 0.8)] * 40 + [(0, 9)], 8, 0.8),
+        ([(8, 4)] * 40 + [(3, 1.5)], 8, 2),  # the longest
+        ([(8, 12)] * 40 + [(3, 4.5)], 8, 0),  # not two would come in the longest
+        ([(8, 0.8)] * 40 + [(1, 10_000)], 8, 2),  # one silence is not yet another pace
+        ([(8, 0.8)] * 40 + [(1, 10_000)] * 3, 8, 0),
+    ],
+)
+def test_a_nap_is_as_long_as_the_messages_that_are_wanted_take_to_come(
+    was: list[tuple[int, float]], wanted: int, nap_ms: float
+) -> None:
+    now = 100.0
+    pace = frame_loader._Pace(now)
+    for taken, after_ms in was:
+        now += after_ms / 1000
+        pace.note(taken, 8, now)
+    assert pace.nap_s(wanted) == pytest.approx(nap_ms / 1000, rel=0.01)
+
+
 # -- arguments --------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +625,13 @@ def test_whoever_leaves_waits_for_copies_that_are_under_way(slow: SlowMemory, ad
     [
         dict(addresses=[]),
         dict(batch_size=0),
+        dict(batch_size="8"),
+        dict(batch_size=2.5),
+        dict(max_items=2.5),
+        dict(prefetch=None),
+        dict(copy_threads=1.5),
+        dict(transform=5),
+        dict(collate_fn="x"),
         dict(max_items=-1),
         dict(prefetch=0),
         dict(copy_threads=0),
