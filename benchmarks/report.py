@@ -50,8 +50,8 @@ pictures, which flatters whatever does not copy; in the tables of batches the tr
 NOTES = {
     "frame size": """\
 One consumer without workers. `memcpy` is the limit of the machine: one thread that copies the picture, and tells nobody.
-`iceoryx2` sends the bare bytes of one picture, without names and types and without a lease that Python's views keep, and waits for
-events: less work per message, which tells where frames are small. `spdl arena` and `torch queue` send through queues of
+`iceoryx2` sends the bare bytes of one picture, without names, types, or a lease that Python's views keep, and waits for events:
+less work per message, which tells where frames are small. `spdl arena` and `torch queue` send through queues of
 multiprocessing. `tcp` is what a consumer on another host gets, over this host's own network.""",
     "frame size, batches of 8": """\
 In the training process, ready for use. `data loader alone` yields the same tensor again and again: what a DataLoader costs before
