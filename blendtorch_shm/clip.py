@@ -96,9 +96,8 @@ class ClipSink:
             frame = {path: self._settle(path[0], value) for path, value in _flatten(fields)}
             sent = not self._clip.is_continued_by(frame) and self.end_clip()
             self._clip.add(frame)
-            self._check_open(
-                "close() in the middle of publish()."
-            )  # by a signal handler, which has sent what was complete
+            # By a signal handler, which has sent what was complete.
+            self._check_open("close() in the middle of publish().")
             if self._clip.length == self._frames_per_clip:
                 return self.end_clip()
             self._sink.show_life()
