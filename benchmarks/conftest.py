@@ -12,6 +12,9 @@ import psutil
 import pytest
 from tabulate import tabulate
 
+from blendtorch_shm.errors import BlenderNotFound
+from torch_side.finder import find_runtime
+
 Measured = Callable[[], dict[str, Any]]
 
 
@@ -164,6 +167,15 @@ def _is_producer(process: psutil.Process) -> bool:
     from .receivers import children_pids
 
     return process.pid in children_pids or any("producer.py" in argument for argument in process.cmdline())
+
+
+@pytest.fixture
+def a_blender() -> None:
+    """There is one, which the launcher will find."""
+    try:
+        find_runtime(None, None)
+    except BlenderNotFound as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import itertools
 import math
 import multiprocessing
 import pickle
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,24 +76,27 @@ def pull(context: zmq.Context[zmq.Socket[bytes]], endpoints: list[str]) -> zmq.S
 
 
 @contextlib.contextmanager
+def pulled(way: str, shape: Shape, prefix: str = "", **options: Any) -> Iterator[zmq.Socket[bytes]]:
+    """A socket at which messages of producers of that way arrive."""
+    with (
+        launch(way, shape, **options) as launcher,
+        zmq.Context() as context,
+        pull(context, [prefix + str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
+    ):
+        yield socket
+
+
+@contextlib.contextmanager
 def pickle_over_tcp(shape: Shape, **options: Any) -> Iterator[Receive]:
     """blendtorch's way."""
-    with (
-        launch("pickle", shape, **options) as launcher,
-        zmq.Context() as context,
-        pull(context, [str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
-    ):
+    with pulled("pickle", shape, **options) as socket:
         yield socket.recv_pyobj
 
 
 @contextlib.contextmanager
 def parts_over_ipc(shape: Shape, **options: Any) -> Iterator[Receive]:
     """Pickle protocol 5, the pictures out of band."""
-    with (
-        launch("parts", shape, **options) as launcher,
-        zmq.Context() as context,
-        pull(context, ["ipc://@" + str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
-    ):
+    with pulled("parts", shape, "ipc://@", **options) as socket:
 
         def receive() -> dict[str, Any]:
             head, *buffers = socket.recv_multipart(copy=False)
@@ -104,11 +109,7 @@ def parts_over_ipc(shape: Shape, **options: Any) -> Iterator[Receive]:
 @contextlib.contextmanager
 def memcpy_and_hop(shape: Shape, **options: Any) -> Iterator[Receive]:
     """What must be: the producer copies a picture, and sends a small message over ZeroMQ's ipc."""
-    with (
-        launch("hop", shape, **options) as launcher,
-        zmq.Context() as context,
-        pull(context, ["ipc://@" + str(a) for a in launcher.launch_info.addresses["DATA"]]) as socket,
-    ):
+    with pulled("hop", shape, "ipc://@", **options) as socket:
 
         def receive() -> dict[str, Any]:
             frameid, sent_ns = np.frombuffer(socket.recv(), producer.STAMP)[0].tolist()
@@ -120,15 +121,15 @@ def memcpy_and_hop(shape: Shape, **options: Any) -> Iterator[Receive]:
 @contextlib.contextmanager
 def torch_queue(shape: Shape, **options: Any) -> Iterator[Receive]:
     """Each frame in shared memory of its own, whose file descriptor goes through the queue."""
-    context = torch.multiprocessing.get_context(
-        "spawn"
-    )  # a forked child would wait for OpenMP's threads, which it lacks
+    # Spawned: a forked child would wait for OpenMP's threads, which it lacks.
+    context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue(producer.AHEAD)
     with child(context, put_tensors, queue, shape, options):
         yield lambda: queue.get(timeout=PATIENCE_S)
 
 
 def put_tensors(queue: Any, shape: Shape, options: dict[str, Any]) -> None:
+    queue.cancel_join_thread()
     for message in producer.messages(shape, **options):
         message["image"] = torch.from_numpy(message["image"]).share_memory_()  # this is the copy
         queue.put(message)
@@ -142,9 +143,11 @@ def spdl_arena(shape: Shape, **options: Any) -> Iterator[Receive]:
     queue: Any = multiprocessing.Queue(producer.AHEAD)
     with child(multiprocessing, offload, queue, arenas._Arena(pool), shape, options):
         arena = arenas._Arena(pool)
-        yield lambda: arena.restore(queue.get(timeout=PATIENCE_S))
-        pool.close()  # while there is a producer to be woken: without one, it would wait for that for ever
-    pool.unlink()
+        try:
+            yield lambda: arena.restore(queue.get(timeout=PATIENCE_S))
+        finally:
+            pool.close()  # while there is a producer to be woken: without one, it would wait for that for ever
+            pool.unlink()
 
 
 def offload(queue: Any, arena: Any, shape: Shape, options: dict[str, Any]) -> None:
@@ -154,16 +157,23 @@ def offload(queue: Any, arena: Any, shape: Shape, options: dict[str, Any]) -> No
 
 @contextlib.contextmanager
 def child(context: Any, target: Callable[..., None], *args: Any) -> Iterator[None]:
-    process = context.Process(target=target, args=args, daemon=True)
+    process = context.Process(target=end_in_order, args=(target, *args), daemon=True)
     process.start()
     assert process.pid is not None
     children_pids.add(process.pid)
     try:
         yield
     finally:
+        process.terminate()
+        process.join(PATIENCE_S)
         process.kill()
-        process.join()
         children_pids.discard(process.pid)
+
+
+def end_in_order(target: Callable[..., None], *args: Any) -> None:
+    """Between two statements: torch, killed while it makes shared memory, leaves it behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    target(*args)
 
 
 @contextlib.contextmanager
@@ -171,7 +181,7 @@ def iceoryx2(shape: Shape, **options: Any) -> Iterator[Receive]:
     """Waits for events; the picture is an array over the sample, which goes back with the next message."""
     iox = pytest.importorskip("iceoryx2")
     with launch("iceoryx2", shape, **options) as launcher:
-        node, samples, events = producer.iceoryx2_services(str(launcher.launch_info.addresses["DATA"][0]))
+        _node, samples, events = producer.iceoryx2_services(str(launcher.launch_info.addresses["DATA"][0]))
         subscriber = samples.subscriber_builder().buffer_size(producer.AHEAD).create()
         listener = events.listener_builder().create()
         patience = iox.Duration.from_secs(PATIENCE_S)
@@ -191,7 +201,6 @@ def iceoryx2(shape: Shape, **options: Any) -> Iterator[Receive]:
 
         yield receive
         held = None
-        del node
 
 
 @contextlib.contextmanager
@@ -279,18 +288,18 @@ def data_loader_pickle(shape: Shape, batch_size: int, workers: int, **options: A
 
 
 @contextlib.contextmanager
-def data_loader_ring(shape: Shape, batch_size: int, workers: int, **options: Any) -> Iterator[Receive]:
+def data_loader_ring(
+    shape: Shape, batch_size: int, workers: int, collate_fn: Any = None, **options: Any
+) -> Iterator[Receive]:
     with launch("ring", shape, **options) as launcher:
         dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=ENDLESS)
-        yield data_loader(dataset, batch_size, workers)
+        yield data_loader(dataset, batch_size, workers, collate_fn=collate_fn)
 
 
-@contextlib.contextmanager
-def data_loader_ring_pooled(shape: Shape, batch_size: int, workers: int, **options: Any) -> Iterator[Receive]:
-    """With `pooled_collate` instead of the default collation."""
-    with launch("ring", shape, **options) as launcher:
-        dataset = RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=ENDLESS)
-        yield data_loader(dataset, batch_size, workers, collate_fn=pooled_collate)
+def data_loader_ring_pooled(
+    shape: Shape, batch_size: int, workers: int, **options: Any
+) -> contextlib.AbstractContextManager[Receive]:
+    return data_loader_ring(shape, batch_size, workers, pooled_collate, **options)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,6 @@ WAYS = [
     receivers.spdl_arena,
     receivers.iceoryx2,
     receivers.ring,
-    receivers.tcp,
-    receivers.tcp_with_keys,
-    receivers.memcpy,
 ]
 
 
@@ -35,7 +32,7 @@ def unless(value: object, short: object, text: str | None = None) -> object:
 
 
 # One way after the other for each size: ratios are for the same minute.
-@pytest.mark.parametrize("receiver", WAYS, ids=way)
+@pytest.mark.parametrize("receiver", [*WAYS, receivers.tcp, receivers.tcp_with_keys, receivers.memcpy], ids=way)
 @pytest.mark.parametrize("shape", [unless(shape, MIDDLE, name(shape)) for shape in SHAPES])
 def test_size(row: Row, shape: Shape, receiver: Receiver) -> None:
     with receiver(shape) as receive:

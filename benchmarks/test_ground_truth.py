@@ -8,21 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blendtorch_shm.errors import BlenderNotFound
 from torch_side import BlenderLauncher, RemoteIterableDataset
-from torch_side.finder import find_runtime
 
 SCRIPT = Path(__file__).parent / "ground_truth.py"
 SCENE = Path(__file__).parents[1] / "examples" / "datagen" / "falling_cubes.blend"
 
 
 @pytest.mark.timeout(300)
-def test_cost_of_passes(benchmark: Any, request: pytest.FixtureRequest) -> None:
+def test_cost_of_passes(benchmark: Any, a_blender: None, request: pytest.FixtureRequest) -> None:
     """Samples are taken in turn, so that what else the machine does hits all alike. The row's time is that of the whole run."""
-    try:
-        find_runtime(None, None)
-    except BlenderNotFound as error:
-        pytest.skip(str(error))
     rounds = 5 if request.config.getoption("--short") else 60
 
     def run() -> dict[str, Any]:

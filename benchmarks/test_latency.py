@@ -12,22 +12,13 @@ import zmq
 from . import receivers
 from .conftest import Row
 from .receivers import Receiver
-from .test_frames import MIDDLE, unless, way
+from .test_frames import MIDDLE, WAYS, unless, way
 
 INTERVAL_S = 0.005
 ASKED = "ipc://@blendtorch-shm-benchmark"
-WAYS = [
-    receivers.memcpy_and_hop,
-    receivers.pickle_over_tcp,
-    receivers.parts_over_ipc,
-    receivers.torch_queue,
-    receivers.spdl_arena,
-    receivers.iceoryx2,
-    receivers.ring,
-]
 
 
-@pytest.mark.parametrize("receiver", WAYS, ids=way)
+@pytest.mark.parametrize("receiver", [receivers.memcpy_and_hop, *WAYS], ids=way)
 @pytest.mark.parametrize("pace", ["one by one", unless("200 frames/s", None)])
 def test_latency(row: Row, pace: str, receiver: Receiver) -> None:
     """From before publishing until the frame is here."""

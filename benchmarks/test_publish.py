@@ -16,8 +16,7 @@ from blendtorch_shm.transport import open_sink, open_source
 
 from .conftest import Row
 from .receivers import Shape, name
-
-SHAPES = [(64, 64, 3), (480, 640, 3), (1080, 1920, 4), (2160, 3840, 4)]
+from .test_frames import SHAPES
 
 
 @pytest.fixture

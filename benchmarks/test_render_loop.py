@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blendtorch_shm.errors import BlenderNotFound
 from torch_side import BlenderLauncher, RemoteIterableDataset
-from torch_side.finder import find_runtime
 
 from .conftest import Row
 from .receivers import ENDLESS
@@ -19,12 +17,8 @@ SCRIPT = Path(__file__).parent / "render_loop.py"
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("instances", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_render_loop(row: Row, instances: int) -> None:
+def test_render_loop(row: Row, a_blender: None, instances: int) -> None:
     """Blocks of frames in turn, so that what else the machine does hits both alike."""
-    try:
-        find_runtime(None, None)
-    except BlenderNotFound as error:
-        pytest.skip(str(error))
     arguments = ["2", "5"] if row.short else ["40", "10"]
     results = []
 
