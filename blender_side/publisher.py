@@ -18,7 +18,7 @@ from blendtorch_shm.transport import open_sink
 
 from . import bootstrap
 
-_lenders: dict[tuple[tuple[int, ...], str], weakref.ref[DataPublisher]] = {}
+_lenders: dict[tuple[tuple[int, ...], np.dtype[Any]], weakref.ref[DataPublisher]] = {}
 """By shape and dtype, the publisher that last published such an array: a renderer's next one will go there."""
 
 
@@ -92,9 +92,9 @@ class DataPublisher:
             bootstrap.count_published(self._socket)
         for value in kwargs.values():
             if type(value) is np.ndarray:
-                self._lends((value.shape, value.dtype.str))
+                self._lends((value.shape, value.dtype))
 
-    def _lends(self, kind: tuple[tuple[int, ...], str]) -> None:
+    def _lends(self, kind: tuple[tuple[int, ...], np.dtype[Any]]) -> None:
         known = _lenders.get(kind)
         if known is None or known() is not self:
             _lenders[kind] = weakref.ref(self)
@@ -151,6 +151,6 @@ def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]
     Returns:
         an uninitialised, C-contiguous, writable ndarray; never one that is written to behind its holder's back.
     """
-    lender = _lenders.get((shape, np.dtype(dtype).str))
+    lender = _lenders.get((shape, np.dtype(dtype)))
     publisher = None if lender is None else lender()
     return None if publisher is None else publisher._sink.lend(shape, dtype)

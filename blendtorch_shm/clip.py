@@ -26,7 +26,7 @@ from . import interrupts
 from .arguments import integer
 from .errors import StreamClosed
 from .sink import RingSink
-from .wire import SMALL_NBYTES, Array, arrange, blender_array, decode, dtype_name, encode_header, take_apart
+from .wire import SMALL_NBYTES, Array, blender_array, copy_arrays, decode, dtype_name, encode_header, take_apart
 
 log = logging.getLogger("blendtorch")
 
@@ -353,11 +353,9 @@ def _is_plain(value: Any) -> bool:
 def _copy_of(key: str, value: Any, *, trusted: bool) -> Any:
     """`value` as it would arrive now: it shares nothing with the original, and cannot fail to be sent later."""
     parts = take_apart({key: value}, trusted=trusted)
-    specs, nbytes = arrange(parts, {}, 0)
-    payload = np.empty(nbytes, np.uint8)
-    for array, spec in zip(parts.large, specs, strict=False):
-        np.copyto(np.ndarray(array.shape, array.dtype, payload, spec.offset), array)
-    return decode(encode_header(0, specs, parts), payload, trusted=trusted).fields[key]
+    payload = np.empty(parts.nbytes, np.uint8)
+    copy_arrays(parts, payload)
+    return decode(encode_header(0, parts), payload, trusted=trusted).fields[key]
 
 
 def _stack(values: list[Any]) -> Any:

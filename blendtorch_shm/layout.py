@@ -45,7 +45,7 @@ STREAM_HEADER = _words(
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
-        64: "waiting",  # the producer sleeps until fewer messages than this are READY; 0: it is awake
+        64: "waiting",  # the producer sleeps until fewer messages than this are READY (MAX_SLOTS: one is FREE); 0: it is awake
         72: "closed",  # the producer finished in good order
         128: "published",  # messages committed = the next sequence number
         136: "stalled_ns",  # time the producer spent waiting for room

@@ -42,11 +42,11 @@ def slot_lock(ring: int, slot: int) -> int:
 class Locks(Protocol):
     """A set of numbered locks."""
 
-    def try_lock(self, number: int) -> bool:
-        """Take the lock if nobody has it, without waiting."""
+    def try_lock(self, number: int, count: int = 1) -> bool:
+        """Take the lock if nobody has it, without waiting; or `count` locks from `number` on, all or none."""
 
-    def unlock(self, number: int) -> None:
-        """Give back a lock that this process took."""
+    def unlock(self, number: int, count: int = 1) -> None:
+        """Give back what this process took."""
 
     def is_held(self, number: int) -> bool:
         """Whether any living process, this one included, has the lock."""
@@ -62,16 +62,17 @@ class ThreadLocks:
         self._guard = threading.RLock()  # a lease may end, and unlock, in the middle of any bytecode of its own thread
         self._held: set[int] = set()
 
-    def try_lock(self, number: int) -> bool:
+    def try_lock(self, number: int, count: int = 1) -> bool:
+        numbers = range(number, number + count)
         with self._guard:
-            if number in self._held:
+            if not self._held.isdisjoint(numbers):
                 return False
-            self._held.add(number)
+            self._held.update(numbers)
             return True
 
-    def unlock(self, number: int) -> None:
+    def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:
-            self._held.discard(number)
+            self._held.difference_update(range(number, number + count))
 
     def is_held(self, number: int) -> bool:
         return number in self._held
@@ -94,23 +95,24 @@ class FileLocks(ThreadLocks):
                 f"Cannot open the lock file {path}: {error.strerror}. Its launch is over, or its directory was removed."
             ) from error
 
-    def try_lock(self, number: int) -> bool:
+    def try_lock(self, number: int, count: int = 1) -> bool:
+        numbers = range(number, number + count)
         with self._guard:
-            if number in self._held:
+            if not self._held.isdisjoint(numbers):
                 return False
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
             except (BlockingIOError, PermissionError):
                 return False
             except OSError as error:
                 raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
-            self._held.add(number)
+            self._held.update(numbers)
             return True
 
-    def unlock(self, number: int) -> None:
+    def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:
-            self._held.discard(number)
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
+            self._held.difference_update(range(number, number + count))
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, count, number)
 
     def is_held(self, number: int) -> bool:
         if super().is_held(number):

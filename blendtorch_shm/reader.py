@@ -11,7 +11,9 @@ its member lock, and whoever notices makes them READY again (:func:`reclaim_dead
 
 from __future__ import annotations
 
+import itertools
 import logging
+import operator
 import os
 import time
 import weakref
@@ -27,6 +29,7 @@ from .segment import Segment
 from .states import State
 from .stream import (
     FIRST_RING,
+    FOR_A_SLOT,
     KEY,
     NEXT_RING,
     RECLAIM_EVERY_S,
@@ -172,62 +175,76 @@ class Reader:
         Raises:
             StreamClosed: called in a forked child; a child needs a reader of its own.
         """
-        for ring, slot in self._ready():
-            if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
-                continue
-            if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
-                return None
-            claimed = self._take(ring, slot, lease)
-            if claimed is not None:
-                return claimed
+        for ring, slots in self._ready():
+            for slot in slots:
+                if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
+                    continue
+                if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
+                    return None
+                for _, generation in self._claim(ring, [slot]):
+                    return self._open(ring, slot, generation, lease)
         return None
 
     def take_many(self, count: int) -> list[Claimed]:
-        """The oldest READY messages of the stream, `count` at most. None is a copy, and none is taken while consumers hold half
-        of the slots that they may: there may be other consumers, who shall not have to copy.
+        """The oldest READY messages of the stream, `count` at most. None is a copy, and of the slots that consumers may hold, a
+        third stays free: there may be others, who shall not have to copy.
         """
-        taken: list[Claimed] = []
-        for ring, slot in self._ready():
-            if len(taken) == count or ring.count(State.LEASED) >= (ring.num_slots - RESERVE) // 2:
-                break
-            try:
-                claimed = self._take(ring, slot, False)
-            except SegmentError:
-                if not taken:
-                    raise
-                self.reject()  # those before it are good
-            else:
-                if claimed is not None:
-                    taken.append(claimed)
-        return taken
+        ready = self._ready()
+        if not ready:
+            return []
+        ring, slots = ready[0]
+        room = (ring.num_slots - RESERVE) * 2 // 3 - ring.count(State.LEASED)
+        slots = slots[: max(0, min(count, room))]
+        claims = self._claim(ring, slots) or [claim for slot in slots for claim in self._claim(ring, [slot])]
+        return self._open_many(ring, claims)
 
-    def _ready(self) -> list[tuple[Ring, int]]:
-        """Where the READY messages lie, the oldest first."""
+    def _ready(self) -> list[tuple[Ring, list[int]]]:
+        """Where the READY messages lie, the oldest first: some slots of a ring, then some of another one."""
         if os.getpid() != self._pid:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
         interrupts.raise_kept()
         rings = self._all_rings()
-        if len(rings) == 1:
-            ring = rings[0]
-            return [(ring, slot) for slot in ring.ready()]
-        found = [(ring, slot) for ring in rings for slot in ring.ready()]
-        found.sort(key=lambda entry: entry[0].sequence(entry[1]))
-        return found
+        found = [(ring, slots) for ring in rings if (slots := ring.ready())]
+        if len(found) < 2:
+            return found
+        in_order = sorted((ring.sequence(slot), i, slot) for i, (ring, slots) in enumerate(found) for slot in slots)
+        runs = itertools.groupby(in_order, key=operator.itemgetter(1))
+        return [(found[i][0], [slot for _, _, slot in run]) for i, run in runs]
 
-    def _take(self, ring: Ring, slot: int, always_lease: bool) -> Claimed | None:
+    def _claim(self, ring: Ring, slots: list[int]) -> list[tuple[int, int]]:
+        """Lease those of `slots` that are READY.
+
+        Returns:
+            those, and their generations; none if somebody is just claiming one of them. If he dies over it, it is still READY.
+        """
+        if not slots:
+            return []
         owner = self._index + 1
-        number = slot_lock(ring.number, slot)
+        first = min(slots)
+        number, count = slot_lock(ring.number, first), max(slots) - first + 1
+        claimed: list[tuple[int, int]] = []
         locked: bool | None = None
         try:
-            locked = self._locks.try_lock(number)
-            if not locked:
-                return None  # somebody is claiming it right now; if he dies over it, it is still READY
-            generation = ring.generation(slot)
-            if not ring.claim(slot, generation, owner):
-                return None
+            locked = self._locks.try_lock(number, count)
+            if locked:
+                for slot in slots:
+                    generation = ring.generation(slot)
+                    if ring.claim(slot, generation, owner):
+                        claimed.append((slot, generation))
+                wake_below = self._words[WAITING]
+                if 0 < wake_below < FOR_A_SLOT and ring.count(State.READY) < wake_below:
+                    self._room.release()
+        except BaseException:  # Ctrl-C
+            for slot in slots:
+                ring.reclaim(slot, owner)
+            raise
         finally:
             if locked is not False:  # also when Ctrl-C came before we knew
-                self._locks.unlock(number)
+                self._locks.unlock(number, count)
+        return claimed
+
+    def _open(self, ring: Ring, slot: int, generation: int, always_lease: bool) -> Claimed:
+        """The message in a slot that was just claimed."""
         try:
             self._delivered.add(1)
             header, payload_nbytes, flags = ring.message(slot)
@@ -241,7 +258,6 @@ class Reader:
                 lease = Lease(root, _lease_ended)
                 lease.terms = (self, ring, slot, generation)
                 self._leases[id(lease)] = lease
-                self._wake_producer(ring)
                 return Claimed(header, payload, sequence, lease)
             payload = payload.copy()
         except BaseException:
@@ -253,6 +269,26 @@ class Reader:
             self._say_hoarding(ring)
         return Claimed(header, payload, sequence, None)
 
+    def _open_many(self, ring: Ring, claims: list[tuple[int, int]]) -> list[Claimed]:
+        """The messages in slots that were just claimed. One that makes no sense costs only itself; if all do, it is an error."""
+        taken: list[Claimed] = []
+        errors: list[SegmentError] = []
+        claims.reverse()
+        try:
+            while claims:
+                slot, generation = claims.pop()
+                try:
+                    taken.append(self._open(ring, slot, generation, False))
+                except SegmentError as error:
+                    errors.append(error)
+        finally:
+            for slot, generation in claims:  # Ctrl-C
+                self._release(ring, slot, generation)
+        if errors and not taken:
+            raise errors.pop()
+        self._rejected.add(len(errors))
+        return taken
+
     def leasable(self) -> int:
         """How many messages consumers may hold altogether, without copies."""
         return max((ring.num_slots - RESERVE for ring in self._all_rings()), default=1)
@@ -262,6 +298,10 @@ class Reader:
         return any(
             local or not ring.flags(slot) & FLAG_LOCAL_ONLY for ring in self._all_rings() for slot in ring.ready()
         )
+
+    def anyone_asleep(self) -> bool:
+        """Whether a consumer waits for an announcement."""
+        return 1 in self._asleep.tobytes()
 
     def sleep(self, asleep: bool) -> None:
         """Say whether this consumer waits to be woken by an announcement; look once more after saying so."""
@@ -308,12 +348,7 @@ class Reader:
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._index + 1):
             self._released.add(1)
-        self._wake_producer(ring)
-
-    def _wake_producer(self, ring: Ring) -> None:
-        """After a claim or a release, if the producer waits for so few READY messages, or for a slot."""
-        wake_below = self._words[WAITING]
-        if wake_below and ring.count(State.READY) < wake_below:
+        if self._words[WAITING] == FOR_A_SLOT:
             self._room.release()
 
     def close(self) -> None:

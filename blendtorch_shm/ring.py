@@ -61,8 +61,7 @@ class Ring:
             for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")
         )
         first = layout.slots_offset(num_slots)
-        self.slots = [segment.view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
-        """One writable byte view per slot. Each array is built on a view of its own, so that its views keep *it* alive."""
+        self._slots = [segment.view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
         self._faulted = bytearray(num_slots)
         self.pins: dict[int, weakref.ref[Any]] = {}
         """Slots into which this process still holds arrays that it was lent (producer only)."""
@@ -108,16 +107,22 @@ class Ring:
 
     def count(self, state: State) -> int:
         """How many slots are in `state`."""
-        return bytes(self._states).count(state)
+        return self._states.tobytes().count(state)
 
     def states(self) -> bytes:
         """A copy of the state bytes."""
-        return bytes(self._states)
+        return self._states.tobytes()
 
     def ready(self) -> list[int]:
         """The READY slots, oldest message first."""
-        slots = [slot for slot, state in enumerate(bytes(self._states)) if state == _READY]
-        slots.sort(key=self._sequence.__getitem__)
+        states = self._states.tobytes()
+        slots = []
+        slot = states.find(_READY)
+        while slot >= 0:
+            slots.append(slot)
+            slot = states.find(_READY, slot + 1)
+        if len(slots) > 1:
+            slots.sort(key=self._sequence.__getitem__)
         return slots
 
     def sequence(self, slot: int) -> int:
@@ -173,15 +178,19 @@ class Ring:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
-        header = bytes(self.slots[slot][header_at : header_at + header_nbytes])
+        header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self._flags[slot]
 
-    def bytes_of(self, slot: int, nbytes: int = -1) -> Bytes:
-        """A new array over the slot or its first `nbytes`; the base of every array in it, alive as long as any of them."""
+    def slot(self, slot: int) -> memoryview:
+        """The bytes of `slot`, writable."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
             self.segment.prefault(layout.slots_offset(self.num_slots) + slot * self.slot_nbytes, self.slot_nbytes)
-        return np.frombuffer(self.slots[slot], np.uint8, nbytes)
+        return self._slots[slot]
+
+    def bytes_of(self, slot: int) -> Bytes:
+        """A new array over `slot`; the base of every array that is built on it, and so alive as long as any of them."""
+        return np.frombuffer(self.slot(slot), np.uint8)
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""
@@ -197,7 +206,7 @@ class Ring:
         return slot
 
     def _find_free(self) -> int | None:
-        states = bytes(self._states)
+        states = self._states.tobytes()
         slot = states.find(_FREE)
         while slot in self.pins:
             slot = states.find(_FREE, slot + 1)
@@ -221,7 +230,7 @@ class Ring:
             the slot's new generation.
         """
         header_at = align(payload_nbytes)
-        self.slots[slot][header_at : header_at + len(header)] = header
+        self._slots[slot][header_at : header_at + len(header)] = header
         generation = self._generation[slot] + 1
         self._generation[slot] = generation
         self._sequence[slot] = sequence

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
 from .states import State
-from .wire import SMALL_NBYTES, Array, arrange, encode_header, take_apart
+from .wire import SMALL_NBYTES, Array, arrange, copy_arrays, encode_header, take_apart
 from .writer import Loan, Writer
 
 
@@ -71,7 +71,7 @@ class RingSink:
         self._writer = writer
         self._announcers = announcers
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
-        self._lent: list[weakref.ref[Array]] = []  # those arrays
+        self._lent: list[tuple[weakref.ref[Array], int]] = []  # those arrays, and where in the slot
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
         self._pid = os.getpid()
@@ -86,26 +86,24 @@ class RingSink:
             if wait:
                 writer.wait_for_room()
             loan, lent = self._loan_for(parts.large)
-            specs, payload_nbytes = arrange(parts, lent, loan.used if loan and lent else 0)
-            header = encode_header(writer.published, specs, parts)
-            if loan is not None and align(payload_nbytes) + len(header) > loan.ring.slot_nbytes:
+            if loan is not None and lent:
+                arrange(parts, lent, loan.used)
+            header = encode_header(writer.published, parts)
+            if loan is not None and align(parts.nbytes) + len(header) > loan.ring.slot_nbytes:
                 self._abandon(loan)  # too small: what was lent from it is copied, this once
                 loan, lent = None, {}
-                specs, payload_nbytes = arrange(parts, lent, 0)
-                header = encode_header(writer.published, specs, parts)
+                arrange(parts, lent, 0)
+                header = encode_header(writer.published, parts)
             if loan is None:
-                loan = writer.loan(align(payload_nbytes) + len(header))
+                loan = writer.loan(align(parts.nbytes) + len(header))
             try:
-                slot = loan.ring.bytes_of(loan.slot)
-                for i, array in enumerate(parts.large):
-                    if i in lent:
-                        array.flags.writeable = False  # its consumer's now: a late write is an error, not a torn frame
-                    else:
-                        np.copyto(np.ndarray(array.shape, array.dtype, slot, specs[i].offset), array)
+                for i in lent:  # its consumer's now: a late write is an error, not a torn frame
+                    parts.large[i].flags.writeable = False
+                copy_arrays(parts, loan.ring.slot(loan.slot), lent)
             except BaseException:  # Ctrl-C in the middle of a copy
                 self._abandon(loan)
                 raise
-            writer.commit(loan, payload_nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
+            writer.commit(loan, parts.nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
             if writer.anyone_asleep():
@@ -128,7 +126,7 @@ class RingSink:
             return None
         root, offset = lent
         array: Array = np.ndarray(shape, dtype, root, offset)
-        self._lent = [ref for ref in self._lent if ref() is not None] + [weakref.ref(array)]
+        self._lent = [entry for entry in self._lent if entry[0]() is not None] + [(weakref.ref(array), offset)]
         return array
 
     def shorten(self, lent: Array, length: int) -> Array:
@@ -136,13 +134,11 @@ class RingSink:
         rows = lent[:length]
         with self._lock:
             loan = self._loan
-            root = None if loan is None else loan.root()
-            if loan is not None and root is not None:
-                used_until = _address(root) + loan.used
-                if lent.base is root:
-                    self._lent.append(weakref.ref(rows))
-                    if _address(lent) + lent.nbytes == used_until:
-                        loan.used -= lent.nbytes - rows.nbytes
+            if loan is not None and lent.base is loan.root():
+                offset = next(offset for ref, offset in self._lent if ref() is lent)
+                self._lent.append((weakref.ref(rows), offset))
+                if offset + lent.nbytes == loan.used:
+                    loan.used -= lent.nbytes - rows.nbytes
         return rows
 
     def wait_for_room(self) -> None:
@@ -184,14 +180,13 @@ class RingSink:
         root = None if loan is None else loan.root()
         if loan is None or root is None:
             return loan, {}
-        start = _address(root)
         lent: dict[int, int] = {}
-        for ref in self._lent:
+        for ref, offset in self._lent:
             array = ref()
             # The very array that was lent, and once: views of it, which would stay writable, are copied.
             number = next((i for i, candidate in enumerate(arrays) if candidate is array), None)
             if array is not None and number is not None and array.base is root:
-                lent[number] = _address(array) - start
+                lent[number] = offset
         # Lent arrays that are alive but not in this message: the script still needs them, so take another slot.
         return (loan, lent) if lent else (None, {})
 
@@ -200,7 +195,3 @@ class RingSink:
             loan.ring.abort(loan.slot)
         if loan is self._loan:
             self._loan = None
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,14 +12,13 @@ from .errors import SegmentError, WireError
 from .place import Place
 from .reader import Reader
 from .segment import Segment
+from .stream import SPIN_S
 from .wire import Message, decode
 
 log = logging.getLogger("blendtorch")
 
 IDLE_S = 0.05
 """A source that hears nothing looks at the slot tables itself this often."""
-
-
 LOOK_AFTER_S = 0.5
 """A source that is busy looks for new streams and dead consumers this often."""
 
@@ -68,6 +68,7 @@ class RingSource:
         self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
         self._readers: list[Reader] = []
         self._turn = 0
+        self._is_brisk = False  # the last wait was short
         self._inbox = inbox
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
@@ -75,22 +76,38 @@ class RingSource:
 
     def receive(self, timeout_s: float) -> Message | None:
         message = self.take()
-        if message is not None:
-            return message
-        deadline = time.monotonic() + timeout_s
-        while (remaining_s := deadline - time.monotonic()) > 0:
-            message = self.take_or_sleep(min(IDLE_S, remaining_s))
-            if message is not None:
-                return message
-        self._look_after()
-        return self.take()
+        if message is None:
+            began = time.monotonic()
+            if self._is_brisk:
+                message = self._spin(began + min(SPIN_S, timeout_s))
+            if message is None:
+                message = self._wait(began + timeout_s)
+            self._is_brisk = message is not None and time.monotonic() - began < SPIN_S
+        return message
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
         messages = self.take_many(count)
         if messages:
             return messages
-        first = self.receive(timeout_s)
+        first = self._wait(time.monotonic() + timeout_s)  # no spinning: who wants many is a thread beside others
         return [] if first is None else [first, *self.take_many(count - 1)]
+
+    def _spin(self, until: float) -> Message | None:
+        """Look again and again, unless somebody sleeps already: one that spins is enough, and the CPUs are for those who work."""
+        while time.monotonic() < until and not any(reader.anyone_asleep() for reader in self._readers):
+            os.sched_yield()
+            message = self.take()
+            if message is not None:
+                return message
+        return None
+
+    def _wait(self, until: float) -> Message | None:
+        while (remaining_s := until - time.monotonic()) > 0:
+            message = self.take_or_sleep(min(IDLE_S, remaining_s))
+            if message is not None:
+                return message
+        self._look_after()
+        return self.take()
 
     def close(self) -> None:
         self._inbox.close()

@@ -22,6 +22,10 @@ from .states import State
 
 RESERVE = 3
 """Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
+SPIN_S = 0.0002
+"""Who waited less than this the last time, for a message or for room, looks again and again for so long before it sleeps: to be
+woken costs both sides more.
+"""
 RECLAIM_EVERY_S = 0.5
 """How often whoever has nothing better to do looks for leases of dead consumers."""
 
@@ -32,6 +36,8 @@ EPOCH = word(layout.STREAM_HEADER, "epoch")
 FIRST_RING = word(layout.STREAM_HEADER, "first_ring")
 NEXT_RING = word(layout.STREAM_HEADER, "next_ring")
 WAITING = word(layout.STREAM_HEADER, "waiting")
+FOR_A_SLOT = layout.MAX_SLOTS
+"""What stands there while the producer waits for a FREE slot, and not for fewer READY ones."""
 CLOSED = word(layout.STREAM_HEADER, "closed")
 PUBLISHED = word(layout.STREAM_HEADER, "published")
 STALLED_NS = word(layout.STREAM_HEADER, "stalled_ns")

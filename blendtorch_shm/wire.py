@@ -18,8 +18,7 @@ import math
 import pickle
 import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,14 +42,14 @@ _MAX_DTYPE = 2**14
 _IN_FIELDS = -1
 
 
-class ArraySpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class ArraySpec(msgspec.Struct, array_like=True, gc=False):
     """An array of the message.
 
     Attributes:
         key: the field it stands in, or None if deeper inside a field.
         dtype: see :func:`dtype_name`.
         shape: its shape; C order.
-        offset: of its bytes in the payload, or -1 if they stand in the header, in its place.
+        offset: of its bytes in the payload, or -1 if they stand in the header, in its place; see :func:`arrange`.
     """
 
     key: str | None
@@ -75,15 +74,33 @@ class Message(NamedTuple):
     fields: dict[str, Any]
 
 
-@dataclass
-class Parts:
-    """A message taken apart: what msgpack can say of it, its arrays, and whether anything had to be pickled."""
+class Parts(msgspec.Struct):
+    """A message taken apart.
 
-    fields: dict[str, Any] = field(default_factory=dict)
-    small: list[ArraySpec] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    large: list[Array] = field(default_factory=list)
+    Attributes:
+        fields: what msgpack can say of it.
+        specs: all its arrays.
+        large: those that do not travel in the header.
+        places: the spec of each of these.
+        nbytes: size of the payload that they are laid out in, one after the other; :func:`arrange` makes another one.
+        pickled: whether anything had to be pickled.
+    """
+
+    fields: dict[str, Any] = {}  # each gets its own
+    specs: list[ArraySpec] = []
+    large: list[Array] = []
+    places: list[ArraySpec] = []
+    nbytes: int = 0
     pickled: bool = False
+
+    def add(self, key: str | None, dtype: str, array: Array) -> None:
+        """Note a large array."""
+        offset = align(self.nbytes)
+        spec = ArraySpec(key, dtype, array.shape, offset)
+        self.specs.append(spec)
+        self.places.append(spec)
+        self.large.append(array)
+        self.nbytes = offset + array.nbytes
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,11 +121,10 @@ def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
         kind = type(value)
         if kind is np.ndarray and (name := dtype_name(value.dtype)):
             if value.nbytes > SMALL_NBYTES:
-                parts.keys.append(key)
-                parts.large.append(value)
+                parts.add(key, name, value)
                 value = None
             else:
-                parts.small.append(ArraySpec(key, name, value.shape, _IN_FIELDS))
+                parts.specs.append(ArraySpec(key, name, value.shape, _IN_FIELDS))
                 value = value.tobytes()
         elif kind not in _AS_IT_IS and not (kind is int and -(2**63) <= value < 2**63):
             walk = walk or _Walk(parts, trusted)
@@ -118,36 +134,44 @@ def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
     return parts
 
 
-def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> tuple[list[ArraySpec], int]:
-    """Say where each array goes.
+def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> None:
+    """Lay the large arrays out anew.
 
     Args:
         parts: of the message.
         lent: payload offsets of the large arrays that are in place already, by their number.
         start: first byte of the payload that is free for the others.
-
-    Returns:
-        the specs, those of `parts.large` first, and the payload's size in bytes.
     """
-    specs = []
-    end = start
+    parts.nbytes = start
     for i, array in enumerate(parts.large):
-        offset = lent.get(i, -1)
-        if offset < 0:
-            offset = align(end)
-            end = offset + array.nbytes
-        specs.append(ArraySpec(parts.keys[i], dtype_name(array.dtype), array.shape, offset))
-    return specs + parts.small, end
+        if i in lent:
+            parts.places[i].offset = lent[i]
+        else:
+            parts.places[i].offset = offset = align(parts.nbytes)
+            parts.nbytes = offset + array.nbytes
 
 
-def encode_header(sequence: int, specs: list[ArraySpec], parts: Parts) -> bytes:
-    """The header of a message whose arrays lie where `specs` says.
+def copy_arrays(parts: Parts, payload: Any, lent: Container[int] = ()) -> None:
+    """Copy the large arrays to their places.
+
+    Args:
+        parts: of the message.
+        payload: a writable buffer of bytes.
+        lent: numbers of the arrays that are in place already.
+    """
+    for i, array in enumerate(parts.large):
+        if i not in lent:
+            np.copyto(np.ndarray(array.shape, array.dtype, payload, parts.places[i].offset), array)
+
+
+def encode_header(sequence: int, parts: Parts) -> bytes:
+    """The header of a message.
 
     Raises:
         PublishError: a text is no valid Unicode.
     """
     try:
-        return _encode(Header(VERSION, sequence, specs, parts.fields))
+        return _encode(Header(VERSION, sequence, parts.specs, parts.fields))
     except UnicodeEncodeError as error:
         raise PublishError(f"A published text cannot be sent: {error}.") from error
 
@@ -225,9 +249,8 @@ class _Walk:
             return self.pickled(value)
         if value.nbytes <= SMALL_NBYTES:
             return msgspec.msgpack.Ext(_NESTED_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
-        self.parts.keys.append(None)
-        self.parts.large.append(value)
-        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(self.parts.keys.count(None) - 1))
+        self.parts.add(None, name, value)
+        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(sum(spec.key is None for spec in self.parts.specs) - 1))
 
     def pickled(self, value: Any) -> Any:
         what = f"publish({self.key}=...) contains a {type(value).__module__}.{type(value).__qualname__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from .stream import (
     CLOSED,
     EPOCH,
     FIRST_RING,
+    FOR_A_SLOT,
     KEY,
     LAST_NS,
     NEXT_RING,
@@ -28,6 +30,7 @@ from .stream import (
     RECLAIM_EVERY_S,
     RECLAIMED,
     RESERVE,
+    SPIN_S,
     STALLED_NS,
     WAITING,
     asleep_bytes,
@@ -115,6 +118,7 @@ class Writer:
         self.max_ready = min(self.max_ready, self.num_slots - 1)
         self._locks = place.open_locks()
         self._closed = self._stopping = False
+        self._is_brisk = False  # the last wait was short
         if not self._locks.try_lock(PRODUCER_LOCK):
             self._locks.close()
             raise SegmentError(
@@ -194,12 +198,11 @@ class Writer:
             OutOfSharedMemory: a larger ring is needed, and does not fit into shared memory.
             StreamClosed: closed meanwhile.
         """
-        if not self._rings or nbytes > self._rings[-1].slot_nbytes:
-            self._open_ring(nbytes)
-        loan = self.try_loan(nbytes)
-        while loan is None:
-            self._wait(self._rings[-1].has_free, wake_below=MAX_SLOTS)
-            loan = self.try_loan(nbytes)
+        while (loan := self.try_loan(nbytes)) is None:
+            if not self._rings or nbytes > self._rings[-1].slot_nbytes:
+                self._open_ring(nbytes)
+            else:
+                self._wait(self._rings[-1].has_free, wake_below=FOR_A_SLOT)
         return loan
 
     def wait_for_room(self) -> None:
@@ -211,7 +214,7 @@ class Writer:
     def wait_for_slot(self, patience_s: float = math.inf) -> None:
         """Return when a slot is free, or after `patience_s`."""
         if self._rings and not self._rings[-1].has_free():
-            self._wait(self._rings[-1].has_free, wake_below=MAX_SLOTS, patience_s=patience_s)
+            self._wait(self._rings[-1].has_free, wake_below=FOR_A_SLOT, patience_s=patience_s)
 
     def commit(self, loan: Loan, payload_nbytes: int, header: bytes, flags: int) -> None:
         """Make the loan's message READY, under the sequence number :attr:`published`."""
@@ -229,7 +232,7 @@ class Writer:
 
     def anyone_asleep(self) -> bool:
         """Whether a consumer waits for an announcement."""
-        return 1 in bytes(self._asleep)
+        return 1 in self._asleep.tobytes()
 
     def stop_waiting(self) -> None:
         """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
@@ -285,10 +288,14 @@ class Writer:
         """
         words = self._words
         start = reclaimed = explained = counted = time.monotonic()
+        spin_until = start + SPIN_S if self._is_brisk else start
         try:
             while not enough():
                 if self._stopping:
                     raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
+                if time.monotonic() < spin_until:
+                    os.sched_yield()
+                    continue
                 words[WAITING] = wake_below
                 if enough():
                     break
@@ -306,7 +313,9 @@ class Writer:
                     log.warning("Publishing has waited for room for %.0f s. %s.", now - start, self.explain())
         finally:
             words[WAITING] = 0
-            words[STALLED_NS] += int((time.monotonic() - counted) * 1e9)
+            now = time.monotonic()
+            words[STALLED_NS] += int((now - counted) * 1e9)
+            self._is_brisk = now - start < SPIN_S
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""

@@ -19,11 +19,9 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map  # d
 from blendtorch_shm.wire import SMALL_NBYTES
 
 from .batch_memory import Memory, Rows, small_rows, torch_dtype
+from .dataset import PLAIN
 
 Array = npt.NDArray[Any]
-
-
-_PLAIN = frozenset([int, float, bool, str, bytes, type(None)])
 
 
 class Batch:
@@ -105,12 +103,12 @@ class Batch:
 
     def _without_arrays(self, value: Any, path: tuple[Any, ...]) -> Any:
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in PLAIN:
             return value
         if kind is np.ndarray:
             return self._place(value, path)
         if kind is dict:
-            return {k: self._without_arrays(v, (*path, k)) for k, v in value.items()}
+            return {k: v if type(v) in PLAIN else self._without_arrays(v, (*path, k)) for k, v in value.items()}
         if kind is list:
             return [self._without_arrays(v, (*path, i)) for i, v in enumerate(value)]
         if isinstance(value, tuple):

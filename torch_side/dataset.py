@@ -239,6 +239,9 @@ def _check_output(output: str) -> None:
         raise ConfigurationError(f"output={output!r} is not known; use 'torch' or 'numpy'.")
 
 
+PLAIN = frozenset([int, float, bool, str, bytes, type(None)])
+
+
 def to_tensors(value: Any) -> Any:
     """`value` with each ndarray in it, in dicts, lists and tuples too, as a tensor over the same memory.
 
@@ -254,7 +257,7 @@ def to_tensors(value: Any) -> Any:
         except TypeError:  # no such dtype in torch
             return value
     if kind is dict:
-        return {k: to_tensors(v) for k, v in value.items()}
+        return {k: v if type(v) in PLAIN else to_tensors(v) for k, v in value.items()}
     if kind is list:
         return [to_tensors(v) for v in value]
     if isinstance(value, tuple):

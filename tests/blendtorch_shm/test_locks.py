@@ -81,6 +81,32 @@ def test_two_users_in_one_process_exclude_each_other(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_many_locks_are_taken_together_or_not_at_all(tmp_path: Path, here: bool) -> None:
+    path = str(tmp_path / "lock")
+    locks = open_locks(path)
+    other = open_locks(path)
+    if here:
+        assert other.try_lock(5)
+    else:
+        process, pipe = run("spawn", hold, path, 5)
+        assert pipe.recv() is True
+    assert not locks.try_lock(3, 4)
+    assert [locks.is_held(number) for number in range(3, 7)] == [False, False, True, False]
+    if here:
+        other.unlock(5)
+    else:
+        pipe.send(None)
+        process.join()
+    assert locks.try_lock(3, 4)
+    assert not other.try_lock(6)
+    assert other.try_lock(7)
+    locks.unlock(3, 4)
+    assert [locks.is_held(number) for number in range(3, 8)] == [False, False, False, False, True]
+    locks.close()
+    other.close()
+
+
 def lock_in_child(path: str, number: int, pipe: Connection) -> None:
     locks = open_locks(path)
     pipe.send((locks.is_held(number), locks.try_lock(number), locks.try_lock(number + 1)))

@@ -11,7 +11,9 @@ from blendtorch_shm import segment
 from blendtorch_shm.address import Address, Twin, beacon_path
 from blendtorch_shm.errors import SegmentError
 from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.locks import open_locks, slot_lock
 from blendtorch_shm.place import SharedPlace
+from blendtorch_shm.ring import Ring
 from blendtorch_shm.stream import attach_control
 from blendtorch_shm.transport import open_sink, open_source
 
@@ -157,6 +159,45 @@ def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itsel
     source = open_source([address])
     messages = source.receive_many(4, 10)
     assert [message.fields["i"] for message in messages] == [0, 2, 3]
+    assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
+    source.close()
+    sink.close()
+
+
+def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_left_to_him(twin: Twin) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    locks = open_locks(twin.lock_path)
+    for i in range(4):
+        sink.publish({"i": i})
+    assert locks.try_lock(slot_lock(0, 1))
+    assert [message.fields["i"] for message in source.receive_many(4, 10)] == [0, 2, 3]
+    assert source.receive_many(4, 0.01) == []
+    locks.unlock(slot_lock(0, 1))
+    assert [message.fields["i"] for message in source.receive_many(4, 10)] == [1]
+    locks.close()
+    source.close()
+    sink.close()
+
+
+def test_ctrl_c_while_many_messages_are_claimed_loses_none(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    for i in range(4):
+        sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
+    claim = Ring.claim
+
+    def interrupted(ring: Ring, slot: int, generation: int, owner: int) -> bool:
+        if ring.sequence(slot) == 2:
+            raise KeyboardInterrupt
+        return claim(ring, slot, generation, owner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ring, "claim", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            source.receive_many(4, 10)
+    messages = source.receive_many(4, 10)
+    assert [message.fields["i"] for message in messages] == [0, 1, 2, 3]
     assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
     source.close()
     sink.close()

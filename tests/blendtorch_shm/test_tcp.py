@@ -27,7 +27,7 @@ from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.tcp import Bye, Hello, Taken
-from blendtorch_shm.wire import arrange, encode_header, take_apart
+from blendtorch_shm.wire import encode_header, take_apart
 
 from .conftest import free_port
 
@@ -494,9 +494,8 @@ def test_a_pickle_from_an_unauthenticated_producer_is_not_read(
     opened: Open, address: Address, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def message(fields: dict[str, Any], number: int) -> list[bytes]:
-        parts = take_apart(fields, trusted=True)
-        specs, _ = arrange(parts, {}, 0)
-        return [generation + number.to_bytes(8, "little") + bytes(8), encode_header(number, specs, parts), b""]
+        header = encode_header(number, take_apart(fields, trusted=True))
+        return [generation + number.to_bytes(8, "little") + bytes(8), header, b""]
 
     bomb = Bomb(tmp_path / "executed")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as producer:

@@ -12,17 +12,15 @@ from hypothesis.extra import numpy as npst
 
 from blendtorch_shm.errors import PublishError, WireError
 from blendtorch_shm.layout import VERSION
-from blendtorch_shm.wire import arrange, decode, encode_header, take_apart
+from blendtorch_shm.wire import copy_arrays, decode, encode_header, take_apart
 
 
 def travel(fields: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
     """Encode and decode, as a transport would."""
     parts = take_apart(fields, trusted=trusted)
-    specs, nbytes = arrange(parts, {}, 0)
-    payload = np.zeros(nbytes, np.uint8)
-    for spec, array in zip(specs, parts.large, strict=False):
-        np.copyto(np.ndarray(array.shape, array.dtype, payload, spec.offset), array)
-    message = decode(encode_header(3, specs, parts), payload, trusted=trusted)
+    payload = np.zeros(parts.nbytes, np.uint8)
+    copy_arrays(parts, payload)
+    message = decode(encode_header(3, parts), payload, trusted=trusted)
     assert message.sequence == 3
     return message.fields
 
@@ -60,18 +58,17 @@ def test_random_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
 @given(st.data())
 def test_a_damaged_header_is_an_error_or_a_message_within_its_bytes(data: st.DataObject) -> None:
     parts = take_apart({"a": np.zeros((40, 30, 3), np.uint8), "b": [np.arange(5), (1, "x")], "c": 5}, trusted=False)
-    specs, nbytes = arrange(parts, {}, 0)
-    header = bytearray(encode_header(0, specs, parts))
+    header = bytearray(encode_header(0, parts))
     for _ in range(data.draw(st.integers(1, 4))):
         header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
-    payload = np.zeros(nbytes, np.uint8)
+    payload = np.zeros(parts.nbytes, np.uint8)
     try:
         fields = decode(bytes(header), payload, trusted=False).fields
     except WireError:
         return
     for value in fields.values():
         if isinstance(value, np.ndarray) and value.nbytes > 2048:
-            assert np.shares_memory(value, payload) or value.nbytes <= nbytes
+            assert np.shares_memory(value, payload) or value.nbytes <= parts.nbytes
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ class Point(NamedTuple):
 def _table() -> list[Point]:
     producer, consumer, remote, both = ("producer",), ("consumer",), ("remote",), ("consumer", "producer")
     writer, ring, reader, tcp = (f"blendtorch_shm.{name}" for name in ("writer", "ring", "reader", "transport.tcp"))
-    stream, sink, segment = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment"))
+    stream, sink, segment, wire = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment", "wire"))
     publish, commit, open_ring = f"{sink}:RingSink.publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
     create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
-    take = f"{reader}:Reader._take"
+    claim, take = f"{reader}:Reader._claim", f"{reader}:Reader._open"
     return [
         # A producer starts.
         Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._room = place.open_room"),
@@ -76,8 +76,8 @@ def _table() -> list[Point]:
         ),
         # A producer publishes.
         Point("a slot is found, not loaned yet", producer, f"{ring}:Ring.loan", "self._move(slot, Event.LOAN)"),
-        Point("a slot is loaned", producer, publish, "slot = loan.ring.bytes_of("),
-        Point("arrays are being copied", producer, publish, "np.copyto("),
+        Point("a slot is loaned", producer, publish, "for i in lent:"),
+        Point("arrays are being copied", producer, f"{wire}:copy_arrays", "np.copyto("),
         Point("the header is in the slot", producer, commit, "generation = self._generation[slot] + 1"),
         Point("the generation is stored", producer, commit, "self._sequence[slot] ="),
         Point("the sequence number is stored", producer, commit, "self._owner[slot] ="),
@@ -116,10 +116,11 @@ def _table() -> list[Point]:
         ),
         # A consumer takes a message.
         Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource.take_or_sleep", "heard ="),
-        Point("a slot is locked, not claimed yet", both, take, "generation = ring.generation("),
+        Point("a slot is locked, not claimed yet", both, claim, "generation = ring.generation("),
         Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
         Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
+        Point("slots are claimed, the producer not woken yet", both, claim, "wake_below ="),
         Point("a slot is claimed and unlocked", both, take, "self._delivered.add(1)"),
         Point("a lease is made, not registered yet", both, take, "self._leases[id(lease)] ="),
         Point("a lease is registered", both, take, "return Claimed(header, payload, sequence, lease)"),

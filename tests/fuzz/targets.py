@@ -73,9 +73,8 @@ class Target:
 def header_of(fields: dict[str, Any], sequence: int = 0) -> bytes:
     """The header of a message, its arrays in place."""
     parts = wire.take_apart(fields, trusted=True)
-    specs, nbytes = wire.arrange(parts, {}, 0)
-    assert nbytes <= PAYLOAD_NBYTES
-    return wire.encode_header(sequence, specs, parts)
+    assert parts.nbytes <= PAYLOAD_NBYTES
+    return wire.encode_header(sequence, parts)
 
 
 def header_from_a_stranger(data: bytes) -> None:
@@ -96,8 +95,7 @@ def _decode(data: bytes, *, trusted: bool) -> None:
         return
     _check(fields)
     with contextlib.suppress(PublishError):  # nested deeper than can be published, for example
-        parts = wire.take_apart(fields, trusted=False)
-        wire.encode_header(0, wire.arrange(parts, {}, 0)[0], parts)
+        wire.encode_header(0, wire.take_apart(fields, trusted=False))
 
 
 def _check(value: Any) -> None:
