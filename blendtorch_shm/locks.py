@@ -96,9 +96,8 @@ class FileLocks(ThreadLocks):
             ) from error
 
     def try_lock(self, number: int, count: int = 1) -> bool:
-        numbers = range(number, number + count)
         with self._guard:
-            if not self._held.isdisjoint(numbers):
+            if number in self._held or (count > 1 and not self._held.isdisjoint(range(number, number + count))):
                 return False
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
@@ -106,12 +105,16 @@ class FileLocks(ThreadLocks):
                 return False
             except OSError as error:
                 raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
-            self._held.update(numbers)
+            self._held.add(number)
+            if count > 1:
+                self._held.update(range(number, number + count))
             return True
 
     def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:
-            self._held.difference_update(range(number, number + count))
+            self._held.discard(number)
+            if count > 1:
+                self._held.difference_update(range(number, number + count))
             fcntl.lockf(self._fd, fcntl.LOCK_UN, count, number)
 
     def is_held(self, number: int) -> bool:
