@@ -162,7 +162,7 @@ def recycle_if_due(socket: str | None = None) -> None:
         socket: the one to be published on: its own messages count, so that others still get what belongs to its last. None: any.
     """
     global _exit_code, _recycle_after, _recycling
-    if not _recycle_after:
+    if _recycle_after <= 0:
         return
     count = max(_published.values(), default=0) if socket is None else _published[socket]
     if count < _recycle_after:

@@ -104,7 +104,9 @@ class FileLocks(ThreadLocks):
             except (BlockingIOError, PermissionError):
                 return False
             except OSError as error:
-                raise SegmentError(f"Cannot lock byte {number} of {self.path}: {error.strerror}.") from error
+                raise SegmentError(
+                    f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}."
+                ) from error
             self._held.add(number)
             if count > 1:
                 self._held.update(range(number, number + count))

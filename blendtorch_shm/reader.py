@@ -92,6 +92,12 @@ class Counter:
         self._words[self._at] = (self._words[self._at] + n) % 2**64
 
 
+def _neighbours(slots: list[int]) -> list[list[int]]:
+    """`slots`, in their order, in pieces of which each counts up by one."""
+    pieces = itertools.groupby(enumerate(slots), key=lambda entry: entry[1] - entry[0])
+    return [[slot for _, slot in piece] for _, piece in pieces]
+
+
 class Reader:
     """One consumer's membership in a stream.
 
@@ -181,22 +187,25 @@ class Reader:
                     continue
                 if not copy and ring.count(State.LEASED) >= ring.num_slots - RESERVE:
                     return None
-                for _, generation in self._claim(ring, [slot]):
-                    return self._open(ring, slot, generation, lease)
+                for claimed in self._take(ring, [slot], lease):
+                    if isinstance(claimed, SegmentError):
+                        raise claimed
+                    return claimed
         return None
 
-    def take_many(self, count: int) -> list[Claimed]:
-        """The oldest READY messages of the stream, `count` at most. None is a copy, and of the slots that consumers may hold, a
-        third stays free: there may be others, who shall not have to copy.
+    def take_many(self, count: int) -> list[Claimed | SegmentError]:
+        """READY messages of a ring, the oldest of the stream, `count` at most; an error stands for one that makes no sense. None
+        is a copy, and of the slots that consumers may hold, a third stays free: there may be others, who shall not have to copy.
         """
         ready = self._ready()
         if not ready:
             return []
         ring, slots = ready[0]
         room = (ring.num_slots - RESERVE) * 2 // 3 - ring.count(State.LEASED)
-        slots = slots[: max(0, min(count, room))]
-        claims = self._claim(ring, slots) or [claim for slot in slots for claim in self._claim(ring, [slot])]
-        return self._open_many(ring, claims)
+        taken: list[Claimed | SegmentError] = []
+        for run in _neighbours(slots[: max(0, min(count, room))]):
+            taken += self._take(ring, run) or [claimed for slot in run for claimed in self._take(ring, [slot])]
+        return taken
 
     def _ready(self) -> list[tuple[Ring, list[int]]]:
         """Where the READY messages lie, the oldest first: some slots of a ring, then some of another one."""
@@ -211,37 +220,51 @@ class Reader:
         runs = itertools.groupby(in_order, key=operator.itemgetter(1))
         return [(found[i][0], [slot for _, _, slot in run]) for i, run in runs]
 
-    def _claim(self, ring: Ring, slots: list[int]) -> list[tuple[int, int]]:
-        """Lease those of `slots` that are READY.
+    def _take(self, ring: Ring, slots: list[int], always_lease: bool = False) -> list[Claimed | SegmentError]:
+        """The messages in those of `slots`, which are neighbours, that are still READY; an error for each that makes no sense."""
+        taken: list[Claimed | SegmentError] = []
+        claims: list[tuple[int, int]] = []  # slots and generations
+        try:
+            self._claim(ring, slots, claims)
+            wake_below = self._words[WAITING]
+            if 0 < wake_below < FOR_A_SLOT and ring.count(State.READY) < wake_below:
+                self._room.release()
+            claims.reverse()
+            while claims:
+                try:
+                    taken.append(self._open(ring, *claims[-1], always_lease))
+                except SegmentError as error:
+                    taken.append(error.with_traceback(None))  # which has us, and so would keep what was taken
+                claims.pop()
+        finally:
+            for slot, generation in claims:  # Ctrl-C
+                if all(lease.terms[1:] != (ring, slot, generation) for lease in self._leases.values()):
+                    self._put_back(ring, slot)
+        return taken
 
-        Returns:
-            those, and their generations; none if somebody is just claiming one of them. If he dies over it, it is still READY.
+    def _claim(self, ring: Ring, slots: list[int], claims: list[tuple[int, int]]) -> None:
+        """Lease those of `slots` that are READY, and add them and their generations to `claims`. None, if somebody is just
+        claiming one of them; if he dies over it, it is still READY.
         """
-        if not slots:
-            return []
         owner = self._index + 1
-        first = min(slots)
-        number, count = slot_lock(ring.number, first), max(slots) - first + 1
-        claimed: list[tuple[int, int]] = []
+        number, count = slot_lock(ring.number, slots[0]), len(slots)
         locked: bool | None = None
         try:
             locked = self._locks.try_lock(number, count)
-            if locked:
-                for slot in slots:
-                    generation = ring.generation(slot)
-                    if ring.claim(slot, generation, owner):
-                        claimed.append((slot, generation))
-                wake_below = self._words[WAITING]
-                if 0 < wake_below < FOR_A_SLOT and ring.count(State.READY) < wake_below:
-                    self._room.release()
-        except BaseException:  # Ctrl-C
+            if not locked:
+                return
             for slot in slots:
-                ring.reclaim(slot, owner)
-            raise
+                generation = ring.generation(slot)
+                claims.append((slot, generation))  # first: Ctrl-C may come in between
+                if not ring.claim(slot, generation, owner):
+                    claims.pop()
         finally:
             if locked is not False:  # also when Ctrl-C came before we knew
-                self._locks.unlock(number, count)
-        return claimed
+                try:
+                    self._locks.unlock(number, count)
+                except BaseException:  # Ctrl-C
+                    self._locks.unlock(number, count)
+                    raise
 
     def _open(self, ring: Ring, slot: int, generation: int, always_lease: bool) -> Claimed:
         """The message in a slot that was just claimed."""
@@ -268,26 +291,6 @@ class Reader:
             self._copied.add(1)
             self._say_hoarding(ring)
         return Claimed(header, payload, sequence, None)
-
-    def _open_many(self, ring: Ring, claims: list[tuple[int, int]]) -> list[Claimed]:
-        """The messages in slots that were just claimed. One that makes no sense costs only itself; if all do, it is an error."""
-        taken: list[Claimed] = []
-        errors: list[SegmentError] = []
-        claims.reverse()
-        try:
-            while claims:
-                slot, generation = claims.pop()
-                try:
-                    taken.append(self._open(ring, slot, generation, False))
-                except SegmentError as error:
-                    errors.append(error)
-        finally:
-            for slot, generation in claims:  # Ctrl-C
-                self._release(ring, slot, generation)
-        if errors and not taken:
-            raise errors.pop()
-        self._rejected.add(len(errors))
-        return taken
 
     def leasable(self) -> int:
         """How many messages consumers may hold altogether, without copies."""
@@ -336,12 +339,16 @@ class Reader:
         if self._leases.pop(id(lease), None) is None:
             return
         _, ring, slot, _ = lease.terms
+        if self._put_back(ring, slot):
+            self._delivered.add(-1)
+
+    def _put_back(self, ring: Ring, slot: int) -> bool:
+        """Make a slot that this consumer has leased READY again; whether it was one."""
         number = slot_lock(ring.number, slot)
         while not self._locks.try_lock(number):  # somebody looks whether we are dead
             time.sleep(0.001)
         try:
-            if ring.reclaim(slot, self._index + 1):
-                self._delivered.add(-1)
+            return ring.reclaim(slot, self._index + 1)
         finally:
             self._locks.unlock(number)
 

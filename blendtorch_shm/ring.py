@@ -181,8 +181,8 @@ class Ring:
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self._flags[slot]
 
-    def slot(self, slot: int) -> memoryview:
-        """The bytes of `slot`, writable."""
+    def memory(self, slot: int) -> memoryview:
+        """The bytes of `slot`, writable; mapped as a whole at first use."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
             self.segment.prefault(layout.slots_offset(self.num_slots) + slot * self.slot_nbytes, self.slot_nbytes)
@@ -190,7 +190,7 @@ class Ring:
 
     def bytes_of(self, slot: int) -> Bytes:
         """A new array over `slot`; the base of every array that is built on it, and so alive as long as any of them."""
-        return np.frombuffer(self.slot(slot), np.uint8)
+        return np.frombuffer(self.memory(slot), np.uint8)
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""

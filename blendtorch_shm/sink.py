@@ -99,7 +99,7 @@ class RingSink:
             try:
                 for i in lent:  # its consumer's now: a late write is an error, not a torn frame
                     parts.large[i].flags.writeable = False
-                copy_arrays(parts, loan.ring.slot(loan.slot), lent)
+                copy_arrays(parts, loan.ring.memory(loan.slot), lent)
             except BaseException:  # Ctrl-C in the middle of a copy
                 self._abandon(loan)
                 raise
@@ -114,7 +114,7 @@ class RingSink:
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes <= SMALL_NBYTES:
+        if nbytes <= SMALL_NBYTES or dtype.hasobject:  # whatever lies there would be taken for pointers
             return None
         with self._lock:
             if self._closed:
@@ -134,8 +134,8 @@ class RingSink:
         rows = lent[:length]
         with self._lock:
             loan = self._loan
-            if loan is not None and lent.base is loan.root():
-                offset = next(offset for ref, offset in self._lent if ref() is lent)
+            offset = next((offset for ref, offset in self._lent if ref() is lent), None)
+            if loan is not None and offset is not None and lent.base is loan.root():
                 self._lent.append((weakref.ref(rows), offset))
                 if offset + lent.nbytes == loan.used:
                     loan.used -= lent.nbytes - rows.nbytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +11,7 @@ from .errors import SegmentError, WireError
 from .place import Place
 from .reader import Reader
 from .segment import Segment
-from .stream import SPIN_S
+from .stream import Spin
 from .wire import Message, decode
 
 log = logging.getLogger("blendtorch")
@@ -56,8 +55,8 @@ class RingSource:
     """A source over the rings of any number of streams, some of which may not exist yet.
 
     It looks at the slot tables first, one stream after the other, and takes the oldest message of the first that has one. Only
-    when there is nothing does it ask to be woken by an announcement, and it waits not for long: those that went to somebody
-    who died do not come.
+    when there is nothing, after a :class:`~blendtorch_shm.stream.Spin` if one message is wanted, does it ask to be woken by an
+    announcement, and it waits not for long: those that went to somebody who died do not come.
 
     Args:
         places: where the streams live.
@@ -68,7 +67,7 @@ class RingSource:
         self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
         self._readers: list[Reader] = []
         self._turn = 0
-        self._is_brisk = False  # the last wait was short
+        self._spin = Spin()
         self._inbox = inbox
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
@@ -77,12 +76,16 @@ class RingSource:
     def receive(self, timeout_s: float) -> Message | None:
         message = self.take()
         if message is None:
-            began = time.monotonic()
-            if self._is_brisk:
-                message = self._spin(began + min(SPIN_S, timeout_s))
-            if message is None:
-                message = self._wait(began + timeout_s)
-            self._is_brisk = message is not None and time.monotonic() - began < SPIN_S
+            until = time.monotonic() + timeout_s
+            self._spin.begin()
+            # Where somebody sleeps, the producer has to announce anyway.
+            while time.monotonic() < until and not self._anyone_asleep() and self._spin.goes_on():
+                message = self.take()
+                if message is not None:
+                    break
+            else:
+                message = self._wait(until)
+            self._spin.end()
         return message
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
@@ -92,14 +95,8 @@ class RingSource:
         first = self._wait(time.monotonic() + timeout_s)  # no spinning: who wants many is a thread beside others
         return [] if first is None else [first, *self.take_many(count - 1)]
 
-    def _spin(self, until: float) -> Message | None:
-        """Look again and again, unless somebody sleeps already: one that spins is enough, and the CPUs are for those who work."""
-        while time.monotonic() < until and not any(reader.anyone_asleep() for reader in self._readers):
-            os.sched_yield()
-            message = self.take()
-            if message is not None:
-                return message
-        return None
+    def _anyone_asleep(self) -> bool:
+        return any(reader.anyone_asleep() for reader in self._readers)
 
     def _wait(self, until: float) -> Message | None:
         while (remaining_s := until - time.monotonic()) > 0:
@@ -153,9 +150,12 @@ class RingSource:
                 self._reject(reader, error)
                 continue
             for claimed in taken:
+                if isinstance(claimed, SegmentError):  # the others are good
+                    self._reject(reader, claimed)
+                    continue
                 try:
                     messages.append(decode(claimed.header, claimed.payload, trusted=True))
-                except WireError as error:  # the others are good
+                except WireError as error:
                     self._reject(reader, error)
         self._turn += 1  # all were asked: somebody else is first next time
         return messages

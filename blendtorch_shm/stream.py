@@ -7,6 +7,8 @@ through a :class:`~blendtorch_shm.place.Place`: shared memory, or the memory of 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
@@ -23,9 +25,9 @@ from .states import State
 RESERVE = 3
 """Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
 SPIN_S = 0.0002
-"""Who waited less than this the last time, for a message or for room, looks again and again for so long before it sleeps: to be
-woken costs both sides more.
-"""
+"""See :class:`Spin`."""
+FOR_A_SLOT = layout.MAX_SLOTS
+"""What stands in the stream's word `waiting` while the producer waits for a FREE slot, and not for fewer READY ones."""
 RECLAIM_EVERY_S = 0.5
 """How often whoever has nothing better to do looks for leases of dead consumers."""
 
@@ -36,13 +38,36 @@ EPOCH = word(layout.STREAM_HEADER, "epoch")
 FIRST_RING = word(layout.STREAM_HEADER, "first_ring")
 NEXT_RING = word(layout.STREAM_HEADER, "next_ring")
 WAITING = word(layout.STREAM_HEADER, "waiting")
-FOR_A_SLOT = layout.MAX_SLOTS
-"""What stands there while the producer waits for a FREE slot, and not for fewer READY ones."""
 CLOSED = word(layout.STREAM_HEADER, "closed")
 PUBLISHED = word(layout.STREAM_HEADER, "published")
 STALLED_NS = word(layout.STREAM_HEADER, "stalled_ns")
 RECLAIMED = word(layout.STREAM_HEADER, "reclaimed")
 LAST_NS = word(layout.STREAM_HEADER, "last_published_ns")
+
+
+class Spin:
+    """Lets who waits, for a message or for room, look again and again for a moment before it sleeps, if its last wait was no
+    longer than that moment (:data:`SPIN_S`): to be woken costs both sides more. Where waits are long, nobody spins.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._last_wait_s = math.inf
+
+    def begin(self) -> None:
+        """A wait begins."""
+        self._began = time.monotonic()
+
+    def goes_on(self) -> bool:
+        """Whether to look once more; others had the CPU meanwhile."""
+        if self._last_wait_s >= SPIN_S or time.monotonic() - self._began >= SPIN_S:
+            return False
+        os.sched_yield()
+        return True
+
+    def end(self) -> None:
+        """The wait is over."""
+        self._last_wait_s = time.monotonic() - self._began
 
 
 def attach_control(place: Place) -> Segment:

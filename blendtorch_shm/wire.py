@@ -79,9 +79,10 @@ class Parts(msgspec.Struct):
 
     Attributes:
         fields: what msgpack can say of it.
-        specs: all its arrays.
+        specs: its arrays, but for small ones deeper inside a field.
         large: those that do not travel in the header.
-        places: the spec of each of these.
+        large_specs: the spec of each of these.
+        nested: how many of these are deeper inside a field.
         nbytes: size of the payload that they are laid out in, one after the other; :func:`arrange` makes another one.
         pickled: whether anything had to be pickled.
     """
@@ -89,7 +90,8 @@ class Parts(msgspec.Struct):
     fields: dict[str, Any] = {}  # each gets its own
     specs: list[ArraySpec] = []
     large: list[Array] = []
-    places: list[ArraySpec] = []
+    large_specs: list[ArraySpec] = []
+    nested: int = 0
     nbytes: int = 0
     pickled: bool = False
 
@@ -98,7 +100,7 @@ class Parts(msgspec.Struct):
         offset = align(self.nbytes)
         spec = ArraySpec(key, dtype, array.shape, offset)
         self.specs.append(spec)
-        self.places.append(spec)
+        self.large_specs.append(spec)
         self.large.append(array)
         self.nbytes = offset + array.nbytes
 
@@ -145,9 +147,9 @@ def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> None:
     parts.nbytes = start
     for i, array in enumerate(parts.large):
         if i in lent:
-            parts.places[i].offset = lent[i]
+            parts.large_specs[i].offset = lent[i]
         else:
-            parts.places[i].offset = offset = align(parts.nbytes)
+            parts.large_specs[i].offset = offset = align(parts.nbytes)
             parts.nbytes = offset + array.nbytes
 
 
@@ -161,7 +163,7 @@ def copy_arrays(parts: Parts, payload: Any, lent: Container[int] = ()) -> None:
     """
     for i, array in enumerate(parts.large):
         if i not in lent:
-            np.copyto(np.ndarray(array.shape, array.dtype, payload, parts.places[i].offset), array)
+            np.copyto(np.ndarray(array.shape, array.dtype, payload, parts.large_specs[i].offset), array)
 
 
 def encode_header(sequence: int, parts: Parts) -> bytes:
@@ -250,7 +252,8 @@ class _Walk:
         if value.nbytes <= SMALL_NBYTES:
             return msgspec.msgpack.Ext(_NESTED_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
         self.parts.add(None, name, value)
-        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(sum(spec.key is None for spec in self.parts.specs) - 1))
+        self.parts.nested += 1
+        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(self.parts.nested - 1))
 
     def pickled(self, value: Any) -> Any:
         what = f"publish({self.key}=...) contains a {type(value).__module__}.{type(value).__qualname__}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 import weakref
 from collections.abc import Callable
@@ -30,9 +29,9 @@ from .stream import (
     RECLAIM_EVERY_S,
     RECLAIMED,
     RESERVE,
-    SPIN_S,
     STALLED_NS,
     WAITING,
+    Spin,
     asleep_bytes,
     attach_control,
     attach_rings,
@@ -118,7 +117,7 @@ class Writer:
         self.max_ready = min(self.max_ready, self.num_slots - 1)
         self._locks = place.open_locks()
         self._closed = self._stopping = False
-        self._is_brisk = False  # the last wait was short
+        self._spin = Spin()
         if not self._locks.try_lock(PRODUCER_LOCK):
             self._locks.close()
             raise SegmentError(
@@ -282,19 +281,18 @@ class Writer:
         self._words[FIRST_RING] = self._rings[0].number
 
     def _wait(self, enough: Callable[[], bool], wake_below: int, patience_s: float = math.inf) -> None:
-        """Sleep until `enough`, for `patience_s` at most. Consumers wake us when they leave fewer than `wake_below` messages
+        """Return when `enough`, or after `patience_s`. Consumers wake us when they leave fewer than `wake_below` messages
         READY: not for each one that they take, which would cost two switches between processes a message, but in time to have
         some more ready.
         """
         words = self._words
         start = reclaimed = explained = counted = time.monotonic()
-        spin_until = start + SPIN_S if self._is_brisk else start
+        self._spin.begin()
         try:
             while not enough():
                 if self._stopping:
                     raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
-                if time.monotonic() < spin_until:
-                    os.sched_yield()
+                if self._spin.goes_on():
                     continue
                 words[WAITING] = wake_below
                 if enough():
@@ -313,9 +311,8 @@ class Writer:
                     log.warning("Publishing has waited for room for %.0f s. %s.", now - start, self.explain())
         finally:
             words[WAITING] = 0
-            now = time.monotonic()
-            words[STALLED_NS] += int((now - counted) * 1e9)
-            self._is_brisk = now - start < SPIN_S
+            words[STALLED_NS] += int((time.monotonic() - counted) * 1e9)
+            self._spin.end()
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""

@@ -240,6 +240,7 @@ def _check_output(output: str) -> None:
 
 
 PLAIN = frozenset([int, float, bool, str, bytes, type(None)])
+"""Types of values that hold no array."""
 
 
 def to_tensors(value: Any) -> Any:

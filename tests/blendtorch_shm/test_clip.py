@@ -698,3 +698,19 @@ def test_clips_are_what_a_plain_list_would_be(
     for array, i in kept:
         assert (array == i).all()
     clips.close()
+
+
+def test_a_clip_ends_early_although_a_row_that_was_lent_for_it_was_not_used(stream: Callable[..., Stream]) -> None:
+    clips = stream(4)
+    for i in range(4):
+        clips.sink.publish({"image": picture(i)})
+    del i
+    clips.receive()
+    row = clips.sink.lend(SHAPE, np.uint8)
+    assert row is not None
+    larger = np.ones((4 * SHAPE[0], *SHAPE[1:]), np.uint8)
+    clips.sink.publish({"larger": larger})  # does not fit into the slot, in which the row is
+    del row
+    clips.sink.publish({"larger": larger})
+    clips.sink.end_clip()
+    np.testing.assert_array_equal(clips.receive()["larger"], np.stack([larger, larger]))

@@ -435,6 +435,13 @@ def test_no_way_of_writing_late_reaches_the_receiver(transport: Transport) -> No
         del lent  # it occupies the slot that the next one is lent from
 
 
+def test_memory_of_a_slot_is_not_lent_to_be_taken_for_python_objects(transport: Transport) -> None:
+    sink = transport.open_sink()
+    sink.publish({"image": picture(1)})
+    assert sink.lend((10, 100), np.object_) is None
+    assert sink.lend((10, 100), np.float64) is not None
+
+
 def test_an_interrupted_publish_gives_its_slot_back(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     sink, source = transport.open_sink(num_slots=4), transport.open_source()
     with monkeypatch.context() as patch:

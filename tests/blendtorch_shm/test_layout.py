@@ -13,7 +13,7 @@ def test_a_ring_segment_is_byte_for_byte_as_documented() -> None:
     ring = Ring.format(segment, key=0x1122334455667788, number=2, num_slots=3, slot_nbytes=4096)
     assert ring.loan() == 0
     assert ring.loan() == 1
-    ring.slot(1)[:3] = b"abc"
+    ring.memory(1)[:3] = b"abc"
     ring.commit(1, sequence=9, payload_nbytes=3, header=b"header", flags=1)
     assert ring.claim(1, 1, owner=5)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock, open_locks, slot_lock
+from blendtorch_shm.locks import PRODUCER_LOCK, ThreadLocks, consumer_lock, open_locks, slot_lock
 
 METHODS = ["fork", "spawn"]
 
@@ -103,8 +103,23 @@ def test_many_locks_are_taken_together_or_not_at_all(tmp_path: Path, here: bool)
     assert other.try_lock(7)
     locks.unlock(3, 4)
     assert [locks.is_held(number) for number in range(3, 8)] == [False, False, False, False, True]
+    process, pipe = run("spawn", lock_in_child, path, 5)
+    assert pipe.recv() == (False, True, True)
+    pipe.send(None)
+    process.join()
     locks.close()
     other.close()
+
+
+def test_between_threads_as_well() -> None:
+    locks = ThreadLocks()
+    assert locks.try_lock(5)
+    assert not locks.try_lock(3, 4)
+    locks.unlock(5)
+    assert locks.try_lock(3, 4)
+    assert not locks.try_lock(6)
+    locks.unlock(3, 4)
+    assert locks.try_lock(6)
 
 
 def lock_in_child(path: str, number: int, pipe: Connection) -> None:

@@ -1,16 +1,17 @@
-"""Who waits looks again and again for a moment before it sleeps, if the last wait was short, and if that helps."""
+"""How who waits is woken, and when it looks again and again for a moment instead: if its last wait was short."""
 
 import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.errors import StreamClosed
 from blendtorch_shm.source import RingSource
-from blendtorch_shm.stream import STALLED_NS
+from blendtorch_shm.stream import FOR_A_SLOT, STALLED_NS, WAITING, Spin
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
 
@@ -27,19 +28,9 @@ def yields(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
     return todo
 
 
-def be_brisk(source: RingSource, sink: Any) -> None:
-    """Wait for a message that comes while `source` looks for the second time, which is soon."""
-    found = source._readers[0].sleep  # called between the two looks
-
-    def publish(asleep: bool) -> None:
-        source._readers[0].sleep = found  # type: ignore[method-assign]
-        sink.publish({"i": -1})
-
-    source._readers[0].sleep = publish  # type: ignore[method-assign]
-    source._is_brisk = False
-    message = source.receive(10)
-    assert message is not None
-    assert message.fields == {"i": -1}
+def waited_shortly(spin: Spin) -> None:
+    spin.begin()
+    spin.end()
 
 
 def test_a_consumer_whose_last_wait_was_short_is_not_woken_for_the_next_message(
@@ -47,14 +38,26 @@ def test_a_consumer_whose_last_wait_was_short_is_not_woken_for_the_next_message(
 ) -> None:
     stream = LocalStream()
     sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.source.SPIN_S", 60.0)
-    be_brisk(source, sink)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    waited_shortly(source._spin)
     announced: list[None] = []
     monkeypatch.setattr(stream._bell, "announce", lambda: announced.append(None))
     yields[:] = [lambda: sink.publish({"i": 1}), lambda: None]
     message = source.receive(10)
     assert message is not None
     assert (message.fields, yields, announced) == ({"i": 1}, [], [])
+    source.close()
+    sink.close()
+
+
+def test_who_wants_many_messages_does_not_spin(
+    yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = LocalStream()
+    sink, source = stream.open_sink(), stream.open_source()
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    waited_shortly(source._spin)
+    assert source.receive_many(2, 0.01) == []  # a spin would fail: there is nothing to be done meanwhile
     source.close()
     sink.close()
 
@@ -81,12 +84,12 @@ def test_nobody_spins_while_another_consumer_sleeps(
     first, second = open_source([address]), open_source([address])
     assert isinstance(first, RingSource)
     assert isinstance(second, RingSource)
-    monkeypatch.setattr("blendtorch_shm.source.SPIN_S", 60.0)
-    be_brisk(first, sink)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    waited_shortly(first._spin)
     second._readers[0].sleep(True)
     assert first.receive(0.01) is None
     second._readers[0].sleep(False)
-    be_brisk(first, sink)
+    waited_shortly(first._spin)
     yields[:] = [lambda: sink.publish({"i": 1})]
     assert first.receive(0.01) is not None
     for end in (first, second, sink):
@@ -96,10 +99,9 @@ def test_nobody_spins_while_another_consumer_sleeps(
 def test_a_spin_ends_with_the_patience_of_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = LocalStream()
     sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.source.SPIN_S", 60.0)
-    be_brisk(source, sink)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    waited_shortly(source._spin)
     assert source.receive(0.01) is None
-    assert not source._is_brisk
     source.close()
     sink.close()
 
@@ -109,7 +111,7 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
 ) -> None:
     stream = LocalStream(send_hwm=2)
     sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.writer.SPIN_S", 60.0)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
     slept: list[float] = []
 
     def sleep(timeout: float) -> None:
@@ -127,7 +129,7 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
     sink.publish({"i": 4})
     assert (yields, len(slept)) == ([], 1)
     assert sink._writer._words[STALLED_NS] > stalled_ns  # spinning is waiting, too
-    monkeypatch.setattr(sink._writer, "_is_brisk", False)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 0.0)  # every wait is too long
     sink.publish({"i": 5})
     assert len(slept) == 2
     source.close()
@@ -137,11 +139,46 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
 def test_a_producer_that_spins_may_be_closed(yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     stream = LocalStream(send_hwm=1)
     sink = stream.open_sink()
-    monkeypatch.setattr("blendtorch_shm.writer.SPIN_S", 60.0)
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
     sink.publish({"i": 0})
-    sink._writer._is_brisk = True
+    waited_shortly(sink._writer._spin)
     yields[:] = [sink.stop_waiting]
     with pytest.raises(StreamClosed, match="was closed while publishing waited for room"):
         sink.publish({"i": 1})
     assert yields == []
+    sink.close()
+
+
+def test_a_producer_is_woken_by_a_claim_that_leaves_few_enough_or_by_a_release_when_it_needs_a_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = LocalStream(send_hwm=8)
+    sink, source = stream.open_sink(), stream.open_source()
+    for _ in range(6):
+        sink.publish({"image": np.zeros(9000, np.uint8)})
+    reader = source._readers[0]
+    wakes: list[None] = []
+    monkeypatch.setattr(reader._room, "release", lambda: wakes.append(None))
+    seen = []
+    held = []
+    for waiting, take in [
+        (0, True),
+        (4, True),
+        (4, True),
+        (4, False),
+        (FOR_A_SLOT, True),
+        (FOR_A_SLOT, False),
+        (0, False),
+    ]:
+        reader._words[WAITING] = waiting
+        if take:
+            held.append(source.receive(1))
+        else:
+            held.pop()
+        seen.append(len(wakes))
+        wakes.clear()
+    assert seen == [0, 0, 1, 0, 0, 1, 0]
+    reader._words[WAITING] = 0
+    held.clear()
+    source.close()
     sink.close()

@@ -1,7 +1,9 @@
 """A stream in shared memory, seen from both sides."""
 
+import gc
 import os
 import time
+from typing import Any
 
 import numpy as np
 import posix_ipc
@@ -11,9 +13,12 @@ from blendtorch_shm import segment
 from blendtorch_shm.address import Address, Twin, beacon_path
 from blendtorch_shm.errors import SegmentError
 from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.layout import MAX_CONSUMERS, consumer_word
 from blendtorch_shm.locks import open_locks, slot_lock
 from blendtorch_shm.place import SharedPlace
+from blendtorch_shm.reader import Reader
 from blendtorch_shm.ring import Ring
+from blendtorch_shm.states import State
 from blendtorch_shm.stream import attach_control
 from blendtorch_shm.transport import open_sink, open_source
 
@@ -180,25 +185,60 @@ def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_le
     sink.close()
 
 
-def test_ctrl_c_while_many_messages_are_claimed_loses_none(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [("claim", [0, 1, 2, 3]), ("_claim", [0, 1, 2, 3]), ("_open", [0, 1, 2, 3]), ("message", [1, 2, 3])],
+)
+def test_ctrl_c_while_many_messages_are_taken_loses_at_most_the_one_that_is_being_opened(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, where: str, left: list[int]
+) -> None:
     address = Address("tcp://127.0.0.1:*", twin)
     sink, source = open_sink(address), open_source([address])
     for i in range(4):
         sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
-    claim = Ring.claim
+    owner = Reader if where.startswith("_") else Ring
+    function = getattr(owner, where)
 
-    def interrupted(ring: Ring, slot: int, generation: int, owner: int) -> bool:
-        if ring.sequence(slot) == 2:
+    def interrupted(*args: Any) -> Any:
+        if where == "_claim":
+            function(*args)  # it is just done
+        if where != "claim" or args[0].sequence(args[1]) == 2:
             raise KeyboardInterrupt
-        return claim(ring, slot, generation, owner)
+        return function(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ring, "claim", interrupted)
+        patch.setattr(owner, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
             source.receive_many(4, 10)
     messages = source.receive_many(4, 10)
-    assert [message.fields["i"] for message in messages] == [0, 1, 2, 3]
+    assert [message.fields["i"] for message in messages] == left
     assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
+    source.close()
+    sink.close()
+
+
+def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    reader = Reader(SharedPlace(twin))
+    gc.disable()
+    try:
+        for bad in ([1], [0, 1, 2, 3]):
+            for i in range(4):
+                sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
+            (ring,) = reader._all_rings()
+            for slot in (ring.ready()[i] for i in bad):
+                ring._payload_nbytes[slot] = 2**40
+            good = [message.fields["i"] for message in source.receive_many(4, 0.05)]
+            assert good == [i for i in range(4) if i not in bad]
+            assert ring.count(State.FREE) == ring.num_slots
+    finally:
+        gc.enable()
+    words = attach_control(SharedPlace(twin)).words
+    assert sum(words[consumer_word(index, "rejected")] for index in range(MAX_CONSUMERS)) == 5
+    reader.finish()
     source.close()
     sink.close()
 

@@ -44,7 +44,7 @@ def _table() -> list[Point]:
     stream, sink, segment, wire = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment", "wire"))
     publish, commit, open_ring = f"{sink}:RingSink.publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
     create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
-    claim, take = f"{reader}:Reader._claim", f"{reader}:Reader._open"
+    claim, take, opens = (f"{reader}:Reader.{name}" for name in ("_claim", "_take", "_open"))
     return [
         # A producer starts.
         Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._room = place.open_room"),
@@ -120,10 +120,11 @@ def _table() -> list[Point]:
         Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
         Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
-        Point("slots are claimed, the producer not woken yet", both, claim, "wake_below ="),
-        Point("a slot is claimed and unlocked", both, take, "self._delivered.add(1)"),
-        Point("a lease is made, not registered yet", both, take, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, take, "return Claimed(header, payload, sequence, lease)"),
+        Point("one of some slots is claimed, the next one not yet", both, claim, "claims.append("),
+        Point("slots are claimed, the producer not woken yet", both, take, "wake_below ="),
+        Point("a slot is claimed and unlocked", both, opens, "self._delivered.add(1)"),
+        Point("a lease is made, not registered yet", both, opens, "self._leases[id(lease)] ="),
+        Point("a lease is registered", both, opens, "return Claimed(header, payload, sequence, lease)"),
         Point("a message is being used", consumer, "actors:_consume", "held.append("),
         # A consumer is done with it.
         Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
