@@ -6,6 +6,7 @@ Each is a context manager that starts the producers (producer.py) and yields a f
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import multiprocessing
@@ -139,6 +140,10 @@ def put_tensors(queue: Any, shape: Shape, options: dict[str, Any]) -> None:
 def spdl_arena(shape: Shape, **options: Any) -> Iterator[Receive]:
     """SPDL's pool of shared segments, which its pipelines send arrays through; its descriptors through a queue."""
     arenas = pytest.importorskip("spdl.pipeline._arena")
+    try:
+        pickle.Pickler(io.BytesIO()).persistent_id = lambda _: None  # type: ignore[method-assign]
+    except AttributeError as error:  # Python 3.13.0
+        pytest.skip(f"SPDL sets what cannot be set in this Python: {error}")
     pool = arenas.SharedMemorySegmentPool(segment_size=math.prod(shape) + 4096, count=producer.AHEAD)
     queue: Any = multiprocessing.Queue(producer.AHEAD)
     with child(multiprocessing, offload, queue, arenas._Arena(pool), shape, options):
