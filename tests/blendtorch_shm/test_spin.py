@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,13 @@ import pytest
 
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.errors import StreamClosed
+from blendtorch_shm.sink import RingSink
 from blendtorch_shm.source import RingSource
 from blendtorch_shm.stream import FOR_A_SLOT, STALLED_NS, WAITING, Spin
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
+
+Opened = tuple[LocalStream, RingSink, RingSource]
 
 
 @pytest.fixture
@@ -28,17 +31,31 @@ def yields(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
     return todo
 
 
+@pytest.fixture
+def long_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spin lasts as long as it has to."""
+    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+
+
+@pytest.fixture
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    """A stream within this process and its ends; `send_hwm` may be its parameter."""
+    stream = LocalStream(send_hwm=getattr(request, "param", 10))
+    sink, source = stream.open_sink(), stream.open_source()
+    yield stream, sink, source
+    source.close()
+    sink.close()
+
+
 def waited_shortly(spin: Spin) -> None:
     spin.begin()
     spin.end()
 
 
 def test_a_consumer_whose_last_wait_was_short_is_not_woken_for_the_next_message(
-    yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+    opened: Opened, yields: list[Callable[[], Any]], long_spin: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = LocalStream()
-    sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    stream, sink, source = opened
     waited_shortly(source._spin)
     announced: list[None] = []
     monkeypatch.setattr(stream._bell, "announce", lambda: announced.append(None))
@@ -46,25 +63,18 @@ def test_a_consumer_whose_last_wait_was_short_is_not_woken_for_the_next_message(
     message = source.receive(10)
     assert message is not None
     assert (message.fields, yields, announced) == ({"i": 1}, [], [])
-    source.close()
-    sink.close()
 
 
 def test_who_wants_many_messages_does_not_spin(
-    yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+    opened: Opened, yields: list[Callable[[], Any]], long_spin: None
 ) -> None:
-    stream = LocalStream()
-    sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    _, _, source = opened
     waited_shortly(source._spin)
     assert source.receive_many(2, 0.01) == []  # a spin would fail: there is nothing to be done meanwhile
-    source.close()
-    sink.close()
 
 
-def test_a_consumer_that_slept_does_not_spin(yields: list[Callable[[], Any]]) -> None:
-    stream = LocalStream()
-    sink, source = stream.open_sink(), stream.open_source()
+def test_a_consumer_that_slept_does_not_spin(opened: Opened, yields: list[Callable[[], Any]]) -> None:
+    _, sink, source = opened
     for i in range(3):  # a spin would fail: there is nothing to be done meanwhile
         timer = threading.Timer(0.02, sink.publish, [{"i": i}])
         timer.start()
@@ -72,19 +82,16 @@ def test_a_consumer_that_slept_does_not_spin(yields: list[Callable[[], Any]]) ->
         assert message is not None
         assert message.fields == {"i": i}
         timer.join()
-    source.close()
-    sink.close()
 
 
 def test_nobody_spins_while_another_consumer_sleeps(
-    twin: Twin, yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+    twin: Twin, yields: list[Callable[[], Any]], long_spin: None
 ) -> None:
     address = Address("tcp://127.0.0.1:*", twin)
     sink = open_sink(address)
     first, second = open_source([address]), open_source([address])
     assert isinstance(first, RingSource)
     assert isinstance(second, RingSource)
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
     waited_shortly(first._spin)
     second._readers[0].sleep(True)
     assert first.receive(0.01) is None
@@ -96,22 +103,17 @@ def test_nobody_spins_while_another_consumer_sleeps(
         end.close()
 
 
-def test_a_spin_ends_with_the_patience_of_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = LocalStream()
-    sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+def test_a_spin_ends_with_the_patience_of_who_waits(opened: Opened, long_spin: None) -> None:
+    _, _, source = opened
     waited_shortly(source._spin)
     assert source.receive(0.01) is None
-    source.close()
-    sink.close()
 
 
+@pytest.mark.parametrize("opened", [2], indirect=True)
 def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
-    yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+    opened: Opened, yields: list[Callable[[], Any]], long_spin: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = LocalStream(send_hwm=2)
-    sink, source = stream.open_sink(), stream.open_source()
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    _, sink, source = opened
     slept: list[float] = []
 
     def sleep(timeout: float) -> None:
@@ -132,28 +134,24 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
     monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 0.0)  # every wait is too long
     sink.publish({"i": 5})
     assert len(slept) == 2
-    source.close()
-    sink.close()
 
 
-def test_a_producer_that_spins_may_be_closed(yields: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = LocalStream(send_hwm=1)
-    sink = stream.open_sink()
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+@pytest.mark.parametrize("opened", [1], indirect=True)
+def test_a_producer_that_spins_may_be_closed(opened: Opened, yields: list[Callable[[], Any]], long_spin: None) -> None:
+    _, sink, _ = opened
     sink.publish({"i": 0})
     waited_shortly(sink._writer._spin)
     yields[:] = [sink.stop_waiting]
     with pytest.raises(StreamClosed, match="was closed while publishing waited for room"):
         sink.publish({"i": 1})
     assert yields == []
-    sink.close()
 
 
+@pytest.mark.parametrize("opened", [8], indirect=True)
 def test_a_producer_is_woken_by_a_claim_that_leaves_few_enough_or_by_a_release_when_it_needs_a_slot(
-    monkeypatch: pytest.MonkeyPatch,
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = LocalStream(send_hwm=8)
-    sink, source = stream.open_sink(), stream.open_source()
+    _, sink, source = opened
     for _ in range(6):
         sink.publish({"image": np.zeros(9000, np.uint8)})
     reader = source._readers[0]
@@ -180,5 +178,3 @@ def test_a_producer_is_woken_by_a_claim_that_leaves_few_enough_or_by_a_release_w
     assert seen == [0, 0, 1, 0, 0, 1, 0]
     reader._words[WAITING] = 0
     held.clear()
-    source.close()
-    sink.close()

@@ -217,9 +217,7 @@ def test_ctrl_c_while_many_messages_are_taken_loses_at_most_the_one_that_is_bein
     sink.close()
 
 
-def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(
-    twin: Twin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(twin: Twin) -> None:
     address = Address("tcp://127.0.0.1:*", twin)
     sink, source = open_sink(address), open_source([address])
     reader = Reader(SharedPlace(twin))
