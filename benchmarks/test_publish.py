@@ -42,8 +42,9 @@ def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) ->
         """Take the previous message away, and render the next picture."""
         assert source.receive(10) is not None
         if "sleeps" in how:
-            source._inbox.hear(0)  # type: ignore[attr-defined]
-            source._readers[0].sleep(True)  # type: ignore[attr-defined]
+            reader = source._readers[0]  # type: ignore[attr-defined]
+            reader.bell.hear()
+            reader.sleep(True)
         image = elsewhere if how == "copied" else sink.lend(shape, np.uint8)
         assert image is not None
         image[...] = 1

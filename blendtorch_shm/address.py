@@ -27,11 +27,11 @@ ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"
 """JSON in an instance's environment: what it needs to know of each endpoint that it binds, see :func:`resolve`."""
 
 SHARED_MEMORY = "/dev/shm"
-"""Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those who see that: locks and sockets."""
+"""Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those who see that: locks and bells."""
 
 
 MAX_SOCKET_NAME = 32
-"""Longest name of a socket; the path of its ``ipc://`` socket must fit into the 107 bytes of a sockaddr_un."""
+"""Longest name of a socket, which is part of the names of files."""
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
 _SOCKET_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}")
 
@@ -69,18 +69,17 @@ class Twin:
 
     @property
     def streams(self) -> str:
-        """The directory (mode 0700) of locks and sockets."""
+        """The directory (mode 0700) of locks and bells."""
         return streams_path(self.launch)
-
-    @property
-    def endpoint(self) -> str:
-        """ZeroMQ endpoint of the announcements."""
-        return f"ipc://{self.streams}/{self.name}-{self.btid}.sock"
 
     @property
     def lock_path(self) -> str:
         """The file whose byte-range locks order claims and prove who is alive."""
         return f"{self.streams}/{self.name}-{self.btid}.lock"
+
+    def bell_path(self, member: int) -> str:
+        """The pipe by which the member of the stream that holds lock number `member` is woken."""
+        return f"{self.streams}/{self.name}-{self.btid}.{member}.bell"
 
     @property
     def prefix(self) -> str:
@@ -125,7 +124,7 @@ def is_socket_name(name: str) -> bool:
 
 
 def streams_path(launch: str) -> str:
-    """The directory, in shared memory, of a launch's locks and sockets."""
+    """The directory, in shared memory, of a launch's locks and bells."""
     return f"{SHARED_MEMORY}/blendtorch-{launch}"
 
 

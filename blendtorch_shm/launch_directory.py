@@ -1,7 +1,7 @@
 """The directories of one launch, and the removal of everything that a launch left on this host.
 
 ``{base}/blendtorch-{launch}/`` (mode 0700) holds per instance a log, a status and two one-line notes of the instance itself.
-``/dev/shm/blendtorch-{launch}/`` (mode 0700) holds what the two ends of a stream meet at, lock files and ``ipc://`` sockets: who
+``/dev/shm/blendtorch-{launch}/`` (mode 0700) holds what the two ends of a stream meet at, lock files and pipes: who
 sees the rings, in another container perhaps, must see these too, and the beacon proves that one does. `launch` is 8 random
 hexadecimal characters; they are also in the name of every POSIX shared-memory object of the launch and, as
 :data:`LAUNCH_VARIABLE`, in the environment of every process that it started, so one number finds all that there is to
@@ -90,7 +90,7 @@ class LaunchDirectory:
 
     Attributes:
         path: of logs and states.
-        streams: path of locks and sockets.
+        streams: path of locks and bells.
         launch: identifier of the launch.
     """
 
@@ -374,7 +374,7 @@ def _remove(path: str, launch: str) -> None:
     for note in Path(path).glob("instance-*.started"):
         _remove_scratch(str(note))
     for name in os.listdir(SHARED_MEMORY):
-        if name.startswith((f"bt-{launch}", f"sem.bt-{launch}")):
+        if name.startswith(f"bt-{launch}"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{SHARED_MEMORY}/{name}")
     shutil.rmtree(path, ignore_errors=True)

@@ -96,7 +96,7 @@ FLAG_AGAIN = 2
 """Another consumer had the message, and did not finish with it."""
 
 ASLEEP_OFFSET = STREAM_HEADER.itemsize
-"""Byte offset, in the control segment, of the bytes that are 1 while that consumer waits for an announcement."""
+"""Byte offset, in the control segment, of the bytes that are 1 while that consumer waits for its bell."""
 _CONSUMERS_OFFSET = ASLEEP_OFFSET + MAX_CONSUMERS
 CONTROL_NBYTES = _CONSUMERS_OFFSET + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
 

@@ -1,8 +1,8 @@
 """A consumer's half of a stream: claim a message, lease its slot for as long as its arrays live, release it.
 
-The slot table is the truth, and :meth:`Reader.take` looks nowhere else: the oldest READY message is next. Announcements only
-wake those who wait. So one that is lost (ZeroMQ drops what sits in a dead peer's queue) costs a moment and no message, and
-the messages of a dead producer are found as well as those of a living one.
+The slot table is the truth, and :meth:`Reader.take` looks nowhere else: the oldest READY message is next. Bells only wake
+those who wait. So one that rings for somebody who just died costs a moment and no message, and the messages of a dead producer
+are found as well as those of a living one.
 
 A lease is a weak reference to the array that all arrays of the message are built on. When the last view of it has gone, in
 whatever thread, the slot is FREE again. A process that dies holds its leases no longer, as the kernel says by way of
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from . import interrupts, leaving
 from .errors import SegmentError, StreamClosed
 from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
-from .locks import consumer_lock, slot_lock
+from .locks import PRODUCER_LOCK, consumer_lock, slot_lock
 from .place import Place
 from .ring import Bytes, Ring
 from .segment import Segment
@@ -106,6 +106,9 @@ class Reader:
         ends_with_process: whether leases end when the process exits in good order; otherwise whoever made the reader keeps it
             until it has called :meth:`finish`.
 
+    Attributes:
+        bell: by it, the producer wakes this consumer.
+
     Raises:
         SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.layout.MAX_CONSUMERS` consumers.
     """
@@ -116,7 +119,6 @@ class Reader:
         self._words = self._control.words
         self.key = self._words[KEY]
         self._asleep = asleep_bytes(self._control)
-        self._room = place.open_room(create=False)
         self._rings: dict[int, Ring] = {}
         self._attached: list[Ring] = []
         self._span = (0, 0)  # first_ring and next_ring when those were attached
@@ -125,6 +127,7 @@ class Reader:
         self._closing = False
         self._last_reclaim = 0.0
         self._hoarding = False
+        self._producers_bell = place.open_bell(PRODUCER_LOCK)
         self._locks = place.open_locks()
         self._index = -1
         self._is_in = False
@@ -132,6 +135,7 @@ class Reader:
         try:
             self._index = self._join()
             self._is_in = True
+            self.bell = place.open_bell(consumer_lock(self._index))
             if ends_with_process:
                 leaving.join(self)
         except BaseException:
@@ -167,6 +171,11 @@ class Reader:
             for ring in self._all_rings()
             for slot, state in enumerate(ring.states())
         )
+
+    @property
+    def index(self) -> int:
+        """Which of the stream's consumers this is."""
+        return self._index
 
     # -- taking messages ----------------------------------------------------------------------------------------
 
@@ -228,7 +237,7 @@ class Reader:
             self._claim(ring, slots, claims)
             wake_below = self._words[WAITING]
             if 0 < wake_below < FOR_A_SLOT and ring.count(State.READY) < wake_below:
-                self._room.release()
+                self._producers_bell.ring()
             claims.reverse()
             while claims:
                 try:
@@ -303,11 +312,11 @@ class Reader:
         )
 
     def anyone_asleep(self) -> bool:
-        """Whether a consumer waits for an announcement."""
+        """Whether a consumer waits for its bell."""
         return 1 in self._asleep.tobytes()
 
     def sleep(self, asleep: bool) -> None:
-        """Say whether this consumer waits to be woken by an announcement; look once more after saying so."""
+        """Say whether this consumer waits for :attr:`bell`; look once more after saying so."""
         self._asleep[self._index] = asleep
 
     def reject(self) -> None:
@@ -356,7 +365,7 @@ class Reader:
         if ring.release(slot, generation, self._index + 1):
             self._released.add(1)
         if self._words[WAITING] == FOR_A_SLOT:
-            self._room.release()
+            self._producers_bell.ring()
 
     def close(self) -> None:
         """Take no more messages. Arrays that are still alive stay valid, and the membership lasts as long as they do."""

@@ -1,7 +1,7 @@
 """Where a producer puts messages: the protocol, and the one implementation over a ring.
 
-:class:`RingSink` lays a message into a slot and commits it. What differs between transports is where the ring lives
-and who is told that a message is READY: the :class:`Announcer` s that transport/ makes.
+:class:`RingSink` lays a message into a slot, commits it, and wakes a consumer. What differs between transports is where the ring
+lives, and whether a :class:`Forwarder` is among its consumers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,11 +47,12 @@ class Sink(Protocol):
         """
 
 
-class Announcer(Protocol):
-    """Wakes consumers that sleep. May fail to: an announcement is a hint, and has no content that could be believed."""
+class Forwarder(Protocol):
+    """A consumer in the producer's process that passes messages on."""
 
-    def announce(self) -> None:
-        """A message is READY, and somebody sleeps."""
+    @property
+    def index(self) -> int:
+        """Which of the stream's consumers it is."""
 
     def close(self, *, patient: bool = True) -> None:
         """The producer is done; for `patient` see :meth:`Sink.close`."""
@@ -62,14 +63,15 @@ class RingSink:
 
     Args:
         writer: the producer's half of the stream; closed with this sink.
-        announcers: told about messages while a consumer sleeps; closed with this sink.
+        forwarder: of this stream, if it has one; closed with this sink.
         trusted: whether messages may contain pickles.
     """
 
-    def __init__(self, writer: Writer, announcers: Sequence[Announcer], *, trusted: bool) -> None:
+    def __init__(self, writer: Writer, forwarder: Forwarder | None = None, *, trusted: bool) -> None:
         self.trusted = trusted
         self._writer = writer
-        self._announcers = announcers
+        self._forwarder = forwarder
+        self._companion = -1 if forwarder is None else forwarder.index
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
         self._lent: list[tuple[weakref.ref[Array], int]] = []  # those arrays, and where in the slot
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
@@ -106,9 +108,7 @@ class RingSink:
             writer.commit(loan, parts.nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
-            if writer.anyone_asleep():
-                for announcer in self._announcers:
-                    announcer.announce()
+            writer.wake_a_consumer(self._companion)
             return True
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
@@ -170,8 +170,8 @@ class RingSink:
             self._closed = True
             if self._loan is not None:
                 self._abandon(self._loan)
-        for announcer in self._announcers:
-            announcer.close(patient=patient)
+        if self._forwarder is not None:
+            self._forwarder.close(patient=patient)
         self._writer.close()
 
     def _loan_for(self, arrays: list[Array]) -> tuple[Loan | None, dict[int, int]]:

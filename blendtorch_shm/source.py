@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+import select
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from .bell import Bell
 from .errors import SegmentError, WireError
 from .place import Place
 from .reader import Reader
@@ -41,34 +44,35 @@ class Source(Protocol):
         """Receive no more. Arrays that were handed out stay valid."""
 
 
-class Inbox(Protocol):
-    """Where announcements arrive."""
+class Poller(Protocol):
+    """``select.poll``, or what does the same for more than file descriptors."""
 
-    def hear(self, timeout_s: float) -> bool:
-        """Wait for an announcement, for `timeout_s` seconds at most; whether one came."""
+    def register(self, fd: int, flags: int) -> None:
+        """Wait for this file descriptor, too."""
 
-    def close(self) -> None:
-        """Hear no more."""
+    def poll(self, timeout: int, /) -> Sequence[tuple[Any, int]]:
+        """Wait for `timeout` milliseconds at most; what is ready."""
 
 
 class RingSource:
     """A source over the rings of any number of streams, some of which may not exist yet.
 
     It looks at the slot tables first, one stream after the other, and takes the oldest message of the first that has one. Only
-    when there is nothing, after a :class:`~blendtorch_shm.stream.Spin` if one message is wanted, does it ask to be woken by an
-    announcement, and it waits not for long: those that went to somebody who died do not come.
+    when there is nothing, after a :class:`~blendtorch_shm.stream.Spin` if one message is wanted, does it ask to be woken, and it
+    sleeps not for long: what somebody else was woken for, and did not live to take, is rung for no more.
 
     Args:
         places: where the streams live.
-        inbox: where their announcements arrive; closed with this source.
+        poller: where to sleep, if there is more to wait for than the bells of these streams.
     """
 
-    def __init__(self, places: Sequence[Place], inbox: Inbox) -> None:
+    def __init__(self, places: Sequence[Place], poller: Poller | None = None) -> None:
         self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
         self._readers: list[Reader] = []
         self._turn = 0
         self._spin = Spin()
-        self._inbox = inbox
+        self._poller: Poller = select.poll() if poller is None else poller
+        self._bells: dict[int, Bell] = {}  # of the readers, by file descriptor
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
         self._attach()
@@ -78,7 +82,7 @@ class RingSource:
         if message is None:
             until = time.monotonic() + timeout_s
             self._spin.begin()
-            # Where somebody sleeps, the producer has to announce anyway.
+            # Where somebody sleeps, the producer has to ring anyway.
             while time.monotonic() < until and not self._anyone_asleep() and self._spin.goes_on():
                 message = self.take()
                 if message is not None:
@@ -107,10 +111,10 @@ class RingSource:
         return self.take()
 
     def close(self) -> None:
-        self._inbox.close()
         for reader in self._readers:
             reader.close()
         self._readers = []
+        self._bells.clear()
         self._absent.clear()
 
     def segments(self) -> list[Segment]:
@@ -172,7 +176,10 @@ class RingSource:
             message = self.take()
             if message is not None:
                 return message
-            heard = self._inbox.hear(timeout_s)
+            heard = self._poller.poll(math.ceil(timeout_s * 1000))
+            for ready, _ in heard:
+                if ready in self._bells:
+                    self._bells[ready].hear()
         finally:
             for reader in self._readers:
                 reader.sleep(False)
@@ -195,11 +202,14 @@ class RingSource:
     def _attach(self) -> None:
         for place in list(self._absent):
             try:
-                self._readers.append(Reader(place))
+                reader = Reader(place)
             except SegmentError as error:
                 self._absent[place] = str(error)
-            else:
-                del self._absent[place]
+                continue
+            self._readers.append(reader)
+            del self._absent[place]
+            self._bells[reader.bell.fd] = reader.bell
+            self._poller.register(reader.bell.fd, select.POLLIN)
 
     def _reject(self, reader: Reader, error: Exception) -> None:
         reader.reject()

@@ -24,7 +24,7 @@ from .states import State
 
 RESERVE = 3
 """Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
-SPIN_S = 0.0002
+SPIN_S = 0.0005
 """See :class:`Spin`."""
 FOR_A_SLOT = layout.MAX_SLOTS
 """What stands in the stream's word `waiting` while the producer waits for a FREE slot, and not for fewer READY ones."""
@@ -84,7 +84,7 @@ def attach_control(place: Place) -> Segment:
 
 
 def asleep_bytes(control: Segment) -> memoryview:
-    """One byte per consumer, 1 while it waits for an announcement."""
+    """One byte per consumer, 1 while it waits for its bell."""
     return control.view[ASLEEP_OFFSET : ASLEEP_OFFSET + MAX_CONSUMERS]
 
 
@@ -119,7 +119,7 @@ def reclaim_dead(rings: Iterable[Ring], locks: Locks) -> int:
 
 
 def forget_sleepers(control: Segment, locks: Locks) -> None:
-    """Announce nothing any more to consumers that died in their sleep."""
+    """Ring no more for consumers that died in their sleep."""
     asleep = asleep_bytes(control)
     index = bytes(asleep).find(1)
     while index >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import interrupts, layout, segment
+from .bell import Bell
 from .errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
 from .layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
-from .locks import PRODUCER_LOCK
+from .locks import PRODUCER_LOCK, consumer_lock
 from .place import Place
 from .ring import Bytes, Ring
 from .segment import Segment
@@ -125,11 +127,13 @@ class Writer:
                 f"a socket name of its own (named_sockets), or close the first."
             )
         try:
-            self._room = place.open_room(create=True)  # first: consumers attach as soon as they see the control segment
+            self._bell = place.open_bell(PRODUCER_LOCK)
             self._control = self._create_or_adopt()
             self._words = self._control.words
             self.key = self._words[KEY]
             self._asleep = asleep_bytes(self._control)
+            self._bells: dict[int, Bell] = {}  # of consumers
+            self._woken = -1
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)
@@ -229,14 +233,39 @@ class Writer:
         """Let those who watch the stream know that its producer gets on with a message."""
         self._words[LAST_NS] = time.monotonic_ns()
 
-    def anyone_asleep(self) -> bool:
-        """Whether a consumer waits for an announcement."""
-        return 1 in self._asleep.tobytes()
+    def wake_a_consumer(self, companion: int) -> None:
+        """Ring for a consumer that sleeps, if there is one, each in its turn.
+
+        Args:
+            companion: number of the one that lives in this process; another one is woken beside it, for before it does
+                anything, it has to wait for Python's lock. -1: there is none.
+        """
+        asleep = self._asleep.tobytes()
+        if 1 not in asleep:
+            return
+        if companion >= 0 and asleep[companion]:
+            self._ring(companion)
+            asleep = asleep[:companion] + b"\0" + asleep[companion + 1 :]
+        index = asleep.find(1, self._woken + 1)
+        if index < 0:
+            index = asleep.find(1)
+        if index >= 0:
+            self._woken = index
+            self._ring(index)
+
+    def _ring(self, index: int) -> None:
+        """Ring for a consumer. If that cannot be, it looks by itself a little later."""
+        bell = self._bells.get(index)
+        if bell is None:
+            with contextlib.suppress(SegmentError):
+                bell = self._bells[index] = self.place.open_bell(consumer_lock(index))
+        if bell is not None:
+            bell.ring()
 
     def stop_waiting(self) -> None:
         """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
         self._stopping = True
-        self._room.release()
+        self._bell.ring()
 
     def close(self) -> None:
         """Stop publishing. READY messages stay for the consumers; the launcher removes the memory."""
@@ -248,7 +277,8 @@ class Writer:
         self._words[CLOSED] = 1
         self._locks.unlock(PRODUCER_LOCK)
         self._locks.close()
-        self._room.release()
+        self._bell.ring()
+        self._bells.clear()
 
     def _open_ring(self, nbytes: int) -> None:
         """Slots for messages of `nbytes` from now on; by half larger at least, so that slowly growing messages open few rings."""
@@ -297,7 +327,7 @@ class Writer:
                 words[WAITING] = wake_below
                 if enough():
                     break
-                self._room.acquire(_SLOW_WAIT_S)
+                self._bell.wait(_SLOW_WAIT_S)
                 now = time.monotonic()
                 words[STALLED_NS] += int((now - counted) * 1e9)  # as it goes: by this, who watches knows that we live
                 counted = now

@@ -129,8 +129,7 @@ def _command(pid: int) -> str:
 
 def traces() -> set[Trace]:
     found = set(Processes().traces())
-    for pattern in ("bt-*", "sem.bt-*"):
-        found |= {Trace("shared memory", str(path)) for path in Path("/dev/shm").glob(pattern)}
+    found |= {Trace("shared memory", str(path)) for path in Path("/dev/shm").glob("bt-*")}
     for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp", "/dev/shm"}:
         found |= {Trace("launch directory", str(path)) for path in Path(directory).glob("blendtorch-*")}
     found |= {Trace("X lock", str(path)) for path in Path("/tmp").glob(".X*-lock")}

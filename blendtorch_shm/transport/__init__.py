@@ -1,13 +1,13 @@
 """The three ways a message travels, behind :class:`~blendtorch_shm.sink.Sink` and :class:`~blendtorch_shm.source.Source`.
 
-=============  =====================  ==================================================  ===========================
-module         the ring lives in      who is told that a message is READY                 the payload travels
-=============  =====================  ==================================================  ===========================
-``shared``     shared memory          an empty ``ipc://`` PUSH message, if one sleeps     not at all
-``tcp``        either                 a thread of the producer, which takes it and        over ``tcp://``, sent from the
-                                      sends it to whoever has room                        slot without a copy
-``local``      one process's memory   a queue                                             not at all
-=============  =====================  ==================================================  ===========================
+==================  =====================  =========================================  ==================================
+transport           the ring lives in      who takes a message                        the payload travels
+==================  =====================  =========================================  ==================================
+shared memory       shared memory          the consumer                               not at all
+``tcp``             either                 a thread of the producer, which sends it   over ``tcp://``, sent from the slot
+                                           to whoever has room                        without a copy
+``local``           one process's memory   the consumer                               not at all
+==================  =====================  =========================================  ==================================
 
 :func:`open_sink` and :func:`open_source` choose by address.
 """
@@ -19,18 +19,17 @@ from collections.abc import Sequence
 from .. import descriptors
 from ..address import Address
 from ..place import PrivatePlace, SharedPlace
-from ..sink import Announcer, RingSink
-from ..source import Source
+from ..sink import RingSink
+from ..source import RingSource, Source
 from ..writer import Writer
 from .mixed import MixedSource
-from .shared import PushAnnouncer, shared_source
 from .tcp import TcpForwarder, TcpSource
 
 __all__ = ["open_sink", "open_source"]
 
-_PER_SINK = 48
-"""File descriptors: 24 to begin with, and some consumers elsewhere with their connections."""
-_PER_SOURCE, _PER_TWIN, _PER_REMOTE = 24, 3, 5
+_PER_SINK = 40
+"""File descriptors: 16 to begin with, and the bells of some consumers, and connections of those elsewhere."""
+_PER_TWIN, _PER_REMOTE, _FOR_REMOTE = 6, 5, 24
 
 
 def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> RingSink:
@@ -50,18 +49,12 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
     descriptors.require(_PER_SINK, f"publishing on {address}")
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
-    announcers: list[Announcer] = []
-    trusted = address.twin is not None or address.keys is not None
     try:
-        if address.twin is not None:
-            announcers.append(PushAnnouncer(address.twin.endpoint))
-        announcers.append(TcpForwarder(place, address, lingerms=lingerms))
+        forwarder = TcpForwarder(place, address, lingerms=lingerms)
     except BaseException:
-        for announcer in announcers:
-            announcer.close()
         writer.close()
         raise
-    return RingSink(writer, announcers, trusted=trusted)
+    return RingSink(writer, forwarder, trusted=address.twin is not None or address.keys is not None)
 
 
 def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> Source:
@@ -75,14 +68,15 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
     Raises:
         OutOfDescriptors: this process has too many files open.
     """
-    twins = list(dict.fromkeys(a.twin for a in addresses if a.twin is not None))
+    places = [SharedPlace(twin) for twin in dict.fromkeys(a.twin for a in addresses if a.twin is not None)]
     remote = list(dict.fromkeys(a for a in addresses if a.twin is None))
     descriptors.require(
-        _PER_SOURCE + _PER_TWIN * len(twins) + _PER_REMOTE * len(remote), f"reading from {len(addresses)} instances"
+        _PER_TWIN * len(places) + _PER_REMOTE * len(remote) + (_FOR_REMOTE if remote else 0),
+        f"reading from {len(addresses)} instances",
     )
     if not remote:
-        return shared_source(twins)
+        return RingSource(places)
     tcp = TcpSource(remote, queue_size=queue_size, count=count)
-    if not twins:
+    if not places:
         return tcp
-    return MixedSource(shared_source(twins, also=tcp.sockets), len(twins), tcp, len(remote))
+    return MixedSource(RingSource(places, tcp.poller()), len(places), tcp, len(remote))

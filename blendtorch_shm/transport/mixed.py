@@ -14,7 +14,7 @@ class MixedSource:
     """Takes from both kinds in proportion to their instances, and sleeps until either has something.
 
     Args:
-        ring: the instances whose memory is shared. Its inbox must also hear the sockets of `tcp`. Closed with this source.
+        ring: the instances whose memory is shared. It sleeps with the poller of `tcp`. Closed with this source.
         num_rings: how many they are.
         tcp: the others. Closed with this source.
         num_tcp: how many they are.

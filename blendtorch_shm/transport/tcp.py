@@ -183,7 +183,7 @@ class TcpForwarder:
         self._peers: dict[bytes, _Peer] = {}  # by route
         self._returned: deque[Claimed] = deque()  # copies that somebody did not take
         self._complained: set[str] = set()
-        self._asleep = self._closing = False
+        self._closing = False
         self._patient = True
         self._told_what_is_left = False
         self._probe_until = self._probed_at = 0.0
@@ -214,25 +214,24 @@ class TcpForwarder:
         except BaseException:
             self._shut()
             raise
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = self._reader.bell
         self._poller = zmq.Poller()
-        for source in (self._socket, self._monitor, self._wake_fd):
+        for source in (self._socket, self._monitor, self._bell.fd):
             self._poller.register(source, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name=f"blendtorch {address}", daemon=True)
         self._thread.start()
 
-    def announce(self) -> None:
-        if self._asleep:  # it may be somebody else who sleeps, and waking this thread costs the script's time
-            self._asleep = False
-            os.eventfd_write(self._wake_fd, 1)
+    @property
+    def index(self) -> int:
+        """Which of the stream's consumers it is."""
+        return self._reader.index
 
     def close(self, *, patient: bool = True) -> None:
         """If `patient`, wait until consumers have taken what there is, for as long as they do take it; then stop."""
         self._patient = patient
         self._closing = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._bell.ring()
         self._thread.join()
-        os.close(self._wake_fd)
 
     def _bind(self) -> None:
         try:
@@ -270,13 +269,11 @@ class TcpForwarder:
                     if idle_s > _WAIT_IN_SILENCE_S:
                         self._say_what_is_left()
                 if waiting:
-                    self._asleep = True
                     self._reader.sleep(True)
                     self._send()  # what was committed before the producer saw that we sleep
                 try:
                     taken = self._wait()
                 finally:
-                    self._asleep = False
                     self._reader.sleep(False)
                 if taken:
                     progress = 0.0
@@ -326,9 +323,8 @@ class TcpForwarder:
         """Sleep until there is something to do; whether a consumer took a message."""
         patience_ms = 100 if self._peers or self._closing else None  # lost ones, dead ones and probes need a look
         events = dict(self._poller.poll(patience_ms))
-        if self._wake_fd in events:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+        if self._bell.fd in events:
+            self._bell.hear()
         if self._monitor in events:
             self._hear_of_connections()
         if not events:
@@ -529,24 +525,24 @@ class TcpSource:
         self._context = zmq.Context(io_threads=min(4, len(addresses)))
         self._context.rcvhwm = 0  # for monitors, as a default: a full one stops ZeroMQ
         self._connections: deque[_Connection] = deque()
-        self._poller = zmq.Poller()
         try:
             for address in addresses:
-                connection = _Connection(self._context, address, self._queue_size)
-                self._connections.append(connection)
-                for socket in connection.sockets:
-                    self._poller.register(socket, zmq.POLLIN)
+                self._connections.append(_Connection(self._context, address, self._queue_size))
         except (zmq.ZMQError, ValueError) as error:
             self._context.destroy(linger=0)
             raise ConfigurationError(
                 f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
             ) from error
+        self._poller = self.poller()
         leaving.join(self)
 
-    @property
-    def sockets(self) -> list[zmq.Socket[bytes]]:
-        """One of these is readable when :meth:`take` may have something."""
-        return [socket for connection in self._connections for socket in connection.sockets]
+    def poller(self) -> zmq.Poller:
+        """Something to wait with until :meth:`take` may have something; more can be registered."""
+        poller = zmq.Poller()
+        for connection in self._connections:
+            for socket in connection.sockets:
+                poller.register(socket, zmq.POLLIN)
+        return poller
 
     def take(self) -> Message | None:
         """The next message of the next producer that has sent one, if any."""

@@ -14,7 +14,6 @@ import posix_ipc
 import pytest
 
 from blendtorch_shm import launch_directory
-from blendtorch_shm.address import MAX_SOCKET_NAME
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch_directory import (
     LAUNCH_VARIABLE,
@@ -54,7 +53,6 @@ class OtherLauncher:
         assert self.process.stdout is not None
         self.path, self.launch = self.process.stdout.readline().split()
         posix_ipc.SharedMemory(f"/bt-{self.launch}-DATA-0-c", posix_ipc.O_CREX, size=4096).close_fd()
-        posix_ipc.Semaphore(f"/bt-{self.launch}-DATA-0-s", posix_ipc.O_CREX).close()
 
     def shared_memory(self) -> list[str]:
         return [name for name in os.listdir("/dev/shm") if self.launch in name]
@@ -84,12 +82,11 @@ def test_removing_a_launch_removes_its_shared_memory_and_nobody_elses(
     directory: LaunchDirectory, other: OtherLauncher
 ) -> None:
     posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0-c", posix_ipc.O_CREX, size=4096).close_fd()
-    posix_ipc.Semaphore(f"/bt-{directory.launch}-DATA-0-s", posix_ipc.O_CREX).close()
     Path(directory.twin("DATA", 0).lock_path).touch()
     directory.remove()
     assert not os.path.exists(directory.path)
     assert not [name for name in os.listdir("/dev/shm") if directory.launch in name]
-    assert len(other.shared_memory()) == 3
+    assert len(other.shared_memory()) == 2
 
 
 def test_removing_twice_is_removing_once(directory: LaunchDirectory) -> None:
@@ -111,7 +108,7 @@ def test_a_sweep_leaves_the_living_alone(directory: LaunchDirectory, other: Othe
     assert sweep() == []
     assert os.path.isdir(directory.path)
     assert os.path.isdir(other.path)
-    assert len(other.shared_memory()) == 3
+    assert len(other.shared_memory()) == 2
 
 
 def test_a_sweep_removes_what_a_killed_launcher_left(other: OtherLauncher) -> None:
@@ -171,11 +168,6 @@ def test_a_link_that_looks_like_a_launch_is_not_followed(tmp_path: Path) -> None
         assert tmp_path.is_dir()
     finally:
         link.unlink()
-
-
-def test_the_longest_name_of_a_socket_fits_into_its_path(directory: LaunchDirectory) -> None:
-    endpoint = directory.twin("N" * MAX_SOCKET_NAME, 12345).endpoint
-    assert len(endpoint.removeprefix("ipc://")) <= 107
 
 
 def test_logs_may_lie_in_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:

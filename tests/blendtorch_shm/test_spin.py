@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.bell import Bell
 from blendtorch_shm.errors import StreamClosed
 from blendtorch_shm.sink import RingSink
 from blendtorch_shm.source import RingSource
@@ -55,14 +56,14 @@ def waited_shortly(spin: Spin) -> None:
 def test_a_consumer_whose_last_wait_was_short_is_not_woken_for_the_next_message(
     opened: Opened, yields: list[Callable[[], Any]], long_spin: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream, sink, source = opened
+    _, sink, source = opened
     waited_shortly(source._spin)
-    announced: list[None] = []
-    monkeypatch.setattr(stream._bell, "announce", lambda: announced.append(None))
+    rings: list[None] = []
+    monkeypatch.setattr(Bell, "ring", lambda bell: rings.append(None))
     yields[:] = [lambda: sink.publish({"i": 1}), lambda: None]
     message = source.receive(10)
     assert message is not None
-    assert (message.fields, yields, announced) == ({"i": 1}, [], [])
+    assert (message.fields, yields, rings) == ({"i": 1}, [], [])
 
 
 def test_who_wants_many_messages_does_not_spin(
@@ -121,7 +122,7 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
         assert source.receive(10) is not None
         assert source.receive(10) is not None
 
-    monkeypatch.setattr(sink._writer._room, "acquire", sleep)
+    monkeypatch.setattr(sink._writer._bell, "wait", sleep)
     for i in range(3):
         sink.publish({"i": i})
     assert len(slept) == 1  # the first wait
@@ -156,7 +157,7 @@ def test_a_producer_is_woken_by_a_claim_that_leaves_few_enough_or_by_a_release_w
         sink.publish({"image": np.zeros(9000, np.uint8)})
     reader = source._readers[0]
     wakes: list[None] = []
-    monkeypatch.setattr(reader._room, "release", lambda: wakes.append(None))
+    monkeypatch.setattr(reader._producers_bell, "ring", lambda: wakes.append(None))
     seen = []
     held = []
     for waiting, take in [

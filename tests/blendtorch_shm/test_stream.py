@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import numpy as np
-import posix_ipc
 import pytest
 
 from blendtorch_shm import segment
@@ -36,20 +35,6 @@ def test_a_stream_says_what_it_waits_for(twin: Twin) -> None:
     sink.close()
     assert "its producer has finished" in source.explain()
     source.close()
-
-
-def test_a_stream_whose_semaphore_was_removed_still_serves_new_consumers(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink = open_sink(address)
-    posix_ipc.unlink_semaphore(twin.prefix)
-    source = open_source([address])
-    for i in range(30):
-        sink.publish({"i": i})
-        message = source.receive(10)
-        assert message is not None
-        assert message.fields == {"i": i}
-    source.close()
-    sink.close()
 
 
 def test_the_next_producer_goes_on_where_the_last_one_ended(twin: Twin) -> None:

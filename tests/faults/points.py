@@ -47,7 +47,7 @@ def _table() -> list[Point]:
     claim, take, opens = (f"{reader}:Reader.{name}" for name in ("_claim", "_take", "_open"))
     return [
         # A producer starts.
-        Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._room = place.open_room"),
+        Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._bell = place.open_bell"),
         Point("a segment exists and is empty", producer, f"{segment}:create", "os.posix_fallocate("),
         Point("the control segment is zeroed", producer, create, "control.words[KEY] ="),
         Point(
@@ -71,7 +71,7 @@ def _table() -> list[Point]:
             "all is adopted, nobody has heard of it yet",
             producer,
             "blendtorch_shm.transport:open_sink",
-            "announcers: list",
+            "forwarder = TcpForwarder(",
             after="the sequence number is stored",
         ),
         # A producer publishes.
@@ -84,8 +84,8 @@ def _table() -> list[Point]:
         Point("the record is written, the slot not READY yet", producer, commit, "self._move(slot, Event.COMMIT)"),
         Point("the slot is READY, not published yet", producer, f"{writer}:Writer.commit", "words[PUBLISHED] ="),
         Point("the message is published", producer, f"{writer}:Writer.commit", "words[LAST_NS] ="),
-        Point("the message is committed, not announced yet", producer, publish, "if writer.anyone_asleep():"),
-        Point("the producer waits", producer, f"{writer}:Writer._wait", "self._room.acquire("),
+        Point("the message is committed, nobody is woken yet", producer, publish, "writer.wake_a_consumer("),
+        Point("the producer waits", producer, f"{writer}:Writer._wait", "self._bell.wait("),
         # A producer opens a ring and removes one.
         Point("a ring is needed", producer, open_ring, "num_slots = self.num_slots"),
         Point("a ring's memory is there", producer, open_ring, "self._rings.append("),

@@ -168,7 +168,7 @@ class Host:
     def leftovers(self) -> list[Path]:
         """What launches have left here, in the shared memory and elsewhere."""
         places = [self.path(place) for place in ("/dev/shm", "/tmp", _RUN)]
-        patterns = ("bt-*", "sem.bt-*", "blendtorch-*", ".blendtorch-*", ".X*-lock")
+        patterns = ("bt-*", "blendtorch-*", ".blendtorch-*", ".X*-lock")
         return sorted(found for place in places for pattern in patterns for found in place.glob(pattern))
 
     def clean(self) -> None:

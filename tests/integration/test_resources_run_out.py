@@ -35,7 +35,7 @@ def fill(path):
 
 def left():
     found = [n for d in ("/dev/shm", os.environ["XDG_RUNTIME_DIR"]) for n in os.listdir(d)]
-    print("left", [name for name in found if name.startswith(("bt-", "sem.bt-", "blendtorch-", ".blendtorch-"))])
+    print("left", [name for name in found if name.startswith(("bt-", "blendtorch-", ".blendtorch-"))])
 """
 
 

@@ -1,0 +1,318 @@
+"""Bells: what wakes who sleeps, whom it wakes, and that a stream goes on where none rings."""
+
+import os
+import pickle
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.bell import Bell, open_bell, private_bell
+from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock
+from blendtorch_shm.sink import RingSink
+from blendtorch_shm.source import RingSource
+from blendtorch_shm.transport import open_sink, open_source
+
+CONSUMER = """
+import pickle, sys
+from blendtorch_shm import source
+from blendtorch_shm.transport import open_source
+
+_, address, count, source.IDLE_S = sys.argv[0], pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
+opened = open_source([address])
+print("ready", flush=True)
+for _ in range(count):
+    print(opened.receive(600).fields["i"], flush=True)
+opened.close()
+"""
+
+
+@pytest.fixture(params=["pipe", "eventfd"])
+def bell(request: pytest.FixtureRequest, tmp_path: Path) -> Bell:
+    return private_bell() if request.param == "eventfd" else open_bell(str(tmp_path / "bell"))
+
+
+@pytest.fixture
+def address(twin: Twin) -> Address:
+    return Address("tcp://127.0.0.1:*", twin)
+
+
+@pytest.fixture
+def sink(address: Address) -> Iterator[RingSink]:
+    sink = open_sink(address)
+    yield sink
+    sink.close()
+
+
+@pytest.fixture
+def deep_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sleeps looks by himself only after a time that no test lasts."""
+    monkeypatch.setattr("blendtorch_shm.source.IDLE_S", 600.0)
+    monkeypatch.setattr("blendtorch_shm.writer._SLOW_WAIT_S", 600.0)
+
+
+def is_rung(bell: Bell) -> bool:
+    poller = select.poll()
+    poller.register(bell.fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def ring_source(address: Address) -> RingSource:
+    source = open_source([address])
+    assert isinstance(source, RingSource)
+    return source
+
+
+class Consumer:
+    """A process that receives messages, and says so."""
+
+    def __init__(self, address: Address, count: int, idle_s: float = 600.0) -> None:
+        command = [sys.executable, "-c", CONSUMER, pickle.dumps(address).hex(), str(count), str(idle_s)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.hear() == "ready"
+
+    def hear(self) -> str:
+        """What it says next."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        """Bury it, whether it has ended or was killed."""
+        self.process.communicate(timeout=60)
+
+
+def wait_until_asleep(sink: RingSink, consumers: int) -> None:
+    while bytes(sink._writer._asleep).count(1) < consumers:
+        time.sleep(0.001)
+    time.sleep(0.02)  # it looks once more
+
+
+# -- a bell ---------------------------------------------------------------------------------------------------
+
+
+def test_a_bell_rings_until_it_is_heard_however_often_it_was_rung(bell: Bell) -> None:
+    assert not is_rung(bell)
+    bell.hear()
+    for _ in range(3):
+        bell.ring()
+    assert is_rung(bell)
+    bell.hear()
+    assert not is_rung(bell)
+
+
+def test_a_bell_that_nobody_hears_may_be_rung_for_ever(bell: Bell) -> None:
+    for _ in range(100_000):
+        bell.ring()
+    assert is_rung(bell)
+
+
+def test_who_waits_for_a_bell_is_woken_by_another_thread(bell: Bell) -> None:
+    timer = threading.Timer(0.02, bell.ring)
+    timer.start()
+    bell.wait(600.0)
+    timer.join()
+    assert not is_rung(bell)
+
+
+def test_waiting_ends_without_a_ring_and_a_signal_does_not_lose_what_its_handler_raises(bell: Bell) -> None:
+    bell.wait(0.01)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError("a signal")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(InterruptedError, match="a signal"):
+            bell.wait(600.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_both_ends_of_a_pipe_are_the_same_bell_whoever_opens_it_first(tmp_path: Path) -> None:
+    first, second = (open_bell(str(tmp_path / "bell")) for _ in range(2))
+    first.ring()
+    assert is_rung(second)
+    del first
+    second.ring()  # nobody else has it open
+    assert is_rung(second)
+
+
+def test_a_bell_takes_a_descriptor_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    bells = [open_bell(str(tmp_path / "bell")), private_bell()]
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 2
+    bells.clear()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_is_not_a_pipe_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(SegmentError, match=r"none/bell: No such file.*launch is over"):
+        open_bell(str(tmp_path / "none" / "bell"))
+    file = tmp_path / "file"
+    file.write_text("text")
+    with pytest.raises(SegmentError, match="file is not a pipe of this user"):
+        open_bell(str(file))
+    assert file.read_text() == "text"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(SegmentError, match="Cannot open the pipe .*link"):
+        open_bell(str(tmp_path / "link"))
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "pipe", 12345, -1)
+        with pytest.raises(SegmentError, match="pipe is not a pipe of this user"):
+            open_bell(str(tmp_path / "pipe"))
+
+
+# -- whom it wakes --------------------------------------------------------------------------------------------
+
+
+def test_a_consumer_that_sleeps_is_woken_by_each_message(address: Address, sink: RingSink) -> None:
+    consumer = Consumer(address, 20)
+    for i in range(20):
+        wait_until_asleep(sink, 1)
+        sink.publish({"i": i})
+        assert consumer.hear() == str(i)
+    consumer.end()
+
+
+def test_consumers_that_sleep_are_woken_in_turn(address: Address, sink: RingSink) -> None:
+    consumers = [Consumer(address, 2) for _ in range(3)]
+    for i in range(6):
+        wait_until_asleep(sink, min(3, 6 - i))
+        sink.publish({"i": i})
+        assert consumers[i % 3].hear() == str(i)
+    for consumer in consumers:
+        consumer.end()
+
+
+def test_a_consumer_with_the_number_of_one_that_was_killed_in_its_sleep_is_woken(
+    address: Address, sink: RingSink
+) -> None:
+    killed = Consumer(address, 1)
+    wait_until_asleep(sink, 1)
+    killed.process.kill()
+    killed.end()
+    sink.publish({"i": 0})  # rings for the dead one, who is not known to be
+    successor = Consumer(address, 2)
+    assert successor.hear() == "0"
+    wait_until_asleep(sink, 1)
+    sink.publish({"i": 1})
+    assert successor.hear() == "1"
+    successor.end()
+
+
+def test_a_consumer_that_sleeps_is_woken_by_the_next_producer(address: Address) -> None:
+    first = open_sink(address)
+    consumer = Consumer(address, 1)
+    wait_until_asleep(first, 1)
+    first.close()
+    second = open_sink(address)
+    second.publish({"i": 0})
+    assert consumer.hear() == "0"
+    consumer.end()
+    second.close()
+
+
+def test_a_consumer_of_several_streams_is_woken_by_any_of_them(twin: Twin, deep_sleep: None) -> None:
+    addresses = [
+        Address("tcp://127.0.0.1:*", Twin(twin.directory, twin.launch, twin.nonce, "DATA", i)) for i in range(3)
+    ]
+    sinks = [open_sink(address) for address in addresses]
+    source = open_source(addresses)
+    for i in (1, 0, 2, 2, 1):
+        timer = threading.Timer(0.02, sinks[i].publish, [{"i": i}])
+        timer.start()
+        message = source.receive(600)
+        timer.join()
+        assert message is not None
+        assert message.fields == {"i": i}
+    source.close()
+    for sink in sinks:
+        sink.close()
+
+
+def test_consumers_here_and_elsewhere_are_both_woken_by_one_message(address: Address, sink: RingSink) -> None:
+    """The thread that sends it elsewhere has to wait for Python's lock, and so must not be the only one."""
+    source = ring_source(address)
+    reader, companion = source._readers[0], sink._companion
+    forwarders = sink._writer.place.open_bell(consumer_lock(companion))
+    for _ in range(3):
+        reader.sleep(True)
+        sink._writer._asleep[companion] = 1
+        sink._writer.wake_a_consumer(companion)
+        assert is_rung(reader.bell)
+        reader.bell.hear()
+        sink._writer._asleep[companion] = 0
+        sink._writer.wake_a_consumer(companion)
+        assert is_rung(reader.bell), "the forwarder does not sleep"
+        reader.bell.hear()
+    assert forwarders.fd != reader.bell.fd
+    source.close()
+
+
+def test_a_producer_that_waits_for_room_is_woken(address: Address, deep_sleep: None) -> None:
+    sink = open_sink(address, send_hwm=1)
+    consumer = Consumer(address, 3)
+    for i in range(3):  # the second waits for the first to be taken, and so on
+        sink.publish({"i": i})
+    assert [consumer.hear() for _ in range(3)] == ["0", "1", "2"]
+    consumer.end()
+    sink.close()
+
+
+# -- without bells --------------------------------------------------------------------------------------------
+
+
+def test_a_stream_whose_bells_were_removed_still_serves_old_and_new_consumers(address: Address, sink: RingSink) -> None:
+    assert address.twin is not None
+    old = ring_source(address)
+    for member in range(256):
+        Path(address.twin.bell_path(member)).unlink(missing_ok=True)
+    new = ring_source(address)
+    for i in range(60):
+        sink.publish({"i": i})
+        message = (old, new)[i % 2].receive(10)
+        assert message is not None
+        assert message.fields == {"i": i}
+    old.close()
+    new.close()
+
+
+def test_a_producer_that_cannot_open_a_bell_publishes_all_the_same(address: Address, sink: RingSink) -> None:
+    sink.publish({"i": 0})
+    consumer = Consumer(address, 3, idle_s=0.05)
+    assert consumer.hear() == "0"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for i in (1, 2):
+        wait_until_asleep(sink, 1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            sink.publish({"i": i})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert consumer.hear() == str(i), "it looks by itself"
+    assert sink._writer._bells == {}
+    consumer.end()
+
+
+def test_the_bells_of_a_stream_go_with_its_launch(address: Address, sink: RingSink) -> None:
+    twin = address.twin
+    assert twin is not None
+    source = ring_source(address)
+    members = [PRODUCER_LOCK, consumer_lock(sink._companion), consumer_lock(source._readers[0].index)]
+    assert len(set(members)) == 3
+    for member in members:
+        status = os.stat(twin.bell_path(member))
+        assert status.st_mode & 0o777 == 0o600
+        assert os.path.dirname(twin.bell_path(member)) == twin.streams
+    source.close()
