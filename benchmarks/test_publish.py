@@ -43,7 +43,7 @@ def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) ->
         assert source.receive(10) is not None
         if "sleeps" in how:
             reader = source._readers[0]  # type: ignore[attr-defined]
-            reader.bell.hear()
+            reader.bell.clear()
             reader.sleep(True)
         image = elsewhere if how == "copied" else sink.lend(shape, np.uint8)
         assert image is not None

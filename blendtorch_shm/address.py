@@ -31,7 +31,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 MAX_SOCKET_NAME = 32
-"""Longest name of a socket, which is part of the names of files."""
+"""Longest name of a socket; it becomes part of file names (255 bytes at most)."""
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
 _SOCKET_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}")
 

@@ -1,15 +1,16 @@
 """Bells: how who sleeps is woken.
 
 A bell is a pipe with a name, beside the lock file of its stream; in a stream within one process, an eventfd. To ring it is one
-system call, and the kernel has who sleeps run at once, within some 6 µs; a wake-up through a socket of ZeroMQ, whose threads
-pass it on, took a hundred. Whoever opens a pipe first makes it, both ends hold it open for reading and writing, so that to ring
-for somebody who has gone is no error, and it goes with its directory. A bell has nothing to say: what there is to do stands in
-shared memory.
+system call, and the kernel has who sleeps run at once. Whoever opens a pipe first makes it, both ends hold it open for reading
+and writing, so that to ring for somebody who has gone is no error, and it goes with its directory. A bell has nothing to say:
+what there is to do stands in shared memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import select
 import stat
@@ -18,17 +19,19 @@ from collections.abc import Callable
 
 from . import interrupts
 from .errors import SegmentError
+from .layout import PAGE
 
-_RING = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes anything
-_MAX_RINGS_NBYTES = 4096
+_SIGNAL = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes anything
 
 
 class Bell:
-    """One end of a bell. Its descriptor lasts as long as this object does: threads that ring it while others are leaving must
-    not find another file under that number.
+    """One end of a bell.
+
+    Its descriptor is closed in `__del__`, against the rule: a lease may end, and ring for the producer, in any thread while
+    another one closes the stream, and must not find another file under that number.
 
     Args:
-        fd: readable once the bell was rung, until that is heard; does not block. Closed by this object.
+        fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
     """
 
     def __init__(self, fd: int) -> None:
@@ -37,23 +40,23 @@ class Bell:
     def ring(self) -> None:
         """Wake who waits, now or the next time. Ringing twice does no harm."""
         try:
-            os.write(self.fd, _RING)
+            os.write(self.fd, _SIGNAL)
         except BlockingIOError:  # it was rung so often already
             pass
 
-    def hear(self) -> None:
+    def clear(self) -> None:
         """Let it be silent until it is rung again."""
         try:
-            os.read(self.fd, _MAX_RINGS_NBYTES)
+            os.read(self.fd, PAGE)
         except BlockingIOError:
             pass
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until it is rung, or for `timeout_s` seconds; it is heard then."""
+        """Sleep until it is rung, or for `timeout_s` seconds, and clear it."""
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
         if poller.poll(timeout_s * 1000):
-            self.hear()
+            self.clear()
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before
         close(self.fd)
@@ -73,12 +76,14 @@ def open_bell(path: str) -> Bell:
             os.mkfifo(path, 0o600)
         bell = Bell(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
     except OSError as error:
-        raise SegmentError(
-            f"Cannot open the pipe {path}: {error.strerror}. Its launch is over, or its directory was removed."
-        ) from error
+        is_gone = error.errno == errno.ENOENT
+        why = " Its launch is over, or its directory was removed." if is_gone else ""
+        raise SegmentError(f"Cannot open the pipe {path}: {error.strerror}.{why}") from error
     status = os.fstat(bell.fd)
     if not stat.S_ISFIFO(status.st_mode) or status.st_uid != os.geteuid():
         raise SegmentError(f"{path} is not a pipe of this user.")
+    with contextlib.suppress(OSError):  # else it is larger than need be
+        fcntl.fcntl(bell.fd, fcntl.F_SETPIPE_SZ, PAGE)
     return bell
 
 

@@ -1,4 +1,6 @@
-"""File descriptors: are there enough? Asked before ZeroMQ needs them, which ends the process where it finds none."""
+"""File descriptors: are there enough? Asked before a stream is opened: ZeroMQ ends the process where it finds none, and a reader
+would look for ever for a stream that it cannot open.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What a signal's handler raises where Python prints it and forgets it: while something is being freed.
 
-Callbacks of weak references run in the middle of any statement of a training loop, once per message, and pyzmq looks for signals
-whenever it frees a frame, so Ctrl-C hits one sooner or later. It may do so before a callback's first statement, hence no ``try``
-in there can hold it: only ``sys.unraisablehook`` sees it. It is kept, and raised by the next call that may raise.
+Callbacks of weak references, and ``__del__``, run in the middle of any statement of a training loop, once per message, and pyzmq
+looks for signals whenever it frees a frame, so Ctrl-C hits one sooner or later. It may do so before a callback's first statement,
+hence no ``try`` in there can hold it: only ``sys.unraisablehook`` sees it. It is kept, and raised by the next call that may do so.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class RingSink:
         self.trusted = trusted
         self._writer = writer
         self._forwarder = forwarder
-        self._companion = -1 if forwarder is None else forwarder.index
+        writer.companion = None if forwarder is None else forwarder.index
         self._loan: Loan | None = None  # the slot that lent arrays are in, for the next publish
         self._lent: list[tuple[weakref.ref[Array], int]] = []  # those arrays, and where in the slot
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
@@ -108,7 +108,7 @@ class RingSink:
             writer.commit(loan, parts.nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
             if loan is self._loan:
                 self._loan = None
-            writer.wake_a_consumer(self._companion)
+            writer.wake_a_consumer()
             return True
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:

@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 class Poller(Protocol):
-    """``select.poll``, or what does the same for more than file descriptors."""
+    """``select.poll``, or ``zmq.Poller``, which does the same for sockets, too, and shares the value of ``POLLIN``."""
 
     def register(self, fd: int, flags: int) -> None:
         """Wait for this file descriptor, too."""
@@ -115,6 +115,7 @@ class RingSource:
             reader.close()
         self._readers = []
         self._bells.clear()
+        self._poller = select.poll()  # the other one still knows their descriptors
         self._absent.clear()
 
     def segments(self) -> list[Segment]:
@@ -179,7 +180,7 @@ class RingSource:
             heard = self._poller.poll(math.ceil(timeout_s * 1000))
             for ready, _ in heard:
                 if ready in self._bells:
-                    self._bells[ready].hear()
+                    self._bells[ready].clear()
         finally:
             for reader in self._readers:
                 reader.sleep(False)

@@ -25,7 +25,9 @@ from .states import State
 RESERVE = 3
 """Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
 SPIN_S = 0.0005
-"""See :class:`Spin`."""
+"""See :class:`Spin`. Longer than a frame of 480×640×3 takes from one side to the other and the answer back, so that who asks for
+one at a time may spin, too; and too short for any renderer's pace.
+"""
 FOR_A_SLOT = layout.MAX_SLOTS
 """What stands in the stream's word `waiting` while the producer waits for a FREE slot, and not for fewer READY ones."""
 RECLAIM_EVERY_S = 0.5
@@ -47,7 +49,8 @@ LAST_NS = word(layout.STREAM_HEADER, "last_published_ns")
 
 class Spin:
     """Lets who waits, for a message or for room, look again and again for a moment before it sleeps, if its last wait was no
-    longer than that moment (:data:`SPIN_S`): to be woken costs both sides more. Where waits are long, nobody spins.
+    longer than that moment (:data:`SPIN_S`): who slept finds its CPU halted and its caches cold. Where waits are long, nobody
+    spins.
     """
 
     def __init__(self) -> None:

@@ -103,6 +103,10 @@ class Writer:
         max_ready: messages that may wait unclaimed before the producer stalls.
         num_slots: slots per ring; default `max_ready` + 6, so that consumers can hold a few frames each meanwhile.
 
+    Attributes:
+        companion: number of the consumer that lives in this process, if one does. It has to wait for Python's lock before it does
+            anything, so it is woken beside the others and not in their stead.
+
     Raises:
         SegmentError: another living process is the producer of this stream.
         OutOfSharedMemory: no room for the control segment.
@@ -120,6 +124,7 @@ class Writer:
         self._locks = place.open_locks()
         self._closed = self._stopping = False
         self._spin = Spin()
+        self.companion: int | None = None
         if not self._locks.try_lock(PRODUCER_LOCK):
             self._locks.close()
             raise SegmentError(
@@ -133,7 +138,7 @@ class Writer:
             self.key = self._words[KEY]
             self._asleep = asleep_bytes(self._control)
             self._bells: dict[int, Bell] = {}  # of consumers
-            self._woken = -1
+            self._woken = -1  # number of the consumer woken last
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)
@@ -233,27 +238,23 @@ class Writer:
         """Let those who watch the stream know that its producer gets on with a message."""
         self._words[LAST_NS] = time.monotonic_ns()
 
-    def wake_a_consumer(self, companion: int) -> None:
-        """Ring for a consumer that sleeps, if there is one, each in its turn.
-
-        Args:
-            companion: number of the one that lives in this process; another one is woken beside it, for before it does
-                anything, it has to wait for Python's lock. -1: there is none.
-        """
+    def wake_a_consumer(self) -> None:
+        """Wake a consumer that sleeps, if there is one, each in its turn; and :attr:`companion`, if it sleeps."""
         asleep = self._asleep.tobytes()
         if 1 not in asleep:
             return
-        if companion >= 0 and asleep[companion]:
-            self._ring(companion)
+        companion = self.companion
+        if companion is not None and asleep[companion]:
+            self._wake(companion)
             asleep = asleep[:companion] + b"\0" + asleep[companion + 1 :]
         index = asleep.find(1, self._woken + 1)
         if index < 0:
             index = asleep.find(1)
         if index >= 0:
             self._woken = index
-            self._ring(index)
+            self._wake(index)
 
-    def _ring(self, index: int) -> None:
+    def _wake(self, index: int) -> None:
         """Ring for a consumer. If that cannot be, it looks by itself a little later."""
         bell = self._bells.get(index)
         if bell is None:
@@ -277,7 +278,6 @@ class Writer:
         self._words[CLOSED] = 1
         self._locks.unlock(PRODUCER_LOCK)
         self._locks.close()
-        self._bell.ring()
         self._bells.clear()
 
     def _open_ring(self, nbytes: int) -> None:

@@ -2,15 +2,14 @@
 
 Nothing stays behind
     Each test is watched from its set-up to the end of its clean-up. It fails when it leaves a shared-memory object
-    (``/dev/shm/bt-*``, ``sem.bt-*``), a launch directory (``blendtorch-*`` in ``/dev/shm``, ``$XDG_RUNTIME_DIR`` or the
+    (``/dev/shm/bt-*``), a launch directory (``blendtorch-*`` in ``/dev/shm``, ``$XDG_RUNTIME_DIR`` or the
     temporary directory), a process, or an X server's lock. What a fixture of wider scope holds (a launcher for a
     whole module, say) is in place before the test and so does not count; at the end of the run nothing may be left.
     A failed test is not reported a second time, but what it left is removed, so that the next one starts clean.
 
 A place of its own
-    ``$XDG_RUNTIME_DIR`` is a fresh private folder with a short path (socket paths hold 107 bytes), and ``$DISPLAY`` is
-    unset: a test never opens a window on a desktop. All processes of this run carry ``BLENDTORCH_TEST_RUN``. Several
-    runs on one machine do not accuse each other.
+    ``$XDG_RUNTIME_DIR`` is a fresh private folder, and ``$DISPLAY`` is unset: a test never opens a window on a desktop. All
+    processes of this run carry ``BLENDTORCH_TEST_RUN``. Several runs on one machine do not accuse each other.
 
 Real Blender
     ``blender`` is a fixture: a test that takes it runs once for each form of Blender, and is skipped with the reason
@@ -173,7 +172,7 @@ def left_since(before: set[Trace]) -> list[Trace]:
 
 def _is_of_a_launch_elsewhere(name: str) -> bool:
     """Whether a shared-memory object belongs to a launch whose directory is not in the place of this run."""
-    launch = name.removeprefix("sem.").split("-")[1]
+    launch = name.split("-")[1]
     own = Path(os.environ["XDG_RUNTIME_DIR"], f"blendtorch-{launch}")
     others = set(Path("/tmp").glob(f"bt-run-*/blendtorch-{launch}")) | {Path("/tmp", f"blendtorch-{launch}")}
     return any(other.exists() for other in others - {own})

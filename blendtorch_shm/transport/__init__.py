@@ -29,7 +29,10 @@ __all__ = ["open_sink", "open_source"]
 
 _PER_SINK = 40
 """File descriptors: 16 to begin with, and the bells of some consumers, and connections of those elsewhere."""
-_PER_TWIN, _PER_REMOTE, _FOR_REMOTE = 6, 5, 24
+_PER_TWIN = 6
+"""Its lock file, two bells, its control segment and two rings: a mapping keeps its file open."""
+_PER_REMOTE, _FOR_REMOTE = 5, 24
+"""Sockets of ZeroMQ's for each instance elsewhere, and with the first one its threads."""
 
 
 def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> RingSink:
@@ -79,4 +82,4 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
     tcp = TcpSource(remote, queue_size=queue_size, count=count)
     if not places:
         return tcp
-    return MixedSource(RingSource(places, tcp.poller()), len(places), tcp, len(remote))
+    return MixedSource(RingSource(places, tcp.poller), len(places), tcp, len(remote))

@@ -214,9 +214,8 @@ class TcpForwarder:
         except BaseException:
             self._shut()
             raise
-        self._bell = self._reader.bell
         self._poller = zmq.Poller()
-        for source in (self._socket, self._monitor, self._bell.fd):
+        for source in (self._socket, self._monitor, self._reader.bell.fd):
             self._poller.register(source, zmq.POLLIN)
         self._thread = threading.Thread(target=self._run, name=f"blendtorch {address}", daemon=True)
         self._thread.start()
@@ -230,7 +229,7 @@ class TcpForwarder:
         """If `patient`, wait until consumers have taken what there is, for as long as they do take it; then stop."""
         self._patient = patient
         self._closing = True
-        self._bell.ring()
+        self._reader.bell.ring()
         self._thread.join()
 
     def _bind(self) -> None:
@@ -323,8 +322,8 @@ class TcpForwarder:
         """Sleep until there is something to do; whether a consumer took a message."""
         patience_ms = 100 if self._peers or self._closing else None  # lost ones, dead ones and probes need a look
         events = dict(self._poller.poll(patience_ms))
-        if self._bell.fd in events:
-            self._bell.hear()
+        if self._reader.bell.fd in events:
+            self._reader.bell.clear()
         if self._monitor in events:
             self._hear_of_connections()
         if not events:
@@ -514,6 +513,9 @@ class TcpSource:
         queue_size: messages that may queue up here, per producer.
         count: messages that will be taken in all: towards the end no more are asked for than that, for others wait for them.
 
+    Attributes:
+        poller: waits until :meth:`take` may have something. More may be registered.
+
     Raises:
         ConfigurationError: not an endpoint.
     """
@@ -525,24 +527,19 @@ class TcpSource:
         self._context = zmq.Context(io_threads=min(4, len(addresses)))
         self._context.rcvhwm = 0  # for monitors, as a default: a full one stops ZeroMQ
         self._connections: deque[_Connection] = deque()
+        self.poller = zmq.Poller()
         try:
             for address in addresses:
-                self._connections.append(_Connection(self._context, address, self._queue_size))
+                connection = _Connection(self._context, address, self._queue_size)
+                self._connections.append(connection)
+                for socket in connection.sockets:
+                    self.poller.register(socket, zmq.POLLIN)
         except (zmq.ZMQError, ValueError) as error:
             self._context.destroy(linger=0)
             raise ConfigurationError(
                 f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
             ) from error
-        self._poller = self.poller()
         leaving.join(self)
-
-    def poller(self) -> zmq.Poller:
-        """Something to wait with until :meth:`take` may have something; more can be registered."""
-        poller = zmq.Poller()
-        for connection in self._connections:
-            for socket in connection.sockets:
-                poller.register(socket, zmq.POLLIN)
-        return poller
 
     def take(self) -> Message | None:
         """The next message of the next producer that has sent one, if any."""
@@ -568,7 +565,7 @@ class TcpSource:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 return None
-            self._poller.poll(int(remaining_s * 1000) + 1)
+            self.poller.poll(int(remaining_s * 1000) + 1)
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
         first = self.receive(timeout_s)
@@ -596,7 +593,7 @@ class TcpSource:
         for connection in self._connections:
             connection.close()
         self._connections.clear()
-        self._poller = zmq.Poller()
+        self.poller = zmq.Poller()
         self._context.term()
 
 

@@ -1,36 +1,42 @@
 """Bells: what wakes who sleeps, whom it wakes, and that a stream goes on where none rings."""
 
+import gc
 import os
 import pickle
 import resource
 import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.bell import Bell, open_bell, private_bell
 from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.launch_directory import LaunchDirectory
 from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock
 from blendtorch_shm.sink import RingSink
 from blendtorch_shm.source import RingSource
+from blendtorch_shm.stream import FOR_A_SLOT, WAITING
 from blendtorch_shm.transport import open_sink, open_source
 
 CONSUMER = """
 import pickle, sys
 from blendtorch_shm import source
+from blendtorch_shm.stream import FOR_A_SLOT, WAITING
 from blendtorch_shm.transport import open_source
 
-_, address, count, source.IDLE_S = sys.argv[0], pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2]), float(sys.argv[3])
-opened = open_source([address])
+source.IDLE_S = float(sys.argv[3])
+opened = open_source([pickle.loads(bytes.fromhex(sys.argv[1]))])
 print("ready", flush=True)
-for _ in range(count):
+for _ in range(int(sys.argv[2])):
     print(opened.receive(600).fields["i"], flush=True)
 opened.close()
 """
@@ -90,22 +96,38 @@ class Consumer:
         self.process.communicate(timeout=60)
 
 
-def wait_until_asleep(sink: RingSink, consumers: int) -> None:
-    while bytes(sink._writer._asleep).count(1) < consumers:
+def wait_until_asleep(sink: RingSink, *consumers: Consumer) -> None:
+    """All of these, each of which has one thread and waits for nothing but its bell."""
+    while bytes(sink._writer._asleep).count(1) < len(consumers):
         time.sleep(0.001)
-    time.sleep(0.02)  # it looks once more
+    for consumer in consumers:
+        while Path(f"/proc/{consumer.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.001)
+
+
+def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+    """A thread that waits for `condition`, then does `action`."""
+
+    def run() -> None:
+        while not condition():
+            time.sleep(0.001)
+        action()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 # -- a bell ---------------------------------------------------------------------------------------------------
 
 
-def test_a_bell_rings_until_it_is_heard_however_often_it_was_rung(bell: Bell) -> None:
+def test_a_bell_rings_until_it_is_cleared_however_often_it_was_rung(bell: Bell) -> None:
     assert not is_rung(bell)
-    bell.hear()
+    bell.clear()
     for _ in range(3):
         bell.ring()
     assert is_rung(bell)
-    bell.hear()
+    bell.clear()
     assert not is_rung(bell)
 
 
@@ -113,6 +135,8 @@ def test_a_bell_that_nobody_hears_may_be_rung_for_ever(bell: Bell) -> None:
     for _ in range(100_000):
         bell.ring()
     assert is_rung(bell)
+    bell.clear()
+    assert not is_rung(bell)
 
 
 def test_who_waits_for_a_bell_is_woken_by_another_thread(bell: Bell) -> None:
@@ -148,6 +172,7 @@ def test_both_ends_of_a_pipe_are_the_same_bell_whoever_opens_it_first(tmp_path: 
 
 
 def test_a_bell_takes_a_descriptor_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    gc.collect()
     before = os.listdir("/proc/self/fd")
     bells = [open_bell(str(tmp_path / "bell")), private_bell()]
     assert len(os.listdir("/proc/self/fd")) == len(before) + 2
@@ -179,7 +204,7 @@ def test_what_is_not_a_pipe_is_refused_and_left_as_it_is(tmp_path: Path) -> None
 def test_a_consumer_that_sleeps_is_woken_by_each_message(address: Address, sink: RingSink) -> None:
     consumer = Consumer(address, 20)
     for i in range(20):
-        wait_until_asleep(sink, 1)
+        wait_until_asleep(sink, consumer)
         sink.publish({"i": i})
         assert consumer.hear() == str(i)
     consumer.end()
@@ -188,7 +213,7 @@ def test_a_consumer_that_sleeps_is_woken_by_each_message(address: Address, sink:
 def test_consumers_that_sleep_are_woken_in_turn(address: Address, sink: RingSink) -> None:
     consumers = [Consumer(address, 2) for _ in range(3)]
     for i in range(6):
-        wait_until_asleep(sink, min(3, 6 - i))
+        wait_until_asleep(sink, *consumers[max(0, i - 3) :])
         sink.publish({"i": i})
         assert consumers[i % 3].hear() == str(i)
     for consumer in consumers:
@@ -199,13 +224,13 @@ def test_a_consumer_with_the_number_of_one_that_was_killed_in_its_sleep_is_woken
     address: Address, sink: RingSink
 ) -> None:
     killed = Consumer(address, 1)
-    wait_until_asleep(sink, 1)
+    wait_until_asleep(sink, killed)
     killed.process.kill()
     killed.end()
     sink.publish({"i": 0})  # rings for the dead one, who is not known to be
     successor = Consumer(address, 2)
     assert successor.hear() == "0"
-    wait_until_asleep(sink, 1)
+    wait_until_asleep(sink, successor)
     sink.publish({"i": 1})
     assert successor.hear() == "1"
     successor.end()
@@ -214,7 +239,7 @@ def test_a_consumer_with_the_number_of_one_that_was_killed_in_its_sleep_is_woken
 def test_a_consumer_that_sleeps_is_woken_by_the_next_producer(address: Address) -> None:
     first = open_sink(address)
     consumer = Consumer(address, 1)
-    wait_until_asleep(first, 1)
+    wait_until_asleep(first, consumer)
     first.close()
     second = open_sink(address)
     second.publish({"i": 0})
@@ -241,32 +266,50 @@ def test_a_consumer_of_several_streams_is_woken_by_any_of_them(twin: Twin, deep_
         sink.close()
 
 
-def test_consumers_here_and_elsewhere_are_both_woken_by_one_message(address: Address, sink: RingSink) -> None:
-    """The thread that sends it elsewhere has to wait for Python's lock, and so must not be the only one."""
-    source = ring_source(address)
-    reader, companion = source._readers[0], sink._companion
-    forwarders = sink._writer.place.open_bell(consumer_lock(companion))
-    for _ in range(3):
-        reader.sleep(True)
-        sink._writer._asleep[companion] = 1
-        sink._writer.wake_a_consumer(companion)
-        assert is_rung(reader.bell)
-        reader.bell.hear()
-        sink._writer._asleep[companion] = 0
-        sink._writer.wake_a_consumer(companion)
-        assert is_rung(reader.bell), "the forwarder does not sleep"
-        reader.bell.hear()
-    assert forwarders.fd != reader.bell.fd
-    source.close()
+def test_a_forwarder_that_sleeps_is_woken_beside_the_next_consumer(
+    sink: RingSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to wait for Python's lock before it sends anything, and so must not be the only one."""
+    woken: list[int] = []
+    monkeypatch.setattr(sink._writer, "_wake", woken.append)
+    forwarder = sink._writer.companion
+    assert forwarder is not None
+    others = [forwarder + 1, forwarder + 2]
+    asleep = sink._writer._asleep
+    for consumers in ([forwarder, *others], others, [forwarder], [forwarder, *others], []):
+        for index in (forwarder, *others):
+            asleep[index] = index in consumers
+        sink._writer.wake_a_consumer()
+        woken.append(-1)
+    assert woken == [forwarder, others[0], -1, others[1], -1, forwarder, -1, forwarder, others[0], -1, -1]
 
 
-def test_a_producer_that_waits_for_room_is_woken(address: Address, deep_sleep: None) -> None:
-    sink = open_sink(address, send_hwm=1)
-    consumer = Consumer(address, 3)
-    for i in range(3):  # the second waits for the first to be taken, and so on
+def test_a_producer_that_waits_for_fewer_messages_is_woken(address: Address, deep_sleep: None) -> None:
+    sink, source = open_sink(address, send_hwm=1), open_source([address])
+    words = sink._writer._words
+    sink.publish({"i": 0})
+    for i in range(1, 4):
+        taking = when(lambda: words[WAITING] == 1, lambda: source.receive(10))
         sink.publish({"i": i})
-    assert [consumer.hear() for _ in range(3)] == ["0", "1", "2"]
-    consumer.end()
+        taking.join()
+    source.close()
+    sink.close()
+
+
+def test_a_producer_that_waits_for_a_slot_is_woken(address: Address, deep_sleep: None) -> None:
+    sink, source = open_sink(address, num_slots=5), open_source([address])
+    words = sink._writer._words
+    message = {"image": np.zeros(5000, np.uint8)}
+    held = []
+    for _ in range(2):
+        sink.publish(message)
+        held.append(source.receive(10))
+    for _ in range(3):
+        sink.publish(message)
+    giving_back = when(lambda: words[WAITING] == FOR_A_SLOT, held.clear)
+    sink.publish(message)
+    giving_back.join()
+    source.close()
     sink.close()
 
 
@@ -276,12 +319,16 @@ def test_a_producer_that_waits_for_room_is_woken(address: Address, deep_sleep: N
 def test_a_stream_whose_bells_were_removed_still_serves_old_and_new_consumers(address: Address, sink: RingSink) -> None:
     assert address.twin is not None
     old = ring_source(address)
-    for member in range(256):
-        Path(address.twin.bell_path(member)).unlink(missing_ok=True)
+    pipes = list(Path(address.twin.streams).glob("*.bell"))
+    assert len(pipes) == 3
+    for pipe in pipes:
+        pipe.unlink()
     new = ring_source(address)
-    for i in range(60):
-        sink.publish({"i": i})
-        message = (old, new)[i % 2].receive(10)
+    for i in range(6):
+        source = (old, new)[i % 2]
+        publishing = when(lambda: 1 in sink._writer._asleep.tobytes(), lambda i=i: sink.publish({"i": i}))
+        message = source.receive(10)
+        publishing.join()
         assert message is not None
         assert message.fields == {"i": i}
     old.close()
@@ -294,7 +341,7 @@ def test_a_producer_that_cannot_open_a_bell_publishes_all_the_same(address: Addr
     assert consumer.hear() == "0"
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     for i in (1, 2):
-        wait_until_asleep(sink, 1)
+        wait_until_asleep(sink, consumer)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
             sink.publish({"i": i})
@@ -305,14 +352,46 @@ def test_a_producer_that_cannot_open_a_bell_publishes_all_the_same(address: Addr
     consumer.end()
 
 
-def test_the_bells_of_a_stream_go_with_its_launch(address: Address, sink: RingSink) -> None:
-    twin = address.twin
-    assert twin is not None
+def test_the_bells_of_a_stream_are_its_users_alone_and_go_with_its_launch(
+    address: Address, sink: RingSink, launch_directory: LaunchDirectory
+) -> None:
+    assert address.twin is not None
     source = ring_source(address)
-    members = [PRODUCER_LOCK, consumer_lock(sink._companion), consumer_lock(source._readers[0].index)]
+    companion = sink._writer.companion
+    assert companion is not None
+    members = [PRODUCER_LOCK, consumer_lock(companion), consumer_lock(source._readers[0].index)]
     assert len(set(members)) == 3
-    for member in members:
-        status = os.stat(twin.bell_path(member))
-        assert status.st_mode & 0o777 == 0o600
-        assert os.path.dirname(twin.bell_path(member)) == twin.streams
+    paths = [address.twin.bell_path(member) for member in members]
+    assert [stat.filemode(os.stat(path).st_mode) for path in paths] == ["prw-------"] * 3
+    launch_directory.remove()
+    assert not any(os.path.exists(path) for path in paths)
     source.close()
+
+
+def test_a_source_that_was_closed_sleeps_at_nothing(address: Address, sink: RingSink) -> None:
+    source = ring_source(address)
+    fd = source._readers[0].bell.fd
+    source.close()
+    assert not os.path.exists(f"/proc/self/fd/{fd}")
+    assert source._poller.poll(0) == []
+    assert source.receive(0.01) is None
+
+
+def test_ctrl_c_while_a_bell_goes_is_not_lost() -> None:
+    program = """
+import os
+from blendtorch_shm import bell, interrupts
+
+def interrupt(fd):
+    os.close(fd)
+    raise KeyboardInterrupt
+
+bell.Bell.__del__.__defaults__ = (interrupt,)
+bell.private_bell()
+try:
+    interrupts.raise_kept()
+except KeyboardInterrupt:
+    print("kept")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("kept\n", "")

@@ -75,7 +75,7 @@ def test_a_ring_makes_the_steps_of_the_table_and_no_other(state: State, event: E
 
 
 class RingAgainstModel(RuleBasedStateMachine):
-    """A ring, and what a plain dict says should be in it. The consumers' announcements may be lost, repeated and stale."""
+    """A ring, and what a plain dict says should be in it. What consumers know of it may be stale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.content: dict[int, bytes] = {}
         self.owner: dict[int, int] = {}
         self.again: set[int] = set()  # slots whose message somebody had before
-        self.announcements: list[tuple[int, int, bytes]] = []
+        self.committed: list[tuple[int, int, bytes]] = []
         self.published: list[bytes] = []
         self.finished: list[bytes] = []
         self.sequence = 0
@@ -121,13 +121,13 @@ class RingAgainstModel(RuleBasedStateMachine):
         self.content[slot] = header
         self.again.discard(slot)
         self.published.append(header)
-        self.announcements.append((slot, generation, header))
+        self.committed.append((slot, generation, header))
         self.sequence += 1
 
-    @precondition(lambda self: self.announcements)
+    @precondition(lambda self: self.committed)
     @rule(data=st.data(), owner=st.sampled_from(OWNERS))
-    def claim_what_was_announced_at_any_time(self, data: st.DataObject, owner: int) -> None:
-        slot, generation, header = data.draw(st.sampled_from(self.announcements))
+    def claim_what_was_committed_at_any_time(self, data: st.DataObject, owner: int) -> None:
+        slot, generation, header = data.draw(st.sampled_from(self.committed))
         due = self.states[slot] == State.READY and self.generations[slot] == generation
         assert self.ring.claim(slot, generation, owner) == due
         if due:

@@ -110,6 +110,8 @@ def _table() -> list[Point]:
         ),
         # A consumer joins; a producer's forwarder does, too.
         Point("a member's lock is taken", both, f"{reader}:Reader._join", "if self._take_over("),
+        Point("a pipe is made, not open yet", both, "blendtorch_shm.bell:open_bell", "bell = Bell("),
+        Point("a member has no bell yet", both, f"{reader}:Reader.__init__", "self.bell = place.open_bell"),
         Point("a dead member's leases are taken over", both, f"{reader}:Reader._join", "self._asleep[index] = 0"),
         Point(
             "a consumer has joined", both, f"{reader}:Reader.__init__", 'self._words[consumer_word(self._index, "pid")]'
