@@ -2,7 +2,7 @@
 
 Callbacks of weak references, and ``__del__``, run in the middle of any statement of a training loop, once per message, and pyzmq
 looks for signals whenever it frees a frame, so Ctrl-C hits one sooner or later. It may do so before a callback's first statement,
-hence no ``try`` in there can hold it: only ``sys.unraisablehook`` sees it. It is kept, and raised by the next call that may do so.
+hence no ``try`` in there can hold it: only ``sys.unraisablehook`` sees it. It is kept, and the next call that may raises it.
 """
 
 from __future__ import annotations
