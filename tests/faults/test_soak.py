@@ -11,6 +11,7 @@ import pytest
 
 SOAK = Path(__file__).with_name("soak.py")
 MiB = 2**20
+CONSUMERS = 4
 
 
 def soak(frames: int, height: int, width: int) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def assert_nothing_is_lost_and_nothing_grows(report: dict[str, Any], tolerance_n
     assert (report["lost"], report["repeated"]) == (0, 0)
     for who, (early, late) in report["samples"].items():
         assert late["private"] - early["private"] < tolerance_nbytes, who
-        assert late["files"] <= early["files"], who
+        bells = CONSUMERS * who.startswith("producer")  # it opens that of a consumer when that one first sleeps
+        assert late["files"] <= early["files"] + bells, who
         assert late["mappings"] <= early["mappings"] + 4, who  # an arena of malloc, a thread's stack
 
 
