@@ -44,6 +44,10 @@ class Bell:
         except BlockingIOError:  # it was rung so often already
             pass
 
+    def is_rung(self) -> bool:
+        """Whether it was rung and not cleared since: who waits for it has not run yet."""
+        return self._poll(0)
+
     def clear(self) -> None:
         """Let it be silent until it is rung again."""
         try:
@@ -53,13 +57,17 @@ class Bell:
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until it is rung, or for `timeout_s` seconds, and clear it."""
-        poller = select.poll()
-        poller.register(self.fd, select.POLLIN)
-        if poller.poll(timeout_s * 1000):
+        if self._poll(timeout_s * 1000):
             self.clear()
 
+    def _poll(self, timeout_ms: float) -> bool:
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return bool(poller.poll(timeout_ms))
+
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before
-        close(self.fd)
+        with contextlib.suppress(OSError):  # somebody closed all files, as before an exec
+            close(self.fd)
 
 
 interrupts.keep_of(Bell.__del__)
@@ -74,16 +82,17 @@ def open_bell(path: str) -> Bell:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkfifo(path, 0o600)
-        bell = Bell(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         is_gone = error.errno == errno.ENOENT
         why = " Its launch is over, or its directory was removed." if is_gone else ""
         raise SegmentError(f"Cannot open the pipe {path}: {error.strerror}.{why}") from error
-    status = os.fstat(bell.fd)
+    bell = Bell(fd)
+    status = os.fstat(fd)
     if not stat.S_ISFIFO(status.st_mode) or status.st_uid != os.geteuid():
         raise SegmentError(f"{path} is not a pipe of this user.")
     with contextlib.suppress(OSError):  # else it is larger than need be
-        fcntl.fcntl(bell.fd, fcntl.F_SETPIPE_SZ, PAGE)
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PAGE)
     return bell
 
 

@@ -14,6 +14,7 @@ Three properties of POSIX record locks shape this file:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -52,7 +53,7 @@ class Locks(Protocol):
         """Whether any living process, this one included, has the lock."""
 
     def close(self) -> None:
-        """Drop all locks taken through this object."""
+        """One user less, who has given back what it took."""
 
 
 class ThreadLocks:
@@ -78,7 +79,7 @@ class ThreadLocks:
         return number in self._held
 
     def close(self) -> None:
-        self._held.clear()
+        pass
 
 
 class FileLocks(ThreadLocks):
@@ -91,9 +92,8 @@ class FileLocks(ThreadLocks):
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise SegmentError(
-                f"Cannot open the lock file {path}: {error.strerror}. Its launch is over, or its directory was removed."
-            ) from error
+            why = " Its launch is over, or its directory was removed." if error.errno == errno.ENOENT else ""
+            raise SegmentError(f"Cannot open the lock file {path}: {error.strerror}.{why}") from error
 
     def try_lock(self, number: int, count: int = 1) -> bool:
         with self._guard:
@@ -132,7 +132,7 @@ class FileLocks(ThreadLocks):
             if self.users == 0:
                 _registry.pop(self.path, None)
                 os.close(self._fd)
-                super().close()
+                self._held.clear()
 
     def forget_parent(self) -> None:
         """In a forked child: the parent's locks are not ours."""

@@ -35,11 +35,10 @@ from .stream import (
     RECLAIM_EVERY_S,
     RESERVE,
     WAITING,
-    asleep_bytes,
+    Sleepers,
     attach_control,
     attach_rings,
     explain,
-    forget_sleepers,
     reclaim,
     reclaim_dead,
 )
@@ -108,6 +107,7 @@ class Reader:
 
     Attributes:
         bell: by it, the producer wakes this consumer.
+        sleepers: the consumers of the stream that sleep.
 
     Raises:
         SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.layout.MAX_CONSUMERS` consumers.
@@ -118,7 +118,7 @@ class Reader:
         self._control = attach_control(place)
         self._words = self._control.words
         self.key = self._words[KEY]
-        self._asleep = asleep_bytes(self._control)
+        self.sleepers = Sleepers(place, self._control)
         self._rings: dict[int, Ring] = {}
         self._attached: list[Ring] = []
         self._span = (0, 0)  # first_ring and next_ring when those were attached
@@ -157,7 +157,7 @@ class Reader:
         for index in range(MAX_CONSUMERS):
             if self._locks.try_lock(consumer_lock(index)):
                 if self._take_over(index + 1):
-                    self._asleep[index] = 0
+                    self.sleepers.say(index, False)
                     return index
                 self._locks.unlock(consumer_lock(index))
         raise SegmentError(f"{self.place.name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
@@ -311,13 +311,15 @@ class Reader:
             local or not ring.flags(slot) & FLAG_LOCAL_ONLY for ring in self._all_rings() for slot in ring.ready()
         )
 
-    def anyone_asleep(self) -> bool:
-        """Whether a consumer waits for its bell."""
-        return 1 in self._asleep.tobytes()
+    def pass_on(self) -> None:
+        """If there is a message for a consumer that sleeps, wake one."""
+        if self.sleepers.anyone() and self.has_ready():
+            self.sleepers.wake_one()
+            self.sleepers.forget_bells()  # not often needed, and a descriptor each
 
     def sleep(self, asleep: bool) -> None:
         """Say whether this consumer waits for :attr:`bell`; look once more after saying so."""
-        self._asleep[self._index] = asleep
+        self.sleepers.say(self._index, asleep)
 
     def reject(self) -> None:
         """Count a message that made no sense."""
@@ -399,7 +401,7 @@ class Reader:
             for lease in list(self._leases.values()):
                 if lease() is None:  # Ctrl-C hit the call that should have ended it
                     self.end(lease)
-            forget_sleepers(self._control, self._locks)
+            self.sleepers.forget_dead(self._locks)
             reclaimed = reclaim_dead(self._all_rings(), self._locks)
             if reclaimed:
                 self._reclaimed.add(reclaimed)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .bell import Bell
-from .errors import SegmentError, WireError
+from .errors import SegmentError, StreamClosed, WireError
 from .place import Place
 from .reader import Reader
 from .segment import Segment
@@ -29,7 +29,11 @@ class Source(Protocol):
     """Hands out messages: each to one source only, those of one producer in order where it has one source."""
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message, or None after `timeout_s` seconds without one."""
+        """The next message, or None after `timeout_s` seconds without one.
+
+        Raises:
+            StreamClosed: it was closed, perhaps by another thread meanwhile.
+        """
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
         """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds."""
@@ -73,6 +77,7 @@ class RingSource:
         self._spin = Spin()
         self._poller: Poller = select.poll() if poller is None else poller
         self._bells: dict[int, Bell] = {}  # of the readers, by file descriptor
+        self._closed = False
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
         self._attach()
@@ -100,7 +105,7 @@ class RingSource:
         return [] if first is None else [first, *self.take_many(count - 1)]
 
     def _anyone_asleep(self) -> bool:
-        return any(reader.anyone_asleep() for reader in self._readers)
+        return any(reader.sleepers.anyone() for reader in self._readers)
 
     def _wait(self, until: float) -> Message | None:
         while (remaining_s := until - time.monotonic()) > 0:
@@ -111,6 +116,7 @@ class RingSource:
         return self.take()
 
     def close(self) -> None:
+        self._closed = True
         for reader in self._readers:
             reader.close()
         self._readers = []
@@ -128,6 +134,7 @@ class RingSource:
 
     def take(self) -> Message | None:
         """The oldest message of the next stream that has one."""
+        self._check_open()
         self._look_after_if_due()
         for _ in self._readers:
             reader = self._next_reader()
@@ -143,6 +150,7 @@ class RingSource:
         """Messages that are there, `count` at most, the oldest of each stream and about as many of each; none where consumers
         hold much already.
         """
+        self._check_open()
         self._look_after_if_due()
         messages: list[Message] = []
         for remaining in range(len(self._readers), 0, -1):
@@ -170,7 +178,18 @@ class RingSource:
         return self._readers[self._turn]
 
     def take_or_sleep(self, timeout_s: float) -> Message | None:
-        """Ask to be woken, look once more, then sleep; the message found, if any."""
+        """Ask to be woken, look once more, then sleep; the message found, if any.
+
+        With a message, no more is looked for until the user is done with it. So if somebody rang for another one meanwhile, of
+        this stream or of the next, the ring is passed on.
+        """
+        message = self._take_or_sleep(timeout_s)
+        if message is not None:
+            for reader in self._readers:
+                reader.pass_on()
+        return message
+
+    def _take_or_sleep(self, timeout_s: float) -> Message | None:
         for reader in self._readers:
             reader.sleep(True)
         try:
@@ -187,6 +206,10 @@ class RingSource:
         if not heard:
             self._look_after()
         return self.take()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("receive() after close().")
 
     def _look_after_if_due(self) -> None:
         """Also while some stream always has something."""
@@ -207,10 +230,10 @@ class RingSource:
             except SegmentError as error:
                 self._absent[place] = str(error)
                 continue
-            self._readers.append(reader)
-            del self._absent[place]
             self._bells[reader.bell.fd] = reader.bell
             self._poller.register(reader.bell.fd, select.POLLIN)
+            self._readers.append(reader)
+            del self._absent[place]
 
     def _reject(self, reader: Reader, error: Exception) -> None:
         reader.reject()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from . import layout
+from .bell import Bell
 from .errors import SegmentError
 from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, MAX_RINGS_AT_ONCE, STREAM_MAGIC, word
 from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
@@ -86,9 +87,73 @@ def attach_control(place: Place) -> Segment:
     return control
 
 
-def asleep_bytes(control: Segment) -> memoryview:
-    """One byte per consumer, 1 while it waits for its bell."""
-    return control.view[ASLEEP_OFFSET : ASLEEP_OFFSET + MAX_CONSUMERS]
+class Sleepers:
+    """The consumers of a stream that wait for their bells, and how they are woken.
+
+    Args:
+        place: where the stream lives.
+        control: its control segment.
+    """
+
+    def __init__(self, place: Place, control: Segment) -> None:
+        self._place = place
+        self._asleep = control.view[ASLEEP_OFFSET : ASLEEP_OFFSET + MAX_CONSUMERS]  # one byte each, 1 while it sleeps
+        self._bells: dict[int, Bell] = {}
+        self._woken = -1  # who was woken last
+
+    def say(self, index: int, asleep: bool) -> None:
+        """What a consumer says of itself: whether it waits to be woken. It must look once more after saying that it does."""
+        self._asleep[index] = asleep
+
+    def anyone(self) -> bool:
+        """Whether a consumer sleeps."""
+        return 1 in self._asleep.tobytes()
+
+    def wake_one(self, companion: int | None = None) -> None:
+        """Wake a consumer that sleeps, if one does, each in its turn.
+
+        Args:
+            companion: number of the consumer that lives in the producer's process, if it has one and asks. It has to wait for
+                Python's lock before it does anything, so it is woken beside another one and not in its stead.
+        """
+        asleep = self._asleep.tobytes()
+        if 1 not in asleep:
+            return
+        if companion is not None and asleep[companion]:
+            self._wake(companion)
+            asleep = asleep[:companion] + b"\0" + asleep[companion + 1 :]
+        first = self._woken + 1
+        in_turn = asleep[first:] + asleep[:first]
+        at = in_turn.find(1)
+        while at >= 0:
+            index = (first + at) % MAX_CONSUMERS
+            if self._wake(index):
+                self._woken = index
+                return
+            at = in_turn.find(1, at + 1)
+
+    def _wake(self, index: int) -> bool:
+        """Ring for a consumer; False if that was done already, and it has not run since: it may be stopped, or dead."""
+        bell = self._bells.get(index)
+        if bell is None:
+            try:
+                bell = self._bells[index] = self._place.open_bell(consumer_lock(index))
+            except SegmentError:  # no more files may be opened: it looks by itself a little later
+                return False
+        if bell.is_rung():
+            return False
+        bell.ring()
+        return True
+
+    def forget_dead(self, locks: Locks) -> None:
+        """Ring no more for consumers that died in their sleep."""
+        for index, is_asleep in enumerate(self._asleep.tobytes()):
+            if is_asleep and not locks.is_held(consumer_lock(index)):
+                self._asleep[index] = 0
+
+    def forget_bells(self) -> None:
+        """Close them."""
+        self._bells.clear()
 
 
 def attach_rings(place: Place, control: Segment, known: dict[int, Ring]) -> Iterator[Ring]:
@@ -119,16 +184,6 @@ def reclaim_dead(rings: Iterable[Ring], locks: Locks) -> int:
         the number of messages.
     """
     return sum(reclaim(ring, locks, lambda owner: not locks.is_held(consumer_lock(owner - 1))) for ring in rings)
-
-
-def forget_sleepers(control: Segment, locks: Locks) -> None:
-    """Ring no more for consumers that died in their sleep."""
-    asleep = asleep_bytes(control)
-    index = bytes(asleep).find(1)
-    while index >= 0:
-        if not locks.is_held(consumer_lock(index)):
-            asleep[index] = 0
-        index = bytes(asleep).find(1, index + 1)
 
 
 def reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:

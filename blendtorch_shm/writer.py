@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -11,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import interrupts, layout, segment
-from .bell import Bell
 from .errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
 from .layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
-from .locks import PRODUCER_LOCK, consumer_lock
+from .locks import PRODUCER_LOCK
 from .place import Place
 from .ring import Bytes, Ring
 from .segment import Segment
@@ -33,8 +31,8 @@ from .stream import (
     RESERVE,
     STALLED_NS,
     WAITING,
+    Sleepers,
     Spin,
-    asleep_bytes,
     attach_control,
     attach_rings,
     explain,
@@ -104,8 +102,7 @@ class Writer:
         num_slots: slots per ring; default `max_ready` + 6, so that consumers can hold a few frames each meanwhile.
 
     Attributes:
-        companion: number of the consumer that lives in this process, if one does. It has to wait for Python's lock before it does
-            anything, so it is woken beside the others and not in their stead.
+        companion: number of the consumer that lives in this process, if one does.
 
     Raises:
         SegmentError: another living process is the producer of this stream.
@@ -136,9 +133,7 @@ class Writer:
             self._control = self._create_or_adopt()
             self._words = self._control.words
             self.key = self._words[KEY]
-            self._asleep = asleep_bytes(self._control)
-            self._bells: dict[int, Bell] = {}  # of consumers
-            self._woken = -1  # number of the consumer woken last
+            self._sleepers = Sleepers(place, self._control)
             self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)
@@ -239,29 +234,8 @@ class Writer:
         self._words[LAST_NS] = time.monotonic_ns()
 
     def wake_a_consumer(self) -> None:
-        """Wake a consumer that sleeps, if there is one, each in its turn; and :attr:`companion`, if it sleeps."""
-        asleep = self._asleep.tobytes()
-        if 1 not in asleep:
-            return
-        companion = self.companion
-        if companion is not None and asleep[companion]:
-            self._wake(companion)
-            asleep = asleep[:companion] + b"\0" + asleep[companion + 1 :]
-        index = asleep.find(1, self._woken + 1)
-        if index < 0:
-            index = asleep.find(1)
-        if index >= 0:
-            self._woken = index
-            self._wake(index)
-
-    def _wake(self, index: int) -> None:
-        """Ring for a consumer. If that cannot be, it looks by itself a little later."""
-        bell = self._bells.get(index)
-        if bell is None:
-            with contextlib.suppress(SegmentError):
-                bell = self._bells[index] = self.place.open_bell(consumer_lock(index))
-        if bell is not None:
-            bell.ring()
+        """If consumers sleep, wake one, and :attr:`companion`."""
+        self._sleepers.wake_one(self.companion)
 
     def stop_waiting(self) -> None:
         """Let whatever waits for room in another thread raise StreamClosed, now and from now on."""
@@ -278,7 +252,7 @@ class Writer:
         self._words[CLOSED] = 1
         self._locks.unlock(PRODUCER_LOCK)
         self._locks.close()
-        self._bells.clear()
+        self._sleepers.forget_bells()
 
     def _open_ring(self, nbytes: int) -> None:
         """Slots for messages of `nbytes` from now on; by half larger at least, so that slowly growing messages open few rings."""
@@ -320,14 +294,14 @@ class Writer:
         self._spin.begin()
         try:
             while not enough():
-                if self._stopping:
-                    raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
+                self._check_open()
                 if self._spin.goes_on():
                     continue
                 words[WAITING] = wake_below
                 if enough():
                     break
                 self._bell.wait(_SLOW_WAIT_S)
+                self._check_open()
                 now = time.monotonic()
                 words[STALLED_NS] += int((now - counted) * 1e9)  # as it goes: by this, who watches knows that we live
                 counted = now
@@ -343,6 +317,10 @@ class Writer:
             words[WAITING] = 0
             words[STALLED_NS] += int((time.monotonic() - counted) * 1e9)
             self._spin.end()
+
+    def _check_open(self) -> None:
+        if self._stopping:
+            raise StreamClosed(f"{self.place.name} was closed while publishing waited for room.")
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""

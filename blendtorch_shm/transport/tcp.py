@@ -545,6 +545,8 @@ class TcpSource:
         """The next message of the next producer that has sent one, if any."""
         if os.getpid() != self._pid:
             raise StreamClosed("A stream that was opened before a fork cannot be read after it: open it in the child.")
+        if not self._connections:
+            raise StreamClosed("receive() after close().")
         interrupts.raise_kept()
         connections = self._connections
         room = max(1, min(self._queue_size, -(-self._remaining // max(1, len(connections)))))

@@ -19,13 +19,14 @@ import pytest
 
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.bell import Bell, open_bell, private_bell
-from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.errors import SegmentError, StreamClosed
 from blendtorch_shm.launch_directory import LaunchDirectory
 from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock
 from blendtorch_shm.sink import RingSink
 from blendtorch_shm.source import RingSource
 from blendtorch_shm.stream import FOR_A_SLOT, WAITING
 from blendtorch_shm.transport import open_sink, open_source
+from blendtorch_shm.wire import Message
 
 CONSUMER = """
 import pickle, sys
@@ -96,9 +97,9 @@ class Consumer:
         self.process.communicate(timeout=60)
 
 
-def wait_until_asleep(sink: RingSink, *consumers: Consumer) -> None:
-    """All of these, each of which has one thread and waits for nothing but its bell."""
-    while bytes(sink._writer._asleep).count(1) < len(consumers):
+def wait_until_asleep(sink: RingSink, *consumers: Consumer, others: int = 0) -> None:
+    """All of these, each of which has one thread and waits for nothing but its bell; and so many others."""
+    while sink._writer._sleepers._asleep.tobytes().count(1) < len(consumers) + others:
         time.sleep(0.001)
     for consumer in consumers:
         while Path(f"/proc/{consumer.process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
@@ -271,17 +272,69 @@ def test_a_forwarder_that_sleeps_is_woken_beside_the_next_consumer(
 ) -> None:
     """It has to wait for Python's lock before it sends anything, and so must not be the only one."""
     woken: list[int] = []
-    monkeypatch.setattr(sink._writer, "_wake", woken.append)
+
+    def wake(index: int) -> bool:
+        woken.append(index)
+        return True
+
+    monkeypatch.setattr(sink._writer._sleepers, "_wake", wake)
     forwarder = sink._writer.companion
     assert forwarder is not None
     others = [forwarder + 1, forwarder + 2]
-    asleep = sink._writer._asleep
+    asleep = sink._writer._sleepers._asleep
     for consumers in ([forwarder, *others], others, [forwarder], [forwarder, *others], []):
         for index in (forwarder, *others):
             asleep[index] = index in consumers
         sink._writer.wake_a_consumer()
         woken.append(-1)
     assert woken == [forwarder, others[0], -1, others[1], -1, forwarder, -1, forwarder, others[0], -1, -1]
+
+
+def test_a_consumer_that_was_woken_and_has_not_run_since_is_passed_over(address: Address, sink: RingSink) -> None:
+    stopped, other = Consumer(address, 1), Consumer(address, 4)
+    wait_until_asleep(sink, stopped, other)
+    stopped.process.send_signal(signal.SIGSTOP)
+    for i in range(2):
+        sink.publish({"i": i})  # one of the two rings for the one that cannot run
+    assert [other.hear() for _ in range(2)] == ["0", "1"]
+    for i in range(2, 4):
+        wait_until_asleep(sink, other, others=1)
+        sink.publish({"i": i})
+        assert other.hear() == str(i)
+    other.end()
+    stopped.process.send_signal(signal.SIGCONT)
+    sink.publish({"i": 4})
+    assert stopped.hear() == "4"
+    stopped.end()
+
+
+def test_who_takes_one_message_and_leaves_another_wakes_somebody_for_it(twin: Twin, deep_sleep: None) -> None:
+    """It was woken by both of its streams, and nobody else was."""
+    addresses = [Address("tcp://127.0.0.1:*", Twin(twin.directory, twin.launch, twin.nonce, "DATA", i)) for i in (0, 1)]
+    first, second = (open_sink(address) for address in addresses)
+    of_both = open_source(addresses)
+    assert isinstance(of_both, RingSource)
+    of_second = ring_source(addresses[1])
+    received: list[Message | None] = []
+    receiving = threading.Thread(target=lambda: received.append(of_second.receive(600)))
+    receiving.start()
+    while not second._writer._sleepers.anyone():
+        time.sleep(0.001)
+    for reader in of_both._readers:
+        reader.sleep(True)
+    second._writer._sleepers._woken = of_both._readers[1].index - 1  # so that its turn is next
+    second.publish({"i": 2})
+    first.publish({"i": 1})
+    assert all(reader.bell.is_rung() for reader in of_both._readers)
+    assert receiving.is_alive()
+    of_both._turn = -1  # the first stream is asked first
+    message = of_both.take_or_sleep(600)
+    assert message is not None
+    assert message.fields == {"i": 1}
+    receiving.join()
+    assert [message and message.fields for message in received] == [{"i": 2}]
+    for end in (of_both, of_second, first, second):
+        end.close()
 
 
 def test_a_producer_that_waits_for_fewer_messages_is_woken(address: Address, deep_sleep: None) -> None:
@@ -326,7 +379,7 @@ def test_a_stream_whose_bells_were_removed_still_serves_old_and_new_consumers(ad
     new = ring_source(address)
     for i in range(6):
         source = (old, new)[i % 2]
-        publishing = when(lambda: 1 in sink._writer._asleep.tobytes(), lambda i=i: sink.publish({"i": i}))
+        publishing = when(sink._writer._sleepers.anyone, lambda i=i: sink.publish({"i": i}))
         message = source.receive(10)
         publishing.join()
         assert message is not None
@@ -348,7 +401,7 @@ def test_a_producer_that_cannot_open_a_bell_publishes_all_the_same(address: Addr
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert consumer.hear() == str(i), "it looks by itself"
-    assert sink._writer._bells == {}
+    assert sink._writer._sleepers._bells == {}
     consumer.end()
 
 
@@ -374,7 +427,8 @@ def test_a_source_that_was_closed_sleeps_at_nothing(address: Address, sink: Ring
     source.close()
     assert not os.path.exists(f"/proc/self/fd/{fd}")
     assert source._poller.poll(0) == []
-    assert source.receive(0.01) is None
+    with pytest.raises(StreamClosed, match=r"receive\(\) after close"):
+        source.receive(600)
 
 
 def test_ctrl_c_while_a_bell_goes_is_not_lost() -> None:

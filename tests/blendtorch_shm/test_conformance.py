@@ -307,6 +307,30 @@ def test_a_source_that_is_there_before_the_sink_gets_every_message_in_order(tran
         sink.close()
 
 
+def test_receiving_after_close_is_an_error(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"i": 1})
+    assert receive(source) == {"i": 1}
+    source.close()
+    with pytest.raises(StreamClosed, match=r"receive\(\) after close\(\)"):
+        source.receive(PATIENCE_S)
+    with pytest.raises(StreamClosed, match=r"receive\(\) after close\(\)"):
+        source.receive_many(2, PATIENCE_S)
+
+
+def test_what_one_receiver_has_is_not_delivered_again_when_another_one_closes(transport: Transport) -> None:
+    sink = transport.open_sink()
+    first, second = transport.open_source(), transport.open_source()
+    sink.publish({"i": 0, "image": picture(0)})
+    held = first.receive(PATIENCE_S)
+    assert held is not None
+    second.close()
+    sink.publish({"i": 1, "image": picture(1)})
+    third = transport.open_source()  # takes the place of the second one
+    found = [m.fields["i"] for _ in range(5) for source in (third, first) if (m := source.receive(0.1)) is not None]
+    assert found == [1]
+
+
 def test_publishing_after_close_is_an_error(transport: Transport) -> None:
     sink = transport.open_sink()
     sink.close()

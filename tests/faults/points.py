@@ -110,14 +110,16 @@ def _table() -> list[Point]:
         ),
         # A consumer joins; a producer's forwarder does, too.
         Point("a member's lock is taken", both, f"{reader}:Reader._join", "if self._take_over("),
-        Point("a pipe is made, not open yet", both, "blendtorch_shm.bell:open_bell", "bell = Bell("),
+        Point("a pipe is made, not open yet", both, "blendtorch_shm.bell:open_bell", "fd = os.open("),
         Point("a member has no bell yet", both, f"{reader}:Reader.__init__", "self.bell = place.open_bell"),
-        Point("a dead member's leases are taken over", both, f"{reader}:Reader._join", "self._asleep[index] = 0"),
+        Point(
+            "a dead member's leases are taken over", both, f"{reader}:Reader._join", "self.sleepers.say(index, False)"
+        ),
         Point(
             "a consumer has joined", both, f"{reader}:Reader.__init__", 'self._words[consumer_word(self._index, "pid")]'
         ),
         # A consumer takes a message.
-        Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource.take_or_sleep", "heard ="),
+        Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource._take_or_sleep", "heard ="),
         Point("a slot is locked, not claimed yet", both, claim, "generation = ring.generation("),
         Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
