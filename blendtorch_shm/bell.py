@@ -9,7 +9,6 @@ what there is to do stands in shared memory.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import select
@@ -84,9 +83,7 @@ def open_bell(path: str) -> Bell:
             os.mkfifo(path, 0o600)
         fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        is_gone = error.errno == errno.ENOENT
-        why = " Its launch is over, or its directory was removed." if is_gone else ""
-        raise SegmentError(f"Cannot open the pipe {path}: {error.strerror}.{why}") from error
+        raise SegmentError.cannot_open("pipe", path, error) from error
     bell = Bell(fd)
     status = os.fstat(fd)
     if not stat.S_ISFIFO(status.st_mode) or status.st_uid != os.geteuid():

@@ -25,6 +25,8 @@ string, because torch rebuilds a worker's exception that way in the training pro
 
 from __future__ import annotations
 
+import errno
+
 
 class BlendtorchError(Exception):
     """Root of all errors raised on purpose by this project."""
@@ -68,6 +70,12 @@ class StreamClosed(BlendtorchError):
 
 class SegmentError(BlendtorchError):
     """Shared memory could not be created, attached or understood."""
+
+    @classmethod
+    def cannot_open(cls, what: str, path: str, error: OSError) -> SegmentError:
+        """Something that lies beside a stream, which the kernel did not open."""
+        why = " Its launch is over, or its directory was removed." if error.errno == errno.ENOENT else ""
+        return cls(f"Cannot open the {what} {path}: {error.strerror}.{why}")
 
 
 class OutOfSharedMemory(SegmentError):

@@ -14,7 +14,6 @@ Three properties of POSIX record locks shape this file:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -92,8 +91,7 @@ class FileLocks(ThreadLocks):
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            why = " Its launch is over, or its directory was removed." if error.errno == errno.ENOENT else ""
-            raise SegmentError(f"Cannot open the lock file {path}: {error.strerror}.{why}") from error
+            raise SegmentError.cannot_open("lock file", path, error) from error
 
     def try_lock(self, number: int, count: int = 1) -> bool:
         with self._guard:

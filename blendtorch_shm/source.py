@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .bell import Bell
 from .errors import SegmentError, StreamClosed, WireError
 from .place import Place
 from .reader import Reader
@@ -76,7 +75,6 @@ class RingSource:
         self._turn = 0
         self._spin = Spin()
         self._poller: Poller = select.poll() if poller is None else poller
-        self._bells: dict[int, Bell] = {}  # of the readers, by file descriptor
         self._closed = False
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
@@ -120,7 +118,6 @@ class RingSource:
         for reader in self._readers:
             reader.close()
         self._readers = []
-        self._bells.clear()
         self._poller = select.poll()  # the other one still knows their descriptors
         self._absent.clear()
 
@@ -197,9 +194,10 @@ class RingSource:
             if message is not None:
                 return message
             heard = self._poller.poll(math.ceil(timeout_s * 1000))
-            for ready, _ in heard:
-                if ready in self._bells:
-                    self._bells[ready].clear()
+            rung = {ready for ready, _ in heard}
+            for reader in self._readers:
+                if reader.bell.fd in rung:
+                    reader.bell.clear()
         finally:
             for reader in self._readers:
                 reader.sleep(False)
@@ -230,7 +228,6 @@ class RingSource:
             except SegmentError as error:
                 self._absent[place] = str(error)
                 continue
-            self._bells[reader.bell.fd] = reader.bell
             self._poller.register(reader.bell.fd, select.POLLIN)
             self._readers.append(reader)
             del self._absent[place]

@@ -4,7 +4,6 @@ import gc
 import os
 import pickle
 import resource
-import select
 import signal
 import stat
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blendtorch_shm.address import Address, Twin
+from blendtorch_shm.address import Address
 from blendtorch_shm.bell import Bell, open_bell, private_bell
 from blendtorch_shm.errors import SegmentError, StreamClosed
 from blendtorch_shm.launch_directory import LaunchDirectory
@@ -31,7 +30,6 @@ from blendtorch_shm.wire import Message
 CONSUMER = """
 import pickle, sys
 from blendtorch_shm import source
-from blendtorch_shm.stream import FOR_A_SLOT, WAITING
 from blendtorch_shm.transport import open_source
 
 source.IDLE_S = float(sys.argv[3])
@@ -48,9 +46,13 @@ def bell(request: pytest.FixtureRequest, tmp_path: Path) -> Bell:
     return private_bell() if request.param == "eventfd" else open_bell(str(tmp_path / "bell"))
 
 
+def addresses_of(launch_directory: LaunchDirectory, count: int) -> list[Address]:
+    return [Address("tcp://127.0.0.1:*", launch_directory.twin("DATA", i)) for i in range(count)]
+
+
 @pytest.fixture
-def address(twin: Twin) -> Address:
-    return Address("tcp://127.0.0.1:*", twin)
+def address(launch_directory: LaunchDirectory) -> Address:
+    return addresses_of(launch_directory, 1)[0]
 
 
 @pytest.fixture
@@ -67,14 +69,8 @@ def deep_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blendtorch_shm.writer._SLOW_WAIT_S", 600.0)
 
 
-def is_rung(bell: Bell) -> bool:
-    poller = select.poll()
-    poller.register(bell.fd, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-def ring_source(address: Address) -> RingSource:
-    source = open_source([address])
+def ring_source(*addresses: Address) -> RingSource:
+    source = open_source(addresses)
     assert isinstance(source, RingSource)
     return source
 
@@ -123,21 +119,21 @@ def when(condition: Callable[[], bool], action: Callable[[], object]) -> threadi
 
 
 def test_a_bell_rings_until_it_is_cleared_however_often_it_was_rung(bell: Bell) -> None:
-    assert not is_rung(bell)
+    assert not bell.is_rung()
     bell.clear()
     for _ in range(3):
         bell.ring()
-    assert is_rung(bell)
+    assert bell.is_rung()
     bell.clear()
-    assert not is_rung(bell)
+    assert not bell.is_rung()
 
 
 def test_a_bell_that_nobody_hears_may_be_rung_for_ever(bell: Bell) -> None:
     for _ in range(100_000):
         bell.ring()
-    assert is_rung(bell)
+    assert bell.is_rung()
     bell.clear()
-    assert not is_rung(bell)
+    assert not bell.is_rung()
 
 
 def test_who_waits_for_a_bell_is_woken_by_another_thread(bell: Bell) -> None:
@@ -145,7 +141,7 @@ def test_who_waits_for_a_bell_is_woken_by_another_thread(bell: Bell) -> None:
     timer.start()
     bell.wait(600.0)
     timer.join()
-    assert not is_rung(bell)
+    assert not bell.is_rung()
 
 
 def test_waiting_ends_without_a_ring_and_a_signal_does_not_lose_what_its_handler_raises(bell: Bell) -> None:
@@ -166,10 +162,10 @@ def test_waiting_ends_without_a_ring_and_a_signal_does_not_lose_what_its_handler
 def test_both_ends_of_a_pipe_are_the_same_bell_whoever_opens_it_first(tmp_path: Path) -> None:
     first, second = (open_bell(str(tmp_path / "bell")) for _ in range(2))
     first.ring()
-    assert is_rung(second)
+    assert second.is_rung()
     del first
     second.ring()  # nobody else has it open
-    assert is_rung(second)
+    assert second.is_rung()
 
 
 def test_a_bell_takes_a_descriptor_for_as_long_as_it_lives(tmp_path: Path) -> None:
@@ -249,10 +245,10 @@ def test_a_consumer_that_sleeps_is_woken_by_the_next_producer(address: Address) 
     second.close()
 
 
-def test_a_consumer_of_several_streams_is_woken_by_any_of_them(twin: Twin, deep_sleep: None) -> None:
-    addresses = [
-        Address("tcp://127.0.0.1:*", Twin(twin.directory, twin.launch, twin.nonce, "DATA", i)) for i in range(3)
-    ]
+def test_a_consumer_of_several_streams_is_woken_by_any_of_them(
+    launch_directory: LaunchDirectory, deep_sleep: None
+) -> None:
+    addresses = addresses_of(launch_directory, 3)
     sinks = [open_sink(address) for address in addresses]
     source = open_source(addresses)
     for i in (1, 0, 2, 2, 1):
@@ -308,12 +304,13 @@ def test_a_consumer_that_was_woken_and_has_not_run_since_is_passed_over(address:
     stopped.end()
 
 
-def test_who_takes_one_message_and_leaves_another_wakes_somebody_for_it(twin: Twin, deep_sleep: None) -> None:
+def test_who_takes_one_message_and_leaves_another_wakes_somebody_for_it(
+    launch_directory: LaunchDirectory, deep_sleep: None
+) -> None:
     """It was woken by both of its streams, and nobody else was."""
-    addresses = [Address("tcp://127.0.0.1:*", Twin(twin.directory, twin.launch, twin.nonce, "DATA", i)) for i in (0, 1)]
+    addresses = addresses_of(launch_directory, 2)
     first, second = (open_sink(address) for address in addresses)
-    of_both = open_source(addresses)
-    assert isinstance(of_both, RingSource)
+    of_both = ring_source(*addresses)
     of_second = ring_source(addresses[1])
     received: list[Message | None] = []
     receiving = threading.Thread(target=lambda: received.append(of_second.receive(600)))
