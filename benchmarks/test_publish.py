@@ -21,7 +21,7 @@ from .test_frames import SHAPES
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Sink, Source]]:
-    directory = LaunchDirectory.create()
+    directory = LaunchDirectory().create()
     address = Address("tcp://127.0.0.1:*", directory.twin("DATA", 0))
     sink, source = open_sink(address), open_source([address])
     yield sink, source

@@ -15,7 +15,6 @@ launches instead. The lock is also lost when the process closes *any* descriptor
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -46,7 +45,7 @@ RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
 _LOCK = "launcher.lock"
 _NAME = re.compile(r"\.?blendtorch-([0-9a-f]{8})")
 _ABANDONED_S = 60.0
-"""A directory without a lock file is being made or removed; after this long, whoever did that is gone."""
+"""A directory under its first name, or without a lock file, is being made or removed; after this long, who did that is gone."""
 
 _ROOM_NBYTES = 2**16
 """For logs, at least, there must be in the directory of a launch that begins."""
@@ -86,99 +85,96 @@ class InstanceReport:
 
 
 class LaunchDirectory:
-    """The directories of a launch that this process owns. Make them with :meth:`create`.
+    """The directories of a launch that this process owns: named here, made by :meth:`create`.
+
+    Who is to remove them can be told before there is anything, so that a signal's exception finds it told wherever it hits.
 
     Attributes:
         path: of logs and states.
         streams: path of locks and bells.
         launch: identifier of the launch.
+
+    Raises:
+        LaunchError: no directory for logs can be written.
     """
 
-    def __init__(self, path: str, launch: str, nonce: str, lock_fds: list[int]) -> None:
-        self.path = path
-        self.streams = streams_path(launch)
-        self.launch = launch
-        self._nonce = nonce
-        self._lock_fds = lock_fds
+    def __init__(self) -> None:
+        base = _base()
+        self._nonce = secrets.token_hex(16)
         self._pid = os.getpid()
+        self._lock_fds: list[int] = []
+        while True:
+            self.launch = secrets.token_hex(4)
+            self.path, self.streams = f"{base}/blendtorch-{self.launch}", streams_path(self.launch)
+            both = os.path.realpath(self.streams), os.path.realpath(self.path)
+            self._directories = list(dict.fromkeys(both))  # they may be the same
+            if not any(map(os.path.lexists, self._directories)):
+                break
 
-    @classmethod
-    def create(cls) -> LaunchDirectory:
-        """New directories, with their locks held from the first moment that others can see them.
+    def create(self) -> LaunchDirectory:
+        """Make the directories, with their locks held from the first moment that others can see them.
+
+        Returns:
+            itself.
 
         Raises:
-            LaunchError: a directory cannot be made, for example on a full disk.
+            LaunchError: a directory cannot be made, for example on a full disk. Nothing of it is left then.
         """
-        base = _base()
-        while True:
-            launch, nonce = secrets.token_hex(4), secrets.token_hex(16)
-            path, streams = f"{base}/blendtorch-{launch}", streams_path(launch)
-            _mine.add(launch)
-            made: dict[str, int] = {}  # directory -> descriptor of its lock
-            try:
-                for directory in dict.fromkeys([os.path.realpath(streams), os.path.realpath(path)]):
-                    made[directory] = _make_locked(directory)
-                Path(beacon_path(launch)).write_text(nonce)
-                room = Path(path, "room")
-                room.write_bytes(bytes(_ROOM_NBYTES))  # to try is the only way to know: there are quotas, too
-                room.unlink()
-            except BaseException as error:
-                for directory, fd in made.items():
-                    shutil.rmtree(directory, ignore_errors=True)
-                    os.close(fd)
-                _mine.discard(launch)
-                if isinstance(error, _TryAgain):
-                    continue
-                if isinstance(error, OSError):
-                    raise LaunchError(
-                        f"Cannot make directories for the launch in {SHARED_MEMORY} and {base}: {error}. Make room there, or "
-                        f"set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs."
-                    ) from error
-                raise
-            return cls(path, launch, nonce, list(made.values()))
+        _mine.add(self.launch)
+        try:
+            for directory in self._directories:
+                self._lock_fds.append(_make_locked(directory))
+            Path(beacon_path(self.launch)).write_text(self._nonce)
+            room = Path(self.path, "room")
+            room.write_bytes(bytes(_ROOM_NBYTES))  # to try is the only way to know: there are quotas, too
+            room.unlink()
+        except BaseException as error:
+            self.remove()
+            if isinstance(error, OSError):
+                raise LaunchError(
+                    f"Cannot make directories for the launch in {SHARED_MEMORY} and {os.path.dirname(self.path)}: {error}. "
+                    f"Make room there, or set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs."
+                ) from error
+            raise
+        return self
 
     def twin(self, name: str, btid: int) -> Twin:
         """Where the socket `name` of instance `btid` lives."""
         return Twin(self.path, self.launch, self._nonce, name, btid)
 
     def remove(self) -> None:
-        """Remove the directories and every shared-memory object of the launch. In any process but the owner, do nothing."""
-        if not self._lock_fds or os.getpid() != self._pid:
+        """Remove the directories, as far as they were made, and every shared-memory object of the launch.
+
+        In any process but the owner, do nothing.
+        """
+        if self.launch not in _mine or os.getpid() != self._pid:
             return
         _remove(self.path, self.launch)
-        shutil.rmtree(self.streams, ignore_errors=True)
-        for fd in self._lock_fds:
-            os.close(fd)
-        self._lock_fds = []
+        for directory in self._directories:
+            shutil.rmtree(_unfinished(directory), ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
+        while self._lock_fds:
+            os.close(self._lock_fds.pop())
         _mine.discard(self.launch)
 
 
-class _TryAgain(Exception):
-    """The name exists, or a sweep caught the directory unlocked."""
+def _unfinished(path: str) -> str:
+    """The name of the directory `path` until it is locked."""
+    parent, name = os.path.split(path)
+    return f"{parent}/.{name}"
 
 
 def _make_locked(path: str) -> int:
     """Make the directory `path`, and hold its lock from the first moment that others can see it."""
-    parent, name = os.path.split(path)
-    making = f"{parent}/.{name}"
+    os.mkdir(_unfinished(path), 0o700)
+    lock_fd = os.open(f"{_unfinished(path)}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.mkdir(making, 0o700)
-    except FileExistsError as error:
-        raise _TryAgain from error
-    lock_fd = -1
-    try:
-        lock_fd = os.open(f"{making}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(making, path)
-        return lock_fd
-    except BaseException as error:
-        if lock_fd >= 0:
-            os.close(lock_fd)
-        shutil.rmtree(making, ignore_errors=True)
-        taken = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.ENOENT, errno.EAGAIN)
-        if taken and os.path.isdir(parent):
-            raise _TryAgain from error
+        os.rename(_unfinished(path), path)
+    except BaseException:
+        os.close(lock_fd)
         raise
+    return lock_fd
 
 
 def sweep() -> list[str]:
@@ -337,10 +333,13 @@ def _sweep_one(path: str, launch: str) -> bool:
         return False  # removed meanwhile
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return False
+    is_young = time.time() - status.st_mtime < _ABANDONED_S
+    if os.path.basename(path).startswith(".") and is_young:
+        return False
     try:
         lock_fd = os.open(f"{path}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        if time.time() - status.st_mtime < _ABANDONED_S:
+        if is_young:
             return False
         _remove(path, launch)
         return True

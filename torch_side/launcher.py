@@ -12,7 +12,8 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -192,9 +193,9 @@ class BlenderLauncher:
             raise LaunchError(
                 "This launcher is already running. For more instances use num_instances, or a second launcher."
             )
-        _remember(self)
-        self._cleanup.callback(_forget, self)
         try:
+            self._at_last(partial(_forget, self))
+            _remember(self)
             descriptors.require(_DESCRIPTORS + 2 * (len(self.named_sockets) + 1) * self.num_instances, "launching")
             self._launch()
         except BaseException as error:
@@ -250,9 +251,9 @@ class BlenderLauncher:
         if self.scene and runtime.kind == "python":
             raise ConfigurationError(f"scene={self.scene!r} needs Blender. With blender='python', pass scene=''.")
         sweep()
-        directory = LaunchDirectory.create()
-        self._cleanup.callback(directory.remove)
-        self._directory = directory
+        directory = LaunchDirectory()
+        self._at_last(directory.remove)  # before there is anything to remove: Ctrl-C may hit anywhere
+        self._directory = directory.create()
         folders = package_folders(runtime, directory.path, self._tell)
         bound, addresses = self._addresses(directory)
         self._tell(
@@ -344,6 +345,11 @@ class BlenderLauncher:
         script_args += ["-btid", str(btid), "-btseed", str(self.seed + btid), *self.instance_args[btid]]
         return [*command, "--", *own, "--", *script_args]
 
+    def _at_last(self, step: Callable[[], None]) -> None:
+        """Have a step taken in the end, and again, which must do no harm, lest Ctrl-C hit the first time."""
+        for _ in range(2):
+            self._cleanup.callback(step)
+
     def _tell(self, news: str) -> None:
         if self.progress:
             with contextlib.suppress(OSError, ValueError):  # closed; no reason to end a launch
@@ -378,7 +384,8 @@ def _remember(launcher: BlenderLauncher) -> None:
 
 
 def _forget(launcher: BlenderLauncher) -> None:
-    _running.remove(launcher)
+    if launcher in _running:  # an interrupt may have come first
+        _running.remove(launcher)
     if not _running:
         _restore_sigterm()
 

@@ -17,7 +17,7 @@ from blendtorch_shm.transport.local import LocalStream
 
 @pytest.fixture
 def launch_directory() -> Iterator[LaunchDirectory]:
-    directory = LaunchDirectory.create()
+    directory = LaunchDirectory().create()
     yield directory
     directory.remove()
 

@@ -27,10 +27,12 @@ from blendtorch_shm.launch_directory import (
     write_status,
 )
 
+from ..interruption import everywhere
+
 OTHER_LAUNCHER = """
 import sys
 from blendtorch_shm.launch_directory import LaunchDirectory
-directory = LaunchDirectory.create()
+directory = LaunchDirectory().create()
 print(directory.path, directory.launch, flush=True)
 sys.stdin.read()
 """
@@ -38,7 +40,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def directory() -> Iterator[LaunchDirectory]:
-    directory = LaunchDirectory.create()
+    directory = LaunchDirectory().create()
     yield directory
     directory.remove()
 
@@ -92,6 +94,24 @@ def test_removing_a_launch_removes_its_shared_memory_and_nobody_elses(
 def test_removing_twice_is_removing_once(directory: LaunchDirectory) -> None:
     directory.remove()
     directory.remove()
+
+
+def test_an_interrupt_before_any_instruction_leaves_nothing_behind() -> None:
+    directory = LaunchDirectory()
+
+    def create_and_remove() -> None:
+        nonlocal directory
+        directory = LaunchDirectory()
+        directory.create()
+        directory.remove()
+
+    number = -1
+    for number in everywhere(create_and_remove, [launch_directory.__file__], per="opcode"):
+        directory.remove()  # what was interrupted may be the last one's removal
+        assert not os.path.lexists(directory.path), number
+        assert not [name for name in os.listdir("/dev/shm") if directory.launch in name], number
+        assert directory.launch not in launch_directory._mine, number
+    assert number > 100
 
 
 def test_a_forked_child_does_not_remove_its_parents_launch(directory: LaunchDirectory) -> None:
@@ -172,7 +192,7 @@ def test_a_link_that_looks_like_a_launch_is_not_followed(tmp_path: Path) -> None
 
 def test_logs_may_lie_in_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
-    directory = LaunchDirectory.create()
+    directory = LaunchDirectory().create()
     assert directory.path == directory.streams
     directory.remove()
     assert not os.path.exists(directory.path)
@@ -181,7 +201,7 @@ def test_logs_may_lie_in_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_any_usable_base_the_error_names_them_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch_directory, "_candidates", lambda: [str(tmp_path / "none"), str(tmp_path / "other")])
     with pytest.raises(LaunchError, match=r"none, .*other cannot be written.*TMPDIR"):
-        LaunchDirectory.create()
+        LaunchDirectory().create()
 
 
 def test_who_sees_the_beacon_is_here_for_as_long_as_the_launch_lives(directory: LaunchDirectory) -> None:

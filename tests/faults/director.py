@@ -122,7 +122,7 @@ class Round:
         self.settings = settings
         self.chance = random.Random(settings.seed)
         self.folder = tempfile.mkdtemp(prefix="bt-faults-")
-        self.launch = LaunchDirectory.create()
+        self.launch = LaunchDirectory().create()
         self.twins = [asdict(self.launch.twin("DATA", i)) for i in range(settings.streams)]
         self.endpoints = [f"tcp://127.0.0.1:{free_port()}" for _ in range(settings.streams)]
         self.board = Board(f"{self.folder}/board")

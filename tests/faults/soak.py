@@ -79,7 +79,7 @@ class Soak:
         self.each = frames // PRODUCERS
         self.shape = shape
         self.folder = tempfile.mkdtemp(prefix="bt-soak-")
-        self.launch = LaunchDirectory.create()
+        self.launch = LaunchDirectory().create()
         self.twins = [self.launch.twin("DATA", i) for i in range(PRODUCERS)]
         self.ports = [free_port() for _ in range(PRODUCERS)]
         self.addresses = [

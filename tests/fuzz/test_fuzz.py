@@ -152,7 +152,7 @@ def test_a_path_that_cannot_be_is_refused(directory: str) -> None:
 
 
 def test_a_pipe_in_place_of_a_beacon_is_not_waited_for() -> None:
-    directory = LaunchDirectory.create()
+    directory = LaunchDirectory().create()
     try:
         os.unlink(beacon_path(directory.launch))
         os.mkfifo(beacon_path(directory.launch))

@@ -97,7 +97,7 @@ def test_when_a_larger_ring_finds_no_room_publish_fails_and_the_stream_goes_on_a
     output = run(
         """
 import numpy as np
-directory = LaunchDirectory.create()
+directory = LaunchDirectory().create()
 address = Address("tcp://127.0.0.1:0", directory.twin("DATA", 0))
 sink = open_sink(Address("tcp://127.0.0.1:*", address.twin))
 source = open_source([address])
@@ -196,7 +196,7 @@ def limited(spare):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-directory = LaunchDirectory.create()
+directory = LaunchDirectory().create()
 address = Address("tcp://127.0.0.1:13377", directory.twin("DATA", 0))
 """
 

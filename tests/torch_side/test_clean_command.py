@@ -14,7 +14,7 @@ LAUNCHER = """
 import sys
 import posix_ipc
 from blendtorch_shm.launch_directory import LaunchDirectory
-directory = LaunchDirectory.create()
+directory = LaunchDirectory().create()
 posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0", posix_ipc.O_CREX, size=4096).close_fd()
 print(directory.path, directory.launch, flush=True)
 sys.stdin.read()
@@ -22,7 +22,7 @@ sys.stdin.read()
 
 
 def test_what_dead_launches_left_is_removed_and_living_ones_are_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
-    living = LaunchDirectory.create()
+    living = LaunchDirectory().create()
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as dead:

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+import blendtorch_shm.launch_directory
 import torch_side.display
+import torch_side.launcher
 from blendtorch_shm.errors import (
     BlenderNotFound,
     BlendtorchError,
@@ -30,6 +32,7 @@ from torch_side import ports
 from torch_side.launcher import BlenderLauncher
 from torch_side.utils import get_primary_ip
 
+from ..interruption import everywhere
 from .conftest import eventually, is_alive
 
 STAY = "\nimport time\ntime.sleep(600)\n"
@@ -291,6 +294,24 @@ def test_an_exception_from_a_signal_handler_does_not_hide_why_the_block_ended(sc
         assert [process.returncode for process in processes] == [0]
     finally:
         signal.signal(signal.SIGUSR1, previous)
+
+
+def test_ctrl_c_at_any_line_leaves_nothing_behind(script: Callable[[str], Path]) -> None:
+    """What hits the first lines of ``__exit__`` leaves the rest to the end of this process."""
+    launcher = BlenderLauncher("", script(STAY), named_sockets=["DATA"], blender="python", progress=False)
+
+    def launch() -> None:
+        with launcher:
+            pass
+
+    number = -1
+    files = [torch_side.launcher.__file__, blendtorch_shm.launch_directory.__file__]
+    for number in everywhere(launch, files, per="line", without=["sweep", "_sweep_one", "processes_of"]):
+        torch_side.launcher._close_all()
+        assert launcher not in torch_side.launcher._running, number
+        assert not os.listdir(os.environ["XDG_RUNTIME_DIR"]), number
+        assert not list(Path("/dev/shm").glob(f"*{launcher._directory.launch}*") if launcher._directory else []), number
+    assert number > 100
 
 
 def test_a_launcher_can_be_used_again(script: Callable[[str], Path]) -> None:
