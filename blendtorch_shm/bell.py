@@ -33,6 +33,8 @@ class Bell:
         fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
     """
 
+    fd = -1  # while Ctrl-C keeps it from being more
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
 

@@ -94,21 +94,25 @@ class FileLocks(ThreadLocks):
             raise SegmentError.cannot_open("lock file", path, error) from error
 
     def try_lock(self, number: int, count: int = 1) -> bool:
-        with self._guard:
-            if number in self._held or (count > 1 and not self._held.isdisjoint(range(number, number + count))):
-                return False
-            try:
+        is_ours = False
+        try:
+            with self._guard:
+                if number in self._held or (count > 1 and not self._held.isdisjoint(range(number, number + count))):
+                    return False
+                is_ours = True
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
-            except (BlockingIOError, PermissionError):
-                return False
-            except OSError as error:
-                raise SegmentError(
-                    f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}."
-                ) from error
-            self._held.add(number)
-            if count > 1:
-                self._held.update(range(number, number + count))
-            return True
+                self._held.add(number)
+                if count > 1:
+                    self._held.update(range(number, number + count))
+                return True
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
+        except BaseException:  # Ctrl-C
+            if is_ours:
+                self.unlock(number, count)
+            raise
 
     def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:

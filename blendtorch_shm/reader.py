@@ -130,35 +130,33 @@ class Reader:
         self._producers_bell = place.open_bell(PRODUCER_LOCK)
         self._locks = place.open_locks()
         self._index = -1
-        self._is_in = False
+        self._is_in = True
         self._taken_back = 0
         try:
-            self._index = self._join()
-            self._is_in = True
+            self._join()
             self.bell = place.open_bell(consumer_lock(self._index))
             if ends_with_process:
                 leaving.join(self)
+            self._words[consumer_word(self._index, "pid")] = self._pid
+            self._delivered, self._released, self._copied, self._rejected, self._reclaimed, self._redelivered = (
+                Counter(self._words, consumer_word(self._index, name))
+                for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered")
+            )
+            self._reclaimed.add(self._taken_back)
+            self.count_remote(0)
+            self.reclaim_dead()  # first of all, so that who replaces a dead consumer gets what that one held in its order
         except BaseException:
-            leaving.leave(self)
-            if self._index >= 0:
-                self._locks.unlock(consumer_lock(self._index))
-            self._locks.close()
+            self._leave()
             raise
-        self._words[consumer_word(self._index, "pid")] = self._pid
-        self._delivered, self._released, self._copied, self._rejected, self._reclaimed, self._redelivered = (
-            Counter(self._words, consumer_word(self._index, name))
-            for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered")
-        )
-        self._reclaimed.add(self._taken_back)
-        self.count_remote(0)
-        self.reclaim_dead()  # first of all, so that whoever replaces a dead consumer gets what that one held in its order
 
-    def _join(self) -> int:
+    def _join(self) -> None:
         for index in range(MAX_CONSUMERS):
             if self._locks.try_lock(consumer_lock(index)):
+                self._index = index
                 if self._take_over(index + 1):
                     self.sleepers.say(index, False)
-                    return index
+                    return
+                self._index = -1
                 self._locks.unlock(consumer_lock(index))
         raise SegmentError(f"{self.place.name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
 
@@ -239,11 +237,9 @@ class Reader:
             if 0 < wake_below < FOR_A_SLOT and ring.count(State.READY) < wake_below:
                 self._producers_bell.ring()
             claims.reverse()
+            # No try inside: an interrupt at the jump back to one would not run our finally (CPython 3.13).
             while claims:
-                try:
-                    taken.append(self._open(ring, *claims[-1], always_lease))
-                except SegmentError as error:
-                    taken.append(error.with_traceback(None))  # which has us, and so would keep what was taken
+                taken.append(self._open(ring, *claims[-1], always_lease))
                 claims.pop()
         finally:
             for slot, generation in claims:  # Ctrl-C
@@ -275,31 +271,33 @@ class Reader:
                     self._locks.unlock(number, count)
                     raise
 
-    def _open(self, ring: Ring, slot: int, generation: int, always_lease: bool) -> Claimed:
-        """The message in a slot that was just claimed."""
+    def _open(self, ring: Ring, slot: int, generation: int, always_lease: bool) -> Claimed | SegmentError:
+        """The message in a slot that was just claimed, or why it makes no sense."""
         try:
-            self._delivered.add(1)
             header, payload_nbytes, flags = ring.message(slot)
-            if flags & FLAG_AGAIN:
-                self._redelivered.add(1)
-            sequence = ring.sequence(slot)
-            root = ring.bytes_of(slot)
-            payload = root[:payload_nbytes]
-            hoarding = ring.count(State.LEASED) > ring.num_slots - RESERVE
-            if (payload_nbytes or always_lease) and not hoarding:
-                lease = Lease(root, _lease_ended)
-                lease.terms = (self, ring, slot, generation)
-                self._leases[id(lease)] = lease
-                return Claimed(header, payload, sequence, lease)
-            payload = payload.copy()
-        except BaseException:
+        except SegmentError as error:
             self._release(ring, slot, generation)
-            raise
-        self._release(ring, slot, generation)
-        if hoarding and payload_nbytes:
-            self._copied.add(1)
-            self._say_hoarding(ring)
-        return Claimed(header, payload, sequence, None)
+            return error.with_traceback(None)  # which has us, and so would keep what was taken
+        sequence = ring.sequence(slot)
+        root = ring.bytes_of(slot)
+        payload = root[:payload_nbytes]
+        hoarding = ring.count(State.LEASED) > ring.num_slots - RESERVE
+        lease: Lease | None = None
+        if (payload_nbytes or always_lease) and not hoarding:
+            lease = Lease(root, _lease_ended)
+            lease.terms = (self, ring, slot, generation)
+            self._leases[id(lease)] = lease
+        else:
+            payload = payload.copy()
+        self._delivered.add(1)
+        if flags & FLAG_AGAIN:
+            self._redelivered.add(1)
+        if lease is None:
+            self._release(ring, slot, generation)
+            if hoarding and payload_nbytes:
+                self._copied.add(1)
+                self._say_hoarding(ring)
+        return Claimed(header, payload, sequence, lease)
 
     def leasable(self) -> int:
         """How many messages consumers may hold altogether, without copies."""
@@ -388,7 +386,8 @@ class Reader:
         if self._is_in:
             self._is_in = False
             leaving.leave(self)
-            self._locks.unlock(consumer_lock(self._index))
+            if self._index >= 0:
+                self._locks.unlock(consumer_lock(self._index))
             self._locks.close()
             self._rings.clear()
             self._attached = []

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
 from .states import State
-from .wire import SMALL_NBYTES, Array, arrange, copy_arrays, encode_header, take_apart
+from .wire import SMALL_NBYTES, Array, Parts, arrange, copy_arrays, encode_header, take_apart
 from .writer import Loan, Writer
 
 
@@ -84,32 +84,35 @@ class RingSink:
             if self._closed:
                 raise StreamClosed("publish() after close().")
             parts = take_apart(fields, trusted=self.trusted)
-            writer = self._writer
             if wait:
-                writer.wait_for_room()
-            loan, lent = self._loan_for(parts.large)
-            if loan is not None and lent:
-                arrange(parts, lent, loan.used)
-            header = encode_header(writer.published, parts)
-            if loan is not None and align(parts.nbytes) + len(header) > loan.ring.slot_nbytes:
-                self._abandon(loan)  # too small: what was lent from it is copied, this once
-                loan, lent = None, {}
-                arrange(parts, lent, 0)
-                header = encode_header(writer.published, parts)
-            if loan is None:
-                loan = writer.loan(align(parts.nbytes) + len(header))
+                self._writer.wait_for_room()
             try:
-                for i in lent:  # its consumer's now: a late write is an error, not a torn frame
-                    parts.large[i].flags.writeable = False
-                copy_arrays(parts, loan.ring.memory(loan.slot), lent)
-            except BaseException:  # Ctrl-C in the middle of a copy
-                self._abandon(loan)
+                self._publish(parts)
+            except BaseException:  # Ctrl-C, at any place
+                self._set_right()
                 raise
-            writer.commit(loan, parts.nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
-            if loan is self._loan:
-                self._loan = None
-            writer.wake_a_consumer()
             return True
+
+    def _publish(self, parts: Parts) -> None:
+        writer = self._writer
+        loan, lent = self._loan_for(parts.large)
+        if loan is not None and lent:
+            arrange(parts, lent, loan.used)
+        header = encode_header(writer.published, parts)
+        if loan is not None and align(parts.nbytes) + len(header) > loan.ring.slot_nbytes:
+            self._abandon(loan)  # too small: what was lent from it is copied, this once
+            loan, lent = None, {}
+            arrange(parts, lent, 0)
+            header = encode_header(writer.published, parts)
+        if loan is None:
+            loan = writer.loan(align(parts.nbytes) + len(header))
+        for i in lent:  # its consumer's now: a late write is an error, not a torn frame
+            parts.large[i].flags.writeable = False
+        copy_arrays(parts, loan.ring.memory(loan.slot), lent)
+        writer.commit(loan, parts.nbytes, header, FLAG_LOCAL_ONLY if parts.pickled else 0)
+        if loan is self._loan:
+            self._loan = None
+        writer.wake_a_consumer()
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         dtype = np.dtype(dtype)
@@ -119,9 +122,13 @@ class RingSink:
         with self._lock:
             if self._closed:
                 return None
-            if self._loan is None:
-                self._loan = self._writer.try_loan(nbytes) if self._writer.can_lend() else None
-            lent = self._loan.lend(nbytes) if self._loan is not None else None
+            try:
+                if self._loan is None:
+                    self._loan = self._writer.try_loan(nbytes) if self._writer.can_lend() else None
+                lent = self._loan.lend(nbytes) if self._loan is not None else None
+            except BaseException:  # Ctrl-C
+                self._set_right()
+                raise
         if lent is None:
             return None
         root, offset = lent
@@ -189,6 +196,11 @@ class RingSink:
                 lent[number] = offset
         # Lent arrays that are alive but not in this message: the script still needs them, so take another slot.
         return (loan, lent) if lent else (None, {})
+
+    def _set_right(self) -> None:
+        """No loan is current any more; what was lent and still lives is copied when it is published."""
+        self._loan = None
+        self._writer.set_right()
 
     def _abandon(self, loan: Loan) -> None:
         if loan.ring.info(loan.slot).state == State.LOANED:  # not closed by a signal handler meanwhile

@@ -78,7 +78,11 @@ class RingSource:
         self._closed = False
         self._complained: set[str] = set()
         self._looked_after = time.monotonic()
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
 
     def receive(self, timeout_s: float) -> Message | None:
         message = self.take()
@@ -228,8 +232,8 @@ class RingSource:
             except SegmentError as error:
                 self._absent[place] = str(error)
                 continue
-            self._poller.register(reader.bell.fd, select.POLLIN)
             self._readers.append(reader)
+            self._poller.register(reader.bell.fd, select.POLLIN)
             del self._absent[place]
 
     def _reject(self, reader: Reader, error: Exception) -> None:

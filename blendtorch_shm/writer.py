@@ -134,7 +134,8 @@ class Writer:
             self._words = self._control.words
             self.key = self._words[KEY]
             self._sleepers = Sleepers(place, self._control)
-            self._rings = self._adopt_rings()  # the last one is current; earlier ones drain
+            self._rings = list(attach_rings(place, self._control, {}))  # the last one is current; earlier ones drain
+            self._adopt_rings()
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)
             self._locks.close()
@@ -153,22 +154,23 @@ class Writer:
         control.words[CLOSED] = control.words[WAITING] = 0
         return control
 
-    def _adopt_rings(self) -> list[Ring]:
+    def _adopt_rings(self) -> None:
         """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void.
 
         It may have died anywhere, so what it stored in two steps is made good: a message that was READY counts as published, a
         ring that was removed is no longer looked for, and one that was not finished is removed.
         """
-        rings = list(attach_rings(self.place, self._control, {}))
-        words = self._words
-        self.place.unlink(f".{words[NEXT_RING]}")
-        for ring in rings:
-            words[PUBLISHED] = max(words[PUBLISHED], ring.next_sequence())
+        self.place.unlink(f".{self._words[NEXT_RING]}")
+        self.set_right()
+        if self._rings:
+            self._words[FIRST_RING] = self._rings[0].number
+            self.max_ready = min(self.max_ready, self._rings[-1].num_slots - 1)
+
+    def set_right(self) -> None:
+        """After an interrupt anywhere: all loans are void, and a message that was READY counts as published."""
+        for ring in self._rings:
+            self._words[PUBLISHED] = max(self._words[PUBLISHED], ring.next_sequence())
             ring.abort_all()
-        if rings:
-            words[FIRST_RING] = rings[0].number
-            self.max_ready = min(self.max_ready, rings[-1].num_slots - 1)
-        return rings
 
     @property
     def published(self) -> int:

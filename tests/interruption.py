@@ -1,38 +1,48 @@
-"""Ctrl-C at every single place of some code, one after the other."""
+"""Ctrl-C at each place of some code where Python looks for signals, one after the other."""
 
 from __future__ import annotations
 
+import dis
+import functools
 import sys
 from collections.abc import Callable, Collection, Iterator
-from types import FrameType
-from typing import Any, Literal
+from types import CodeType, FrameType
+from typing import Any
 
 
-def everywhere(
-    run: Callable[[], object], files: Collection[str], *, per: Literal["line", "opcode"], without: Collection[str] = ()
-) -> Iterator[int]:
-    """Call `run` again and again; each call ends by KeyboardInterrupt at the next place, until one ends by itself.
+def everywhere(run: Callable[[], object], files: Collection[str], *, without: Collection[str] = ()) -> Iterator[str]:
+    """Call `run` again and again; KeyboardInterrupt ends each call at the next place, until a call ends by itself.
+
+    CPython looks for signals where a function begins, after calls of what is not written in Python, and where loops jump back.
 
     Args:
         run: what to interrupt. It must not catch the interrupt.
         files: paths of the source files with the places.
-        per: whether a place is a line or an instruction.
         without: names of functions in them that are left out.
 
     Yields:
-        after each interrupted call, which place it was in.
+        after each interrupted call, where that was.
     """
-    reached = 0
-    number = 0
+    reached = number = 0
+    place = ""
+    last: dict[FrameType | None, str] = {}  # what each frame did last
 
     def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
-        nonlocal reached
-        if frame.f_code.co_filename not in files or frame.f_code.co_name in without:
+        nonlocal reached, place
+        code = frame.f_code
+        if event == "call" and frame.f_back in last:
+            last[frame.f_back] = "CALL of Python"
+        if code.co_filename not in files or code.co_name in without:
             return None
-        frame.f_trace_opcodes = per == "opcode"
-        reached += event == per
-        if reached > number:
-            raise KeyboardInterrupt
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            done = last.get(frame, "RESUME")
+            last[frame] = _names(code)[frame.f_lasti]
+            looks = done in ("RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD")
+            reached += looks
+            if looks and reached > number:
+                place = f"{code.co_name}, line {frame.f_lineno}, after {done}"
+                raise KeyboardInterrupt
         return trace
 
     tracing = sys.gettrace()
@@ -41,11 +51,18 @@ def everywhere(
         try:
             sys.settrace(trace)
             run()
-        except KeyboardInterrupt:
-            sys.settrace(tracing)
-            yield number
-            number += 1
-        else:
+            assert number > 20, f"only {number} places to interrupt: does what runs come from these files?"
             return
+        except KeyboardInterrupt:
+            pass
         finally:
             sys.settrace(tracing)
+            last.clear()  # frames hold what was in them
+        yield place
+        number += 1
+
+
+@functools.cache
+def _names(code: CodeType) -> dict[int, str]:
+    """Offsets of the instructions, and what they do."""
+    return {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}

@@ -620,6 +620,7 @@ class _Connection:
         self._taken_from = 0  # key of the stream that they are of
         self._kept: deque[list[zmq.Frame]] = deque()  # from a producer that closed, to be taken yet
         self._state = "not reached yet"
+        self._is_in_doubt = False
         self._rejected = 0
         self._socket = context.socket(zmq.DEALER)
         self._socket.rcvhwm = 0  # what is on its way is limited by queue_size
@@ -643,6 +644,17 @@ class _Connection:
             room: messages that may queue up here.
         """
         self._room = room
+        try:
+            return self._take()
+        except BaseException:  # Ctrl-C, perhaps with a message in hand, or in the middle of its frames
+            self._is_in_doubt = True
+            raise
+
+    def _take(self) -> Message | None:
+        if self._is_in_doubt:
+            self._is_in_doubt = False
+            if self._state == _CONNECTED:
+                self._greet()  # the producer sends again what we do not say that we have taken
         while True:
             if self._monitor.poll(0):
                 self._hear_of_connection()

@@ -3,9 +3,11 @@
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+import blendtorch_shm
 from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.keys import make_keys
 from blendtorch_shm.launch_directory import LaunchDirectory
@@ -13,6 +15,9 @@ from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
+
+SOURCES = [str(path) for path in Path(blendtorch_shm.__file__).parent.rglob("*.py")]
+"""The source files of the core."""
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq.sugar.socket
 
 from blendtorch_shm.errors import PublishError, StreamClosed
 from blendtorch_shm.source import Source
+from blendtorch_shm.states import State
 from blendtorch_shm.wire import Message
 
-from .conftest import Transport
+from ..interruption import everywhere
+from .conftest import SOURCES, Transport
 
 PATIENCE_S = 20.0
 
@@ -475,6 +478,63 @@ def test_an_interrupted_publish_gives_its_slot_back(transport: Transport, monkey
                 sink.publish({"image": picture(1)})
     sink.publish({"image": picture(2)})
     assert (receive(source)["image"] == 2).all()
+
+
+@pytest.mark.parametrize("lent", [False, True])
+def test_an_interrupt_anywhere_in_publish_costs_at_most_its_message(transport: Transport, lent: bool) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    begun = 0
+
+    def publish() -> None:
+        nonlocal begun
+        begun += 1
+        image = sink.lend((48, 64, 3), np.uint8) if lent else None
+        if image is None:
+            image = picture(begun)
+        else:
+            image[...] = begun % 256
+        sink.publish({"i": begun, "image": image})
+
+    publish()
+    assert receive(source)["i"] == 1
+    for place in everywhere(publish, SOURCES):
+        interrupted = begun
+        publish()
+        received = []
+        while not received or received[-1] != begun:
+            message = receive(source)
+            received.append(message["i"])
+            assert (message["image"] == received[-1] % 256).all(), place
+        assert received in ([begun], [interrupted, begun]), place
+        del message
+        assert not any(ring.count(State.LOANED) for ring in sink._writer._rings), place
+
+
+def test_an_interrupt_anywhere_in_receive_costs_at_most_one_message(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    number = 0
+
+    def publish() -> None:
+        nonlocal number
+        number += 1
+        sink.publish({"i": number, "image": picture(number)})
+
+    publish()
+    assert receive(source)["i"] == 1
+    publish()
+    # ZeroMQ's Python puts the parts of a message together.
+    received_one = everywhere(lambda: source.receive(PATIENCE_S), [*SOURCES, zmq.sugar.socket.__file__])
+    for place in received_one:
+        interrupted = number
+        publish()
+        received = []
+        while not received or received[-1] != number:
+            message = receive(source)
+            received.append(message["i"])
+            assert (message["image"] == received[-1] % 256).all(), place
+        assert received in ([number], [interrupted, number]), place
+        del message
+        publish()
 
 
 def interrupt(*args: object) -> None:

@@ -96,7 +96,7 @@ def test_removing_twice_is_removing_once(directory: LaunchDirectory) -> None:
     directory.remove()
 
 
-def test_an_interrupt_before_any_instruction_leaves_nothing_behind() -> None:
+def test_an_interrupt_anywhere_leaves_nothing_behind() -> None:
     directory = LaunchDirectory()
 
     def create_and_remove() -> None:
@@ -105,13 +105,11 @@ def test_an_interrupt_before_any_instruction_leaves_nothing_behind() -> None:
         directory.create()
         directory.remove()
 
-    number = -1
-    for number in everywhere(create_and_remove, [launch_directory.__file__], per="opcode"):
+    for place in everywhere(create_and_remove, [launch_directory.__file__]):
         directory.remove()  # what was interrupted may be the last one's removal
-        assert not os.path.lexists(directory.path), number
-        assert not [name for name in os.listdir("/dev/shm") if directory.launch in name], number
-        assert directory.launch not in launch_directory._mine, number
-    assert number > 100
+        assert not os.path.lexists(directory.path), place
+        assert not [name for name in os.listdir("/dev/shm") if directory.launch in name], place
+        assert directory.launch not in launch_directory._mine, place
 
 
 def test_a_forked_child_does_not_remove_its_parents_launch(directory: LaunchDirectory) -> None:

@@ -3,7 +3,6 @@
 import gc
 import os
 import time
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +15,13 @@ from blendtorch_shm.layout import MAX_CONSUMERS, consumer_word
 from blendtorch_shm.locks import open_locks, slot_lock
 from blendtorch_shm.place import SharedPlace
 from blendtorch_shm.reader import Reader
-from blendtorch_shm.ring import Ring
+from blendtorch_shm.source import Source
 from blendtorch_shm.states import State
 from blendtorch_shm.stream import attach_control
 from blendtorch_shm.transport import open_sink, open_source
+
+from ..interruption import everywhere
+from .conftest import SOURCES
 
 
 def test_a_stream_says_what_it_waits_for(twin: Twin) -> None:
@@ -170,35 +172,47 @@ def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_le
     sink.close()
 
 
-@pytest.mark.parametrize(
-    ("where", "left"),
-    [("claim", [0, 1, 2, 3]), ("_claim", [0, 1, 2, 3]), ("_open", [0, 1, 2, 3]), ("message", [1, 2, 3])],
-)
-def test_ctrl_c_while_many_messages_are_taken_loses_at_most_the_one_that_is_being_opened(
-    twin: Twin, monkeypatch: pytest.MonkeyPatch, where: str, left: list[int]
-) -> None:
+@pytest.mark.parametrize("count", [1, 4])
+def test_ctrl_c_anywhere_while_messages_are_taken_loses_only_what_was_taken_already(twin: Twin, count: int) -> None:
     address = Address("tcp://127.0.0.1:*", twin)
     sink, source = open_sink(address), open_source([address])
-    for i in range(4):
-        sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
-    owner = Reader if where.startswith("_") else Ring
-    function = getattr(owner, where)
 
-    def interrupted(*args: Any) -> Any:
-        if where == "_claim":
-            function(*args)  # it is just done
-        if where != "claim" or args[0].sequence(args[1]) == 2:
-            raise KeyboardInterrupt
-        return function(*args)
+    def publish() -> None:
+        for i in range(count):
+            sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
 
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, where, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            source.receive_many(4, 10)
-    messages = source.receive_many(4, 10)
-    assert [message.fields["i"] for message in messages] == left
-    assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
+    publish()
+    (ring,) = source._readers[0]._all_rings()
+    lost = []
+    for place in everywhere(lambda: source.receive_many(count, 10), SOURCES):
+        left = []
+        while (message := source.receive(0)) is not None:
+            left.append(message.fields["i"])
+            assert (message.fields["image"] == left[-1]).all()
+        del message
+        lost.append(count - len(left))
+        assert left == list(range(lost[-1], count)), place
+        assert ring.count(State.FREE) == ring.num_slots, place
+        publish()
+    assert lost[0] == 0
+    assert lost[-1] == count
     source.close()
+    sink.close()
+
+
+def test_ctrl_c_anywhere_while_a_stream_is_opened_leaves_no_member_behind(twin: Twin) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink = open_sink(address)
+    sink.publish({"i": 1})
+    locks = open_locks(twin.lock_path)
+    held = set(locks._held)
+    sources: list[Source] = []
+    for place in everywhere(lambda: sources.append(open_source([address])), SOURCES):
+        while sources:
+            sources.pop().close()
+        assert locks._held == held, place
+    sources.pop().close()
+    locks.close()
     sink.close()
 
 
