@@ -42,7 +42,7 @@ def _table() -> list[Point]:
     producer, consumer, remote, both = ("producer",), ("consumer",), ("remote",), ("consumer", "producer")
     writer, ring, reader, tcp = (f"blendtorch_shm.{name}" for name in ("writer", "ring", "reader", "transport.tcp"))
     stream, sink, segment, wire = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment", "wire"))
-    publish, commit, open_ring = f"{sink}:RingSink.publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
+    publish, commit, open_ring = f"{sink}:RingSink._publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
     create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
     claim, take, opens = (f"{reader}:Reader.{name}" for name in ("_claim", "_take", "_open"))
     return [
@@ -57,9 +57,7 @@ def _table() -> list[Point]:
             'control.words[word(layout.STREAM_HEADER, "magic")]',
         ),
         Point("the control segment is made", producer, create, "control.words[EPOCH] += 1"),
-        Point(
-            "rings are adopted, loans are not void yet", producer, f"{writer}:Writer._adopt_rings", "ring.abort_all()"
-        ),
+        Point("rings are adopted, loans are not void yet", producer, f"{writer}:Writer.set_right", "ring.abort_all()"),
         Point(
             "a loan is void, its slot not free yet",
             producer,
@@ -126,9 +124,9 @@ def _table() -> list[Point]:
         Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
         Point("one of some slots is claimed, the next one not yet", both, claim, "claims.append("),
         Point("slots are claimed, the producer not woken yet", both, take, "wake_below ="),
-        Point("a slot is claimed and unlocked", both, opens, "self._delivered.add(1)"),
+        Point("a slot is claimed and unlocked", both, opens, "header, payload_nbytes, flags ="),
         Point("a lease is made, not registered yet", both, opens, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, opens, "return Claimed(header, payload, sequence, lease)"),
+        Point("a lease is registered", both, opens, "self._delivered.add(1)"),
         Point("a message is being used", consumer, "actors:_consume", "held.append("),
         # A consumer is done with it.
         Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
