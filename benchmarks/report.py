@@ -114,20 +114,21 @@ def by_title(infos: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Frames per second, or what is compared instead: lines over `x`, or bars where there is only one."""
+    """Frames per second, or what is compared instead: lines over `x`, or bars where there are too few for a line."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "blendtorch-shm"  # the same file for the same figures
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: a tenth of the size
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure = next(f for f in FIGURES if f in rows[0])
     xs = list(dict.fromkeys(row["x"] for row in rows))
     ways = list(dict.fromkeys(row["way"] for row in rows))
     canvas, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    if len(xs) == 1:
-        axes.barh(ways, [row[figure] for row in rows])
+    if len(xs) < 3:
+        names = [row["way"] if len(xs) == 1 else f"{row['x']}: {row['way']}" for row in rows]
+        axes.barh(names, [row[figure] for row in rows], color=[f"C{xs.index(row['x'])}" for row in rows])
         axes.bar_label(axes.containers[0], fmt=lambda value: format(value, FIGURES[figure][1]), padding=3)
         axes.margins(x=0.12)
         axes.invert_yaxis()
@@ -138,6 +139,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.plot([xs.index(x) for x in points], list(points.values()), marker=marker, label=way)
         axes.set_xticks(range(len(xs)), xs)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(ticker.StrMethodFormatter("{x:,g}"))
         axes.grid(axis="y", which="both", alpha=0.3)
         axes.set_xlabel(rows[0]["table"])
         axes.set_ylabel(FIGURES[figure][0])

@@ -33,7 +33,7 @@ class Bell:
         fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
     """
 
-    fd = -1  # while Ctrl-C keeps it from being more
+    fd = -1  # of one that Ctrl-C came in the making of: that has an end, too
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

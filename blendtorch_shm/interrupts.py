@@ -3,6 +3,10 @@
 Callbacks of weak references, and ``__del__``, run in the middle of any statement of a training loop, once per message, and pyzmq
 looks for signals whenever it frees a frame, so Ctrl-C hits one sooner or later. It may do so before a callback's first statement,
 hence no ``try`` in there can hold it: only ``sys.unraisablehook`` sees it. It is kept, and the next call that may raises it.
+
+Elsewhere Ctrl-C is raised where CPython looks for signals: where a function begins, after calls of what is not written in Python,
+and where loops jump back. So what must be undone is told to whoever undoes it before it is done, and undoing what was not done,
+or was undone, does no harm. ``tests/interruption.py`` tries each place.
 """
 
 from __future__ import annotations

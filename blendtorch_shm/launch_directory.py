@@ -45,7 +45,7 @@ RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
 _LOCK = "launcher.lock"
 _NAME = re.compile(r"\.?blendtorch-([0-9a-f]{8})")
 _ABANDONED_S = 60.0
-"""A directory under its first name, or without a lock file, is being made or removed; after this long, who did that is gone."""
+"""A directory under its unfinished name, or without a lock file, is being made or removed: for no longer than this."""
 
 _ROOM_NBYTES = 2**16
 """For logs, at least, there must be in the directory of a launch that begins."""
@@ -102,13 +102,13 @@ class LaunchDirectory:
         base = _base()
         self._nonce = secrets.token_hex(16)
         self._pid = os.getpid()
+        self._directories: list[str] = []
+        """Those made, and perhaps the one that is being made."""
         self._lock_fds: list[int] = []
         while True:
             self.launch = secrets.token_hex(4)
             self.path, self.streams = f"{base}/blendtorch-{self.launch}", streams_path(self.launch)
-            both = os.path.realpath(self.streams), os.path.realpath(self.path)
-            self._directories = list(dict.fromkeys(both))  # they may be the same
-            if not any(map(os.path.lexists, self._directories)):
+            if not os.path.lexists(self.path) and not os.path.lexists(self.streams):
                 break
 
     def create(self) -> LaunchDirectory:
@@ -122,7 +122,9 @@ class LaunchDirectory:
         """
         _mine.add(self.launch)
         try:
-            for directory in self._directories:
+            both = os.path.realpath(self.streams), os.path.realpath(self.path)
+            for directory in dict.fromkeys(both):  # they may be the same
+                self._directories.append(directory)
                 self._lock_fds.append(_make_locked(directory))
             Path(beacon_path(self.launch)).write_text(self._nonce)
             room = Path(self.path, "room")
@@ -149,12 +151,12 @@ class LaunchDirectory:
         """
         if self.launch not in _mine or os.getpid() != self._pid:
             return
+        while self._lock_fds:  # first: to look into directories takes descriptors, of which there may be no more
+            os.close(self._lock_fds.pop())
         _remove(self.path, self.launch)
         for directory in self._directories:
             shutil.rmtree(_unfinished(directory), ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
-        while self._lock_fds:
-            os.close(self._lock_fds.pop())
         _mine.discard(self.launch)
 
 

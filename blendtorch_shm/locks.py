@@ -94,21 +94,25 @@ class FileLocks(ThreadLocks):
             raise SegmentError.cannot_open("lock file", path, error) from error
 
     def try_lock(self, number: int, count: int = 1) -> bool:
+        numbers = range(number, number + count)
         is_ours = False
         try:
             with self._guard:
-                if number in self._held or (count > 1 and not self._held.isdisjoint(range(number, number + count))):
+                if not self._held.isdisjoint(numbers):
                     return False
-                is_ours = True
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
-                self._held.add(number)
-                if count > 1:
-                    self._held.update(range(number, number + count))
-                return True
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError as error:
-            raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
+                is_ours = True  # among the threads of this process, and from here on
+                self._held.update(numbers)
+                try:
+                    fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
+                    return True
+                except OSError as error:
+                    is_ours = False
+                    self._held.difference_update(numbers)
+                    if isinstance(error, (BlockingIOError, PermissionError)):
+                        return False
+                    raise SegmentError(
+                        f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}."
+                    ) from error
         except BaseException:  # Ctrl-C
             if is_ours:
                 self.unlock(number, count)

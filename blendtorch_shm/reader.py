@@ -130,7 +130,7 @@ class Reader:
         self._producers_bell = place.open_bell(PRODUCER_LOCK)
         self._locks = place.open_locks()
         self._index = -1
-        self._is_in = True
+        self._has_left = False
         self._taken_back = 0
         try:
             self._join()
@@ -156,8 +156,8 @@ class Reader:
                 if self._take_over(index + 1):
                     self.sleepers.say(index, False)
                     return
-                self._index = -1
                 self._locks.unlock(consumer_lock(index))
+                self._index = -1
         raise SegmentError(f"{self.place.name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
 
     def _take_over(self, owner: int) -> bool:
@@ -276,6 +276,7 @@ class Reader:
         try:
             header, payload_nbytes, flags = ring.message(slot)
         except SegmentError as error:
+            self._delivered.add(1)
             self._release(ring, slot, generation)
             return error.with_traceback(None)  # which has us, and so would keep what was taken
         sequence = ring.sequence(slot)
@@ -369,7 +370,7 @@ class Reader:
 
     def close(self) -> None:
         """Take no more messages. Arrays that are still alive stay valid, and the membership lasts as long as they do."""
-        if not self._closing and os.getpid() == self._pid:
+        if not self._has_left and os.getpid() == self._pid:
             self._closing = True
             self.sleep(False)
             if not self._leases:
@@ -383,8 +384,8 @@ class Reader:
         self._leave()
 
     def _leave(self) -> None:
-        if self._is_in:
-            self._is_in = False
+        if not self._has_left:
+            self._has_left = True  # first: the last lease may end in another thread meanwhile
             leaving.leave(self)
             if self._index >= 0:
                 self._locks.unlock(consumer_lock(self._index))

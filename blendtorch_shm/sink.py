@@ -10,17 +10,21 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import StreamClosed
 from .layout import FLAG_LOCAL_ONLY, align
+from .ring import Bytes
 from .states import State
 from .wire import SMALL_NBYTES, Array, Parts, arrange, copy_arrays, encode_header, take_apart
 from .writer import Loan, Writer
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class Sink(Protocol):
@@ -76,6 +80,8 @@ class RingSink:
         self._lent: list[tuple[weakref.ref[Array], int]] = []  # those arrays, and where in the slot
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
+        self._depth = 0  # calls in the middle of their work
+        self._is_in_doubt = False  # whether one of them was interrupted
         self._pid = os.getpid()
 
     def publish(self, fields: Mapping[str, Any], *, wait: bool = True) -> bool:
@@ -86,11 +92,7 @@ class RingSink:
             parts = take_apart(fields, trusted=self.trusted)
             if wait:
                 self._writer.wait_for_room()
-            try:
-                self._publish(parts)
-            except BaseException:  # Ctrl-C, at any place
-                self._set_right()
-                raise
+            self._try(self._publish, parts)
             return True
 
     def _publish(self, parts: Parts) -> None:
@@ -122,13 +124,7 @@ class RingSink:
         with self._lock:
             if self._closed:
                 return None
-            try:
-                if self._loan is None:
-                    self._loan = self._writer.try_loan(nbytes) if self._writer.can_lend() else None
-                lent = self._loan.lend(nbytes) if self._loan is not None else None
-            except BaseException:  # Ctrl-C
-                self._set_right()
-                raise
+            lent = self._try(self._lend, nbytes)
         if lent is None:
             return None
         root, offset = lent
@@ -177,9 +173,11 @@ class RingSink:
             self._closed = True
             if self._loan is not None:
                 self._abandon(self._loan)
-        if self._forwarder is not None:
-            self._forwarder.close(patient=patient)
-        self._writer.close()
+        try:
+            if self._forwarder is not None:
+                self._forwarder.close(patient=patient)
+        finally:  # also when Ctrl-C ends its patience
+            self._writer.close()
 
     def _loan_for(self, arrays: list[Array]) -> tuple[Loan | None, dict[int, int]]:
         """The current loan if this message should use it, and the offsets of the arrays that already are in it."""
@@ -197,10 +195,34 @@ class RingSink:
         # Lent arrays that are alive but not in this message: the script still needs them, so take another slot.
         return (loan, lent) if lent else (None, {})
 
-    def _set_right(self) -> None:
+    def _lend(self, nbytes: int) -> tuple[Bytes, int] | None:
+        if self._loan is None:
+            self._loan = self._writer.try_loan(nbytes) if self._writer.can_lend() else None
+        return self._loan.lend(nbytes) if self._loan is not None else None
+
+    def _try(self, step: Callable[[_T], _U], argument: _T) -> _U:
+        """Take a step. If it fails anywhere, as after Ctrl-C, no slot stays LOANED for ever: but not while the same thread is in
+        the middle of another one, from which a signal's handler came here.
+        """
+        if self._is_in_doubt and not self._depth:
+            self._recover()  # Ctrl-C came twice
+        self._depth += 1
+        try:
+            return step(argument)
+        except BaseException:
+            self._is_in_doubt = True
+            raise
+        finally:
+            self._depth -= 1
+            if self._is_in_doubt and not self._depth:
+                self._recover()
+
+    def _recover(self) -> None:
         """No loan is current any more; what was lent and still lives is copied when it is published."""
-        self._loan = None
-        self._writer.set_right()
+        if not self._closed:  # by a signal's handler, and the stream may have another producer already
+            self._loan = None
+            self._writer.recover()
+        self._is_in_doubt = False
 
     def _abandon(self, loan: Loan) -> None:
         if loan.ring.info(loan.slot).state == State.LOANED:  # not closed by a signal handler meanwhile

@@ -232,9 +232,13 @@ class RingSource:
             except SegmentError as error:
                 self._absent[place] = str(error)
                 continue
-            self._readers.append(reader)
-            self._poller.register(reader.bell.fd, select.POLLIN)
-            del self._absent[place]
+            try:
+                self._poller.register(reader.bell.fd, select.POLLIN)
+                self._readers += [reader]  # no call, hence no signal before the next line
+                del self._absent[place]
+            except BaseException:  # Ctrl-C
+                reader.close()
+                raise
 
     def _reject(self, reader: Reader, error: Exception) -> None:
         reader.reject()

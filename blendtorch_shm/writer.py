@@ -134,7 +134,6 @@ class Writer:
             self._words = self._control.words
             self.key = self._words[KEY]
             self._sleepers = Sleepers(place, self._control)
-            self._rings = list(attach_rings(place, self._control, {}))  # the last one is current; earlier ones drain
             self._adopt_rings()
         except BaseException:
             self._locks.unlock(PRODUCER_LOCK)
@@ -155,19 +154,19 @@ class Writer:
         return control
 
     def _adopt_rings(self) -> None:
-        """The rings of an earlier producer: its READY messages stay for the consumers, its loans are void.
+        """The rings of an earlier producer, whose READY messages stay for the consumers.
 
-        It may have died anywhere, so what it stored in two steps is made good: a message that was READY counts as published, a
-        ring that was removed is no longer looked for, and one that was not finished is removed.
+        It may have died anywhere: a ring that was removed is no longer looked for, and one that was not finished is removed.
         """
+        self._rings = list(attach_rings(self.place, self._control, {}))  # the last one is current; earlier ones drain
         self.place.unlink(f".{self._words[NEXT_RING]}")
-        self.set_right()
+        self.recover()
         if self._rings:
             self._words[FIRST_RING] = self._rings[0].number
             self.max_ready = min(self.max_ready, self._rings[-1].num_slots - 1)
 
-    def set_right(self) -> None:
-        """After an interrupt anywhere: all loans are void, and a message that was READY counts as published."""
+    def recover(self) -> None:
+        """After an end or an interrupt anywhere: abort all loans, and count a message that is READY as published."""
         for ring in self._rings:
             self._words[PUBLISHED] = max(self._words[PUBLISHED], ring.next_sequence())
             ring.abort_all()
@@ -249,8 +248,7 @@ class Writer:
         if self._closed:
             return
         self._closed = True
-        for ring in self._rings:
-            ring.abort_all()
+        self.recover()
         self._words[CLOSED] = 1
         self._locks.unlock(PRODUCER_LOCK)
         self._locks.close()

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -194,7 +193,7 @@ class BlenderLauncher:
                 "This launcher is already running. For more instances use num_instances, or a second launcher."
             )
         try:
-            self._at_last(partial(_forget, self))
+            self._at_last(_forget, self)
             _remember(self)
             descriptors.require(_DESCRIPTORS + 2 * (len(self.named_sockets) + 1) * self.num_instances, "launching")
             self._launch()
@@ -345,10 +344,10 @@ class BlenderLauncher:
         script_args += ["-btid", str(btid), "-btseed", str(self.seed + btid), *self.instance_args[btid]]
         return [*command, "--", *own, "--", *script_args]
 
-    def _at_last(self, step: Callable[[], None]) -> None:
-        """Have a step taken in the end, and again, which must do no harm, lest Ctrl-C hit the first time."""
+    def _at_last(self, step: Callable[..., None], *args: Any) -> None:
+        """Have a step taken at the end that nobody takes later: twice, for Ctrl-C may hit the first time."""
         for _ in range(2):
-            self._cleanup.callback(step)
+            self._cleanup.callback(step, *args)
 
     def _tell(self, news: str) -> None:
         if self.progress:
@@ -374,13 +373,13 @@ _running: list[BlenderLauncher] = []
 
 
 def _remember(launcher: BlenderLauncher) -> None:
-    if not _running:
+    _running.append(launcher)
+    if len(_running) == 1:
         try:
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, _on_sigterm)
         except ValueError:  # not the main thread; then the kernel ends the instances, and the next launch sweeps
             pass
-    _running.append(launcher)
 
 
 def _forget(launcher: BlenderLauncher) -> None:

@@ -52,12 +52,15 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
     descriptors.require(_PER_SINK, f"publishing on {address}")
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
+    forwarder = None
     try:
         forwarder = TcpForwarder(place, address, lingerms=lingerms)
+        return RingSink(writer, forwarder, trusted=address.twin is not None or address.keys is not None)
     except BaseException:
+        if forwarder is not None:
+            forwarder.close(patient=False)
         writer.close()
         raise
-    return RingSink(writer, forwarder, trusted=address.twin is not None or address.keys is not None)
 
 
 def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> Source:

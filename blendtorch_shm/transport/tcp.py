@@ -477,7 +477,10 @@ class TcpForwarder:
 
 def _event(monitor: zmq.Socket[bytes]) -> int:
     """The next event that ZeroMQ tells of. (Its own function for this is in a module that imports asyncio.)"""
-    return int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
+    event, *address = monitor.recv_multipart()
+    return (
+        int.from_bytes(event[:2], sys.byteorder) if address else 0
+    )  # the second half of one that Ctrl-C came in the middle of
 
 
 def _limit_silence(socket: zmq.Socket[bytes], patience_s: int) -> None:
@@ -534,8 +537,10 @@ class TcpSource:
                 self._connections.append(connection)
                 for socket in connection.sockets:
                     self.poller.register(socket, zmq.POLLIN)
-        except (zmq.ZMQError, ValueError) as error:
+        except BaseException as error:
             self._context.destroy(linger=0)
+            if not isinstance(error, (zmq.ZMQError, ValueError)):
+                raise
             raise ConfigurationError(
                 f"{str(address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
             ) from error
@@ -619,6 +624,7 @@ class _Connection:
         self._taken: deque[int] = deque(maxlen=queue_size)  # sequence numbers
         self._taken_from = 0  # key of the stream that they are of
         self._kept: deque[list[zmq.Frame]] = deque()  # from a producer that closed, to be taken yet
+        self._left: list[list[zmq.Frame]] = []  # from an earlier connection, perhaps to be kept
         self._state = "not reached yet"
         self._is_in_doubt = False
         self._rejected = 0
@@ -652,9 +658,9 @@ class _Connection:
 
     def _take(self) -> Message | None:
         if self._is_in_doubt:
-            self._is_in_doubt = False
-            if self._state == _CONNECTED:
+            if not self._state.startswith("refused"):
                 self._greet()  # the producer sends again what we do not say that we have taken
+            self._is_in_doubt = False
         while True:
             if self._monitor.poll(0):
                 self._hear_of_connection()
@@ -731,7 +737,7 @@ class _Connection:
                 self._state = (
                     "refused: these are not the keys of the launch that runs there. Load its launch information"
                 )
-            else:
+            elif event:
                 self._state = _REFUSED
 
     def _greet(self) -> None:
@@ -744,14 +750,15 @@ class _Connection:
 
     def _keep_what_is_ours(self) -> None:
         """Of what an earlier connection left here: if that ended with END, it comes from nowhere else. The rest may."""
-        left: list[list[zmq.Frame]] = []
         with contextlib.suppress(zmq.Again):
             while True:
                 frames: list[zmq.Frame] = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 if len(frames) == 1 and frames[0].bytes == _END:
-                    self._kept.extend(left)
+                    self._kept.extend(self._left)
+                    self._left.clear()
                 elif _is_stamped(frames) and _STAMP.unpack(frames[0].buffer)[0] == self._generation:
-                    left.append(frames)
+                    self._left.append(frames)
+        self._left.clear()
 
     def _reject(self, error: WireError) -> None:
         self._rejected += 1

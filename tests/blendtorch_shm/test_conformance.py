@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zmq.sugar.socket
 
+from blendtorch_shm import sink as sink_module
 from blendtorch_shm.errors import PublishError, StreamClosed
 from blendtorch_shm.source import Source
 from blendtorch_shm.states import State
@@ -498,6 +499,9 @@ def test_an_interrupt_anywhere_in_publish_costs_at_most_its_message(transport: T
     publish()
     assert receive(source)["i"] == 1
     for place in everywhere(publish, SOURCES):
+        (ring,) = sink._writer._rings
+        assert ring.count(State.LOANED) == (sink._loan is not None), place  # which it may be before publish
+        assert sink._writer.published >= ring.next_sequence(), place
         interrupted = begun
         publish()
         received = []
@@ -507,7 +511,6 @@ def test_an_interrupt_anywhere_in_publish_costs_at_most_its_message(transport: T
             assert (message["image"] == received[-1] % 256).all(), place
         assert received in ([begun], [interrupted, begun]), place
         del message
-        assert not any(ring.count(State.LOANED) for ring in sink._writer._rings), place
 
 
 def test_an_interrupt_anywhere_in_receive_costs_at_most_one_message(transport: Transport) -> None:
@@ -535,6 +538,27 @@ def test_an_interrupt_anywhere_in_receive_costs_at_most_one_message(transport: T
         assert received in ([number], [interrupted, number]), place
         del message
         publish()
+
+
+def test_a_publish_that_fails_in_a_signals_handler_costs_the_interrupted_one_nothing(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    copy = sink_module.copy_arrays
+
+    def copy_and_publish(*args: Any) -> None:
+        copy(*args)
+        monkeypatch.setattr(sink_module, "copy_arrays", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sink.publish({"image": picture(2)})
+        monkeypatch.undo()
+
+    monkeypatch.setattr(sink_module, "copy_arrays", copy_and_publish)
+    sink.publish({"image": picture(1)})
+    assert (receive(source)["image"] == 1).all()
+    sink.publish({"image": picture(3)})
+    assert (receive(source)["image"] == 3).all()
+    assert sink._writer._rings[-1].count(State.LOANED) == 0
 
 
 def interrupt(*args: object) -> None:

@@ -178,6 +178,17 @@ def test_a_directory_without_a_lock_is_given_time_to_get_one() -> None:
     assert not half_made.exists()
 
 
+def test_a_directory_that_has_its_lock_file_and_not_yet_its_lock_is_given_time_to_get_it() -> None:
+    half_made = Path(os.environ["XDG_RUNTIME_DIR"], ".blendtorch-01234567")
+    half_made.mkdir()
+    (half_made / launch_directory._LOCK).touch()
+    assert sweep() == []
+    long_ago = time.time() - 2 * launch_directory._ABANDONED_S
+    os.utime(half_made, (long_ago, long_ago))
+    assert sweep() == ["01234567"]
+    assert not half_made.exists()
+
+
 def test_a_link_that_looks_like_a_launch_is_not_followed(tmp_path: Path) -> None:
     link = Path(os.environ["XDG_RUNTIME_DIR"], "blendtorch-0123abcd")
     link.symlink_to(tmp_path)

@@ -216,6 +216,35 @@ def test_ctrl_c_anywhere_while_a_stream_is_opened_leaves_no_member_behind(twin: 
     sink.close()
 
 
+def test_a_publish_whose_handler_closed_the_sink_leaves_the_next_producer_alone(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = Address("tcp://127.0.0.1:*", twin)
+    sink, source = open_sink(address), open_source([address])
+    sink.publish({"image": np.zeros(9000, np.uint8)})
+    successors = []
+
+    def replace_and_raise(*_: object) -> None:
+        monkeypatch.undo()
+        sink.close(patient=False)
+        successors.append(open_sink(address))
+        successors.append(successors[0].lend((9000,), np.uint8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("blendtorch_shm.sink.encode_header", replace_and_raise)
+    with pytest.raises(KeyboardInterrupt):
+        sink.publish({"image": np.zeros(9000, np.uint8)})
+    successor, lent = successors
+    lent[...] = 7
+    successor.publish({"image": lent})
+    assert source.receive(10) is not None
+    message = source.receive(10)
+    assert message is not None
+    assert (message.fields["image"] == 7).all()
+    source.close()
+    successor.close()
+
+
 def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(twin: Twin) -> None:
     address = Address("tcp://127.0.0.1:*", twin)
     sink, source = open_sink(address), open_source([address])

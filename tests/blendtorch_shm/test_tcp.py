@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from blendtorch_shm.keys import ClientKeys, ServerKeys, make_keys
 from blendtorch_shm.layout import VERSION
 from blendtorch_shm.sink import Sink
 from blendtorch_shm.source import Source
-from blendtorch_shm.transport import open_sink, open_source
+from blendtorch_shm.transport import open_sink, open_source, tcp
 from blendtorch_shm.transport.tcp import Bye, Hello, Taken
 from blendtorch_shm.wire import encode_header, take_apart
 
+from ..interruption import everywhere
 from .conftest import free_port
 
 PATIENCE_S = 20.0
@@ -55,7 +56,7 @@ def address() -> Address:
     return Address(f"tcp://127.0.0.1:{free_port()}")
 
 
-def publish(sink: Sink, numbers: range) -> threading.Thread:
+def publish(sink: Sink, numbers: Iterable[int]) -> threading.Thread:
     """Publish messages with these numbers, and pictures that show them, from a thread."""
 
     def run() -> None:
@@ -324,6 +325,32 @@ def test_one_consumer_gets_messages_in_order_across_interruptions(opened: Open, 
             proxy.cut()
     producer.join()
     assert numbers == list(range(100))
+
+
+def test_ctrl_c_anywhere_while_it_connects_costs_a_consumer_at_most_one_message(opened: Open, address: Address) -> None:
+    sink = opened(open_sink(address))
+    number, source = 0, None
+
+    def connect_and_receive() -> None:
+        nonlocal source
+        source = None
+        source = open_source([address])
+        assert source.receive(PATIENCE_S) is not None
+
+    publish(sink, [number]).join()
+    for place in everywhere(connect_and_receive, [tcp.__file__]):
+        if source is None:
+            continue
+        interrupted, number = number, number + 1
+        publish(sink, [number]).join()
+        received = receive(source)
+        if received == interrupted:
+            received = receive(source)
+        assert received == number, place
+        source.close()
+        number += 1
+        publish(sink, [number]).join()
+    source.close()
 
 
 def test_a_consumer_waits_for_a_producer_that_comes_later_and_for_its_successor(opened: Open, address: Address) -> None:

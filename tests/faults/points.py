@@ -57,7 +57,7 @@ def _table() -> list[Point]:
             'control.words[word(layout.STREAM_HEADER, "magic")]',
         ),
         Point("the control segment is made", producer, create, "control.words[EPOCH] += 1"),
-        Point("rings are adopted, loans are not void yet", producer, f"{writer}:Writer.set_right", "ring.abort_all()"),
+        Point("rings are adopted, loans are not void yet", producer, f"{writer}:Writer.recover", "ring.abort_all()"),
         Point(
             "a loan is void, its slot not free yet",
             producer,

@@ -27,7 +27,7 @@ from blendtorch_shm.errors import (
     SceneNotFound,
     ScriptNotFound,
 )
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports, sweep
+from blendtorch_shm.launch_directory import InstanceReport, instance_reports, processes_of, sweep
 from torch_side import ports
 from torch_side.launcher import BlenderLauncher
 from torch_side.utils import get_primary_ip
@@ -308,6 +308,8 @@ def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) ->
     for place in everywhere(launch, files, without=["sweep", "_sweep_one", "processes_of"]):
         torch_side.launcher._close_all()
         assert launcher not in torch_side.launcher._running, place
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, place
+        assert not (launcher._directory and processes_of(launcher._directory.launch)), place
         assert not list(Path(os.environ["XDG_RUNTIME_DIR"]).glob("*blendtorch-*")), place
         assert not list(Path("/dev/shm").glob(f"*{launcher._directory.launch}*") if launcher._directory else []), place
 
