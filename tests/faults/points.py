@@ -126,7 +126,7 @@ def _table() -> list[Point]:
         Point("slots are claimed, the producer not woken yet", both, take, "wake_below ="),
         Point("a slot is claimed and unlocked", both, opens, "header, payload_nbytes, flags ="),
         Point("a lease is made, not registered yet", both, opens, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, opens, "self._delivered.add(1)"),
+        Point("a lease is registered", both, opens, "if flags & FLAG_AGAIN:"),
         Point("a message is being used", consumer, "actors:_consume", "held.append("),
         # A consumer is done with it.
         Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
