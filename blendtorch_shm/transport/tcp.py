@@ -476,11 +476,9 @@ class TcpForwarder:
 
 
 def _event(monitor: zmq.Socket[bytes]) -> int:
-    """The next event that ZeroMQ tells of. (Its own function for this is in a module that imports asyncio.)"""
-    event, *address = monitor.recv_multipart()
-    return (
-        int.from_bytes(event[:2], sys.byteorder) if address else 0
-    )  # the second half of one that Ctrl-C came in the middle of
+    """The next event that ZeroMQ tells of, or 0. (Its own function for this is in a module that imports asyncio.)"""
+    event, *address = monitor.recv_multipart()  # no address: Ctrl-C came in the middle, and the event is gone
+    return int.from_bytes(event[:2], sys.byteorder) if address else 0
 
 
 def _limit_silence(socket: zmq.Socket[bytes], patience_s: int) -> None:
