@@ -64,11 +64,25 @@ class ThreadLocks:
 
     def try_lock(self, number: int, count: int = 1) -> bool:
         numbers = range(number, number + count)
-        with self._guard:
-            if not self._held.isdisjoint(numbers):
-                return False
-            self._held.update(numbers)
-            return True
+        is_ours = False
+        try:
+            with self._guard:
+                if not self._held.isdisjoint(numbers):
+                    return False
+                is_ours = True  # among the threads of this process, and from here on
+                self._held.update(numbers)
+                is_ours = self._take(number, count)
+                if not is_ours:
+                    self._held.difference_update(numbers)
+                return is_ours
+        except BaseException:  # Ctrl-C
+            if is_ours:
+                self.unlock(number, count)
+            raise
+
+    def _take(self, number: int, count: int) -> bool:
+        """What the threads of this process have agreed on, against other processes."""
+        return True
 
     def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:
@@ -93,36 +107,18 @@ class FileLocks(ThreadLocks):
         except OSError as error:
             raise SegmentError.cannot_open("lock file", path, error) from error
 
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        numbers = range(number, number + count)
-        is_ours = False
+    def _take(self, number: int, count: int) -> bool:
         try:
-            with self._guard:
-                if not self._held.isdisjoint(numbers):
-                    return False
-                is_ours = True  # among the threads of this process, and from here on
-                self._held.update(numbers)
-                try:
-                    fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
-                    return True
-                except OSError as error:
-                    is_ours = False
-                    self._held.difference_update(numbers)
-                    if isinstance(error, (BlockingIOError, PermissionError)):
-                        return False
-                    raise SegmentError(
-                        f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}."
-                    ) from error
-        except BaseException:  # Ctrl-C
-            if is_ours:
-                self.unlock(number, count)
-            raise
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
+            return True
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
 
     def unlock(self, number: int, count: int = 1) -> None:
         with self._guard:
-            self._held.discard(number)
-            if count > 1:
-                self._held.difference_update(range(number, number + count))
+            super().unlock(number, count)
             fcntl.lockf(self._fd, fcntl.LOCK_UN, count, number)
 
     def is_held(self, number: int) -> bool:

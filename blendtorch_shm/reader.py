@@ -253,23 +253,20 @@ class Reader:
         """
         owner = self._index + 1
         number, count = slot_lock(ring.number, slots[0]), len(slots)
-        locked: bool | None = None
+        if not self._locks.try_lock(number, count):
+            return
         try:
-            locked = self._locks.try_lock(number, count)
-            if not locked:
-                return
             for slot in slots:
                 generation = ring.generation(slot)
                 claims.append((slot, generation))  # first: Ctrl-C may come in between
                 if not ring.claim(slot, generation, owner):
                     claims.pop()
         finally:
-            if locked is not False:  # also when Ctrl-C came before we knew
-                try:
-                    self._locks.unlock(number, count)
-                except BaseException:  # Ctrl-C
-                    self._locks.unlock(number, count)
-                    raise
+            try:
+                self._locks.unlock(number, count)
+            except BaseException:  # Ctrl-C
+                self._locks.unlock(number, count)
+                raise
 
     def _open(self, ring: Ring, slot: int, generation: int, always_lease: bool) -> Claimed | SegmentError:
         """The message in a slot that was just claimed, or why it makes no sense."""

@@ -41,11 +41,7 @@ def everywhere(run: Callable[[], object], files: Collection[str], *, without: Co
         if event == "opcode":
             done = last.get(frame, "RESUME")
             last[frame] = _names(code)[frame.f_lasti]
-            looks = done.startswith("CALL") or done in (
-                "RESUME",
-                "JUMP_BACKWARD",
-                "JUMP_ABSOLUTE",
-            )  # the last is 3.10's
+            looks = done.startswith("CALL") or done in ("RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")  # 3.10's
             reached += looks
             if looks and reached > number:
                 place = f"{code.co_name}, line {frame.f_lineno}, after {done}"

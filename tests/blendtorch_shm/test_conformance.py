@@ -31,6 +31,16 @@ def picture(i: int, shape: tuple[int, ...] = (48, 64, 3)) -> np.ndarray:
     return np.full(shape, i % 256, np.uint8)
 
 
+def numbers_until(last: int, source: Source) -> list[int]:
+    """Of the messages up to that one, whose pictures show them."""
+    numbers: list[int] = []
+    while not numbers or numbers[-1] != last:
+        message = receive(source)
+        numbers.append(message["i"])
+        np.testing.assert_array_equal(message["image"], picture(numbers[-1]))
+    return numbers
+
+
 def publish_in_background(transport: Transport, count: int, **kwargs: Any) -> threading.Thread:
     sink = transport.open_sink(**kwargs)
 
@@ -504,13 +514,7 @@ def test_an_interrupt_anywhere_in_publish_costs_at_most_its_message(transport: T
         assert sink._writer.published >= ring.next_sequence(), place
         interrupted = begun
         publish()
-        received = []
-        while not received or received[-1] != begun:
-            message = receive(source)
-            received.append(message["i"])
-            assert (message["image"] == received[-1] % 256).all(), place
-        assert received in ([begun], [interrupted, begun]), place
-        del message
+        assert numbers_until(begun, source) in ([begun], [interrupted, begun]), place
 
 
 def test_an_interrupt_anywhere_in_receive_costs_at_most_one_message(transport: Transport) -> None:
@@ -530,13 +534,7 @@ def test_an_interrupt_anywhere_in_receive_costs_at_most_one_message(transport: T
     for place in received_one:
         interrupted = number
         publish()
-        received = []
-        while not received or received[-1] != number:
-            message = receive(source)
-            received.append(message["i"])
-            assert (message["image"] == received[-1] % 256).all(), place
-        assert received in ([number], [interrupted, number]), place
-        del message
+        assert numbers_until(number, source) in ([number], [interrupted, number]), place
         publish()
 
 
