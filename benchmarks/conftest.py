@@ -150,9 +150,8 @@ class Sides:
         self._trainer = [this, *(child for child in children if child not in self._producers)]
 
     def cpu_s(self) -> tuple[float, float]:
-        trainer, producers = (
-            sum(sum(process.cpu_times()[:2]) for process in side) for side in (self._trainer, self._producers)
-        )
+        """Of all threads of these processes, ZeroMQ's included, also of those that have ended."""
+        trainer, producers = (sum(_cpu_s(process.pid) for process in side) for side in (self._trainer, self._producers))
         return trainer, producers
 
     def memory_mb(self) -> tuple[float, float]:
@@ -161,6 +160,11 @@ class Sides:
             sum(process.memory_full_info().pss for process in side) / 1e6 for side in (self._trainer, self._producers)
         )
         return trainer, producers
+
+
+def _cpu_s(pid: int) -> float:
+    """By the process's own clock, as Linux numbers it (clock_getcpuclockid): to the nanosecond, where /proc counts in 10 ms."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def _is_producer(process: psutil.Process) -> bool:

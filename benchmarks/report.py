@@ -59,12 +59,16 @@ anybody has sent anything. DataLoaders have four workers, the FrameLoader none."
     "workers": "DataLoaders by their number of workers, 480x640x3, batches of 8.",
     "batch size": "480x640x3. DataLoaders have four workers.",
     "producers": "480x640x3, one consumer. Each producer's frames are counted: none was lost.",
+    "four consumers": "One producer; each consumer is a process of its own. Every frame reached exactly one of them.",
+    "one busy and one idle consumer": """\
+480x640x3, one producer, each consumer a process of its own. One keeps each frame for 100 ms before it asks for the next, the
+other waits for frames. The latency is that of the second one; CPU time is of both, for each frame of either.""",
     "producers, batches of 8": "480x640x3. DataLoaders have four workers.",
     "fields": "480x640x3, cut into so many arrays.",
     "latency": """\
-From before publishing until the receiver has the frame, 480x640x3, 1500 frames one at a time: each asked for when the one before
-is there, or 200 a second, between which caches and CPUs cool down. The first row is what must be: a copy of that picture and a
-small message over ZeroMQ's ipc.""",
+From before publishing until the receiver has the frame, 480x640x3, one frame at a time: 1500 of which each is asked for when the
+one before is there, 600 at 60 a second, 1500 at 200 a second, between which caches and CPUs cool down. The first row is what must
+be: a copy of that picture and a small message over ZeroMQ's ipc.""",
     "time to first batch": """\
 From launching two instances (without Blender) to the first batch of 8, 480x640x3. DataLoaders have four workers, by fork.""",
     "real Blender": """\
