@@ -20,6 +20,7 @@ import blendtorch.btb as btb
 
 AHEAD = 10  # messages: blendtorch's high-water mark, and so everybody's
 STAMP = np.dtype([("frameid", np.int64), ("sent_ns", np.int64)])
+NOT_COUNTED = -1  # as a frameid: sent to connect
 
 
 def messages(
@@ -96,30 +97,36 @@ def iceoryx2(service: str, btid: int) -> Callable[[dict[str, Any]], None]:
     """The bare picture behind a stamp, in a loaned sample, and a notification."""
     import iceoryx2 as iox
 
-    node, samples, events = iceoryx2_services(service)
-    publisher = None
+    node, samples, events, connected = iceoryx2_services(service)
+    publisher: Any = None
     notifier = events.notifier_builder().create()
+
+    def send(stamp: tuple[int, int], image: np.ndarray[Any, Any]) -> None:
+        sample = publisher.loan_slice_uninit(STAMP.itemsize + image.nbytes)
+        memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
+        memory[: STAMP.itemsize].view(STAMP)[0] = stamp
+        np.copyto(memory[STAMP.itemsize :].reshape(image.shape), image)
+        sample.assume_init().send()
+        notifier.notify()
 
     def publish(message: dict[str, Any]) -> None:
         nonlocal publisher
         image = message["image"]
-        nbytes = STAMP.itemsize + image.nbytes
         if publisher is None:
-            factory = samples.publisher_builder().initial_max_slice_len(nbytes)
+            factory = samples.publisher_builder().initial_max_slice_len(STAMP.itemsize + image.nbytes)
             publisher = factory.backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create()
-        sample = publisher.loan_slice_uninit(nbytes)
-        memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
-        memory[: STAMP.itemsize].view(STAMP)[0] = message["frameid"], message["sent_ns"]
-        np.copyto(memory[STAMP.itemsize :].reshape(image.shape), image)
-        sample.assume_init().send()
-        notifier.notify()
+            # What is sent to a subscriber that has not connected is lost. So none counts before it has answered one.
+            answers = connected.listener_builder().create()
+            while not answers.timed_wait(iox.Duration.from_millis(20)):
+                send((NOT_COUNTED, 0), image)
+        send((message["frameid"], message["sent_ns"]), image)
 
     publish.node = node  # type: ignore[attr-defined]  # lives as long as what it made
     return publish
 
 
-def iceoryx2_services(service: str) -> tuple[Any, Any, Any]:
-    """Its node, its samples and its events; the same at both ends."""
+def iceoryx2_services(service: str) -> tuple[Any, Any, Any, Any]:
+    """Its node, its samples, its events, and the subscriber's event that it is connected; the same at both ends."""
     import ctypes
 
     import iceoryx2 as iox
@@ -129,7 +136,11 @@ def iceoryx2_services(service: str) -> tuple[Any, Any, Any]:
     name = iox.ServiceName.new(service)
     samples = node.service_builder(name).publish_subscribe(iox.Slice[ctypes.c_uint8])
     samples = samples.enable_safe_overflow(False).subscriber_max_buffer_size(AHEAD).open_or_create()
-    return node, samples, node.service_builder(name).event().open_or_create()
+    events, connected = (
+        node.service_builder(iox.ServiceName.new(each)).event().open_or_create()
+        for each in (service, f"{service}/connected")
+    )
+    return node, samples, events, connected
 
 
 WAYS = {"ring": ring, "pickle": over_tcp, "parts": in_parts, "iceoryx2": iceoryx2, "hop": hop}

@@ -13,6 +13,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -186,23 +187,30 @@ def iceoryx2(shape: Shape, **options: Any) -> Iterator[Receive]:
     """Waits for events; the picture is an array over the sample, which goes back with the next message."""
     iox = pytest.importorskip("iceoryx2")
     with launch("iceoryx2", shape, **options) as launcher:
-        _node, samples, events = producer.iceoryx2_services(str(launcher.launch_info.addresses["DATA"][0]))
+        _node, samples, events, connected = producer.iceoryx2_services(str(launcher.launch_info.addresses["DATA"][0]))
         subscriber = samples.subscriber_builder().buffer_size(producer.AHEAD).create()
         listener = events.listener_builder().create()
+        answerer = connected.notifier_builder().create()
         patience = iox.Duration.from_secs(PATIENCE_S)
         held: Any = None
 
         def receive() -> dict[str, Any]:
             nonlocal held
-            held = None  # by reference counting, what Python holds of the sample before
-            while (sample := subscriber.receive()) is None:
-                if listener.timed_wait(patience) is None:
-                    raise TimeoutError(f"iceoryx2: nothing in {PATIENCE_S} s")
-            held = sample
-            memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
-            stamp = memory[: producer.STAMP.itemsize].view(producer.STAMP)[0]
+            frameid = producer.NOT_COUNTED
+            while frameid == producer.NOT_COUNTED:
+                held = None  # by reference counting, what Python holds of the sample before
+                while (sample := subscriber.receive()) is None:
+                    began = time.monotonic()
+                    if not listener.timed_wait(patience) and time.monotonic() - began >= PATIENCE_S:
+                        raise TimeoutError(f"iceoryx2: nothing in {PATIENCE_S} s")
+                held = sample
+                memory = np.frombuffer(sample.payload().as_memory_view(), np.uint8)
+                stamp = memory[: producer.STAMP.itemsize].view(producer.STAMP)[0]
+                frameid = int(stamp["frameid"])
+                if frameid == producer.NOT_COUNTED:
+                    answerer.notify()
             image = memory[producer.STAMP.itemsize :].reshape(shape)
-            return {"image": image, "frameid": int(stamp["frameid"]), "sent_ns": int(stamp["sent_ns"])}
+            return {"image": image, "frameid": frameid, "sent_ns": int(stamp["sent_ns"])}
 
         yield receive
         held = None
