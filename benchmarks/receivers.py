@@ -26,7 +26,7 @@ import torch.multiprocessing
 import zmq
 from torch.utils import data
 
-from blendtorch_shm.address import Address
+from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, pooled_collate
 
 from . import producer

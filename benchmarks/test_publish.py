@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blendtorch_shm.address import Address
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.sink import Sink
-from blendtorch_shm.source import Source
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.stream.sink import Sink
+from blendtorch_shm.stream.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 
 from .conftest import Row

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from blendtorch_shm.address import Address, resolve
+from blendtorch_shm.launch.address import Address, resolve
 
 
 class _Sockets(argparse.Action):
@@ -34,7 +34,7 @@ def parse_blendtorch_args(argv: Sequence[str] | None = None) -> tuple[argparse.N
 
     Returns:
         ``btargs``, with ``btid`` (int or None), ``btseed`` (int or None) and ``btsockets`` (dict of name to
-        :class:`~blendtorch_shm.address.Address`, a str); and the remaining arguments, the instance's own.
+        :class:`~blendtorch_shm.launch.address.Address`, a str); and the remaining arguments, the instance's own.
 
     Raises:
         SystemExit: an argument is malformed; says which.

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch_directory import STATUS_VARIABLE
+from blendtorch_shm.launch.directory import STATUS_VARIABLE
 
 log = logging.getLogger("blendtorch")
 

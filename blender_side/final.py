@@ -16,8 +16,8 @@ import bpy
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from blendtorch_shm.address import SHARED_MEMORY
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
+from blendtorch_shm.launch.address import SHARED_MEMORY
 
 from . import compat
 from .camera import Camera, Origin, check_origin

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm import clip
-from blendtorch_shm.address import Address, resolve
-from blendtorch_shm.clip import ClipSink
-from blendtorch_shm.sink import Sink
+from blendtorch_shm.launch.address import Address, resolve
+from blendtorch_shm.stream import clip
+from blendtorch_shm.stream.clip import ClipSink
+from blendtorch_shm.stream.sink import Sink
 from blendtorch_shm.transport import open_sink
 
 from . import bootstrap

@@ -6,8 +6,8 @@ Launching needs no torch; it is imported with the first use of a dataset.
 from typing import TYPE_CHECKING, Any
 
 from blendtorch_shm.errors import BlendtorchError, InstanceDied, LaunchError, RecordingError, StreamTimeout
-from blendtorch_shm.launch_info import LaunchInfo
-from blendtorch_shm.stats import stats
+from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.stream.stats import stats
 
 from .finder import discover_blender
 from .launcher import BlenderLauncher

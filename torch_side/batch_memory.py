@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from blendtorch_shm.segment import Segment
+from blendtorch_shm.memory.segment import Segment
 
 from .dataset import to_tensors
 from .pinned import Driver, Registrations

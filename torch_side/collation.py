@@ -24,10 +24,10 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils import data
 
-from blendtorch_shm import interrupts, leaving
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
-from blendtorch_shm.layout import PAGE
-from blendtorch_shm.segment import Segment
+from blendtorch_shm.memory.layout import PAGE
+from blendtorch_shm.memory.segment import Segment
+from blendtorch_shm.process import interrupts, leaving
 
 from .batch_memory import Block, HostMemory, with_tensors
 from .batches import Batch

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils import data
 
-from blendtorch_shm.address import Address
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport import open_source
 
 from .recording import FileReader, WorkerRecorder, absolute, check_prefix, files_of

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from blendtorch_shm import leaving
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
-from blendtorch_shm.source import IDLE_S, Source
+from blendtorch_shm.message.wire import Message
+from blendtorch_shm.process import leaving
+from blendtorch_shm.stream.source import IDLE_S, Source
 from blendtorch_shm.transport import open_source
-from blendtorch_shm.wire import Message
 
 from .batch_memory import DeviceMemory, HostMemory, Mark, Memory
 from .batches import Batch

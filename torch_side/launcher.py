@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from blendtorch_shm import descriptors
-from blendtorch_shm.address import ENVIRONMENT_VARIABLE, MAX_SOCKET_NAME, Address, describe, is_loopback, is_socket_name
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import (
     BlendtorchError,
@@ -27,8 +25,15 @@ from blendtorch_shm.errors import (
     SceneNotFound,
     ScriptNotFound,
 )
-from blendtorch_shm.keys import make_keys
-from blendtorch_shm.launch_directory import (
+from blendtorch_shm.launch.address import (
+    ENVIRONMENT_VARIABLE,
+    MAX_SOCKET_NAME,
+    Address,
+    describe,
+    is_loopback,
+    is_socket_name,
+)
+from blendtorch_shm.launch.directory import (
     LAUNCH_VARIABLE,
     RECYCLE_VARIABLE,
     STATUS_VARIABLE,
@@ -38,8 +43,10 @@ from blendtorch_shm.launch_directory import (
     renderer_path,
     sweep,
 )
-from blendtorch_shm.launch_info import LaunchInfo
-from blendtorch_shm.stats import StreamStats, stats
+from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.launch.keys import make_keys
+from blendtorch_shm.process import descriptors
+from blendtorch_shm.stream.stats import StreamStats, stats
 
 from .display import VirtualDisplay
 from .finder import Paths, Runtime, environment, find_runtime

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.segment import Segment, mebibytes
+from blendtorch_shm.memory.segment import Segment, mebibytes
 
 log = logging.getLogger("blendtorch")
 

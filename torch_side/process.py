@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
-from blendtorch_shm.address import Twin
 from blendtorch_shm.errors import LaunchError
-from blendtorch_shm.launch_directory import (
+from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.launch.directory import (
     RESTARTS_VARIABLE,
     LaunchDirectory,
     State,
@@ -44,8 +44,8 @@ from blendtorch_shm.launch_directory import (
     started_path,
     write_status,
 )
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.stream import activity
+from blendtorch_shm.stream.control import activity
+from blendtorch_shm.stream.place import SharedPlace
 
 log = logging.getLogger("blendtorch")
 

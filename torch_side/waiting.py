@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from torch.utils import data
 
-from blendtorch_shm.address import Address
 from blendtorch_shm.errors import InstanceDied, StreamTimeout
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.source import Source
-from blendtorch_shm.stream import RECLAIM_EVERY_S, activity
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import InstanceReport, instance_reports
+from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.source import Source
 
 from .process import describe_exit
 

@@ -1,4 +1,4 @@
-"""The three ways a message travels, behind :class:`~blendtorch_shm.sink.Sink` and :class:`~blendtorch_shm.source.Source`.
+"""The three ways a message travels, behind ``Sink`` (stream/sink.py) and ``Source`` (stream/source.py).
 
 ==================  =====================  =========================================  ==================================
 transport           the ring lives in      who takes a message                        the payload travels
@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import descriptors
-from ..address import Address
-from ..place import PrivatePlace, SharedPlace
-from ..sink import RingSink
-from ..source import RingSource, Source
-from ..writer import Writer
+from ..launch.address import Address
+from ..process import descriptors
+from ..stream.place import PrivatePlace, SharedPlace
+from ..stream.sink import RingSink
+from ..stream.source import RingSource, Source
+from ..stream.writer import Writer
 from .mixed import MixedSource
 from .tcp import TcpForwarder, TcpSource
 

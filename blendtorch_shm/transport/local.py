@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..place import PrivatePlace
-from ..sink import RingSink
-from ..source import RingSource
-from ..writer import Writer
+from ..stream.place import PrivatePlace
+from ..stream.sink import RingSink
+from ..stream.source import RingSource
+from ..stream.writer import Writer
 
 
 class LocalStream:

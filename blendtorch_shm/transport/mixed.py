@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from ..segment import Segment
-from ..source import IDLE_S, RingSource
-from ..wire import Message
+from ..memory.segment import Segment
+from ..message.wire import Message
+from ..stream.source import IDLE_S, RingSource
 from .tcp import TcpSource
 
 

@@ -43,15 +43,15 @@ import numpy as np
 import zmq
 import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
 
-from .. import interrupts, leaving
-from ..address import Address, is_loopback
 from ..errors import ConfigurationError, PortInUse, SegmentError, StreamClosed, WireError
-from ..keys import ClientKeys, ServerKeys
-from ..layout import MAX_CONSUMERS, VERSION
-from ..place import Place
-from ..reader import Claimed, Reader
-from ..segment import Segment
-from ..wire import Message, decode
+from ..launch.address import Address, is_loopback
+from ..launch.keys import ClientKeys, ServerKeys
+from ..memory.layout import MAX_CONSUMERS, VERSION
+from ..memory.segment import Segment
+from ..message.wire import Message, decode
+from ..process import interrupts, leaving
+from ..stream.place import Place
+from ..stream.reader import Claimed, Reader
 
 log = logging.getLogger("blendtorch")
 

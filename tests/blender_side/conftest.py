@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blendtorch_shm.launch_directory import log_path, renderer_path
+from blendtorch_shm.launch.directory import log_path, renderer_path
 from torch_side import BlenderLauncher
 
 SCRIPTS = Path(__file__).parent / "scripts"

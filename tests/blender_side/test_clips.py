@@ -9,7 +9,7 @@ import pytest
 from torch.utils import data
 
 import torch_side.process
-from blendtorch_shm.address import Address
+from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
 from .conftest import CUBE_BLEND, SCRIPTS

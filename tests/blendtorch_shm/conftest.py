@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import blendtorch_shm
-from blendtorch_shm.address import Address, Twin
-from blendtorch_shm.keys import make_keys
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.sink import Sink
-from blendtorch_shm.source import Source
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.launch.keys import make_keys
+from blendtorch_shm.stream.sink import Sink
+from blendtorch_shm.stream.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
 

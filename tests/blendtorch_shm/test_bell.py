@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blendtorch_shm.address import Address
-from blendtorch_shm.bell import Bell, open_bell, private_bell
 from blendtorch_shm.errors import SegmentError, StreamClosed
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock
-from blendtorch_shm.sink import RingSink
-from blendtorch_shm.source import RingSource
-from blendtorch_shm.stream import FOR_A_SLOT, WAITING
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.memory.locks import PRODUCER_LOCK, consumer_lock
+from blendtorch_shm.message.wire import Message
+from blendtorch_shm.stream.bell import Bell, open_bell, private_bell
+from blendtorch_shm.stream.control import FOR_A_SLOT, WAITING
+from blendtorch_shm.stream.sink import RingSink
+from blendtorch_shm.stream.source import RingSource
 from blendtorch_shm.transport import open_sink, open_source
-from blendtorch_shm.wire import Message
 
 CONSUMER = """
 import pickle, sys
-from blendtorch_shm import source
+from blendtorch_shm.stream import source
 from blendtorch_shm.transport import open_source
 
 source.IDLE_S = float(sys.argv[3])
@@ -65,8 +65,8 @@ def sink(address: Address) -> Iterator[RingSink]:
 @pytest.fixture
 def deep_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sleeps looks by himself only after a time that no test lasts."""
-    monkeypatch.setattr("blendtorch_shm.source.IDLE_S", 600.0)
-    monkeypatch.setattr("blendtorch_shm.writer._SLOW_WAIT_S", 600.0)
+    monkeypatch.setattr("blendtorch_shm.stream.source.IDLE_S", 600.0)
+    monkeypatch.setattr("blendtorch_shm.stream.writer._SLOW_WAIT_S", 600.0)
 
 
 def ring_source(*addresses: Address) -> RingSource:
@@ -431,7 +431,8 @@ def test_a_source_that_was_closed_sleeps_at_nothing(address: Address, sink: Ring
 def test_ctrl_c_while_a_bell_goes_is_not_lost() -> None:
     program = """
 import os
-from blendtorch_shm import bell, interrupts
+from blendtorch_shm.stream import bell
+from blendtorch_shm.process import interrupts
 
 def interrupt(fd):
     os.close(fd)

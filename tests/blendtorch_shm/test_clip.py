@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blendtorch_shm import clip
-from blendtorch_shm.clip import ClipSink
 from blendtorch_shm.errors import ConfigurationError, PublishError, StreamClosed
-from blendtorch_shm.sink import RingSink
-from blendtorch_shm.source import Source
+from blendtorch_shm.stream import clip
+from blendtorch_shm.stream.clip import ClipSink
+from blendtorch_shm.stream.sink import RingSink
+from blendtorch_shm.stream.source import Source
 from blendtorch_shm.transport.local import LocalStream
 
 from .conftest import Transport

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zmq.sugar.socket
 
-from blendtorch_shm import sink as sink_module
 from blendtorch_shm.errors import PublishError, StreamClosed
-from blendtorch_shm.source import Source
-from blendtorch_shm.states import State
-from blendtorch_shm.wire import Message
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.message.wire import Message
+from blendtorch_shm.stream import sink as sink_module
+from blendtorch_shm.stream.source import Source
 
 from ..interruption import everywhere
 from .conftest import SOURCES, Transport

@@ -5,7 +5,7 @@ import sys
 
 FREE_FRAMES_UNDER_FIRE = """
 import signal, time, zmq
-from blendtorch_shm import interrupts
+from blendtorch_shm.process import interrupts
 
 raised = caught = kept = 0
 
@@ -42,7 +42,7 @@ def test_an_interrupt_while_a_frame_is_freed_is_raised_later_and_nothing_is_prin
 
 
 def test_what_ends_a_program_is_still_printed() -> None:
-    code = "from blendtorch_shm import interrupts\nraise ValueError('the news')"
+    code = "from blendtorch_shm.process import interrupts\nraise ValueError('the news')"
     program = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert program.returncode == 1
     assert program.stderr.endswith("ValueError: the news\n")

@@ -13,9 +13,9 @@ from pathlib import Path
 import posix_ipc
 import pytest
 
-from blendtorch_shm import launch_directory
 from blendtorch_shm.errors import LaunchError
-from blendtorch_shm.launch_directory import (
+from blendtorch_shm.launch import directory as launch_directory
+from blendtorch_shm.launch.directory import (
     LAUNCH_VARIABLE,
     LaunchDirectory,
     instance_reports,
@@ -31,7 +31,7 @@ from ..interruption import everywhere
 
 OTHER_LAUNCHER = """
 import sys
-from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.launch.directory import LaunchDirectory
 directory = LaunchDirectory().create()
 print(directory.path, directory.launch, flush=True)
 sys.stdin.read()

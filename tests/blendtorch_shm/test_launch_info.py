@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.keys import make_keys
-from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.launch.keys import make_keys
 
 KEYS = make_keys()[1]
 

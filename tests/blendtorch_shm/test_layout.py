@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from blendtorch_shm import layout
-from blendtorch_shm.ring import Ring
-from blendtorch_shm.segment import private
-from blendtorch_shm.states import State
+from blendtorch_shm.memory import layout
+from blendtorch_shm.memory.ring import Ring
+from blendtorch_shm.memory.segment import private
+from blendtorch_shm.memory.states import State
 
 
 def test_a_ring_segment_is_byte_for_byte_as_documented() -> None:

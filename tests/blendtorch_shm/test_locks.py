@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.locks import PRODUCER_LOCK, ThreadLocks, consumer_lock, open_locks, slot_lock
+from blendtorch_shm.memory.locks import PRODUCER_LOCK, ThreadLocks, consumer_lock, open_locks, slot_lock
 
 METHODS = ["fork", "spawn"]
 

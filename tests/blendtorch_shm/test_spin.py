@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blendtorch_shm.address import Address, Twin
-from blendtorch_shm.bell import Bell
 from blendtorch_shm.errors import StreamClosed
-from blendtorch_shm.sink import RingSink
-from blendtorch_shm.source import RingSource
-from blendtorch_shm.stream import FOR_A_SLOT, STALLED_NS, WAITING, Spin
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.stream.bell import Bell
+from blendtorch_shm.stream.control import FOR_A_SLOT, STALLED_NS, WAITING, Spin
+from blendtorch_shm.stream.sink import RingSink
+from blendtorch_shm.stream.source import RingSource
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
 
@@ -35,7 +35,7 @@ def yields(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
 @pytest.fixture
 def long_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A spin lasts as long as it has to."""
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 60.0)
+    monkeypatch.setattr("blendtorch_shm.stream.control.SPIN_S", 60.0)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_producer_whose_last_wait_was_short_looks_for_room_before_it_sleeps(
     sink.publish({"i": 4})
     assert (yields, len(slept)) == ([], 1)
     assert sink._writer._words[STALLED_NS] > stalled_ns  # spinning is waiting, too
-    monkeypatch.setattr("blendtorch_shm.stream.SPIN_S", 0.0)  # every wait is too long
+    monkeypatch.setattr("blendtorch_shm.stream.control.SPIN_S", 0.0)  # every wait is too long
     sink.publish({"i": 5})
     assert len(slept) == 2
 

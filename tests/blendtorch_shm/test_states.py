@@ -7,12 +7,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from blendtorch_shm import layout
 from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.layout import FLAG_AGAIN
-from blendtorch_shm.ring import Ring
-from blendtorch_shm.segment import private
-from blendtorch_shm.states import TRANSITIONS, Event, State
+from blendtorch_shm.memory import layout
+from blendtorch_shm.memory.layout import FLAG_AGAIN
+from blendtorch_shm.memory.ring import Ring
+from blendtorch_shm.memory.segment import private
+from blendtorch_shm.memory.states import TRANSITIONS, Event, State
 
 NUM_SLOTS = 5
 OWNERS = [1, 2, 3]

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 
-from blendtorch_shm.address import Address, Twin
-from blendtorch_shm.source import Source
-from blendtorch_shm.stats import StreamStats, stats
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.stream.source import Source
+from blendtorch_shm.stream.stats import StreamStats, stats
 from blendtorch_shm.transport import open_sink, open_source
 
 from .conftest import free_port

@@ -7,17 +7,17 @@ import time
 import numpy as np
 import pytest
 
-from blendtorch_shm import segment
-from blendtorch_shm.address import Address, Twin, beacon_path
 from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.layout import MAX_CONSUMERS, consumer_word
-from blendtorch_shm.locks import open_locks, slot_lock
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.source import Source
-from blendtorch_shm.states import State
-from blendtorch_shm.stream import attach_control
+from blendtorch_shm.launch.address import Address, Twin, beacon_path
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.memory import segment
+from blendtorch_shm.memory.layout import MAX_CONSUMERS, consumer_word
+from blendtorch_shm.memory.locks import open_locks, slot_lock
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.control import attach_control
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.reader import Reader
+from blendtorch_shm.stream.source import Source
 from blendtorch_shm.transport import open_sink, open_source
 
 from ..interruption import everywhere
@@ -146,7 +146,7 @@ def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itsel
     for i in range(4):
         with monkeypatch.context() as patch:
             if i == 1:
-                patch.setattr("blendtorch_shm.sink.encode_header", lambda *arguments: b"no header")
+                patch.setattr("blendtorch_shm.stream.sink.encode_header", lambda *arguments: b"no header")
             sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
     source = open_source([address])
     messages = source.receive_many(4, 10)
@@ -231,7 +231,7 @@ def test_a_publish_whose_handler_closed_the_sink_leaves_the_next_producer_alone(
         successors.append(successors[0].lend((9000,), np.uint8))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blendtorch_shm.sink.encode_header", replace_and_raise)
+    monkeypatch.setattr("blendtorch_shm.stream.sink.encode_header", replace_and_raise)
     with pytest.raises(KeyboardInterrupt):
         sink.publish({"image": np.zeros(9000, np.uint8)})
     successor, lent = successors

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 import zmq
 
-from blendtorch_shm.address import Address, Twin, is_loopback
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.keys import ClientKeys, ServerKeys, make_keys
-from blendtorch_shm.layout import VERSION
-from blendtorch_shm.sink import Sink
-from blendtorch_shm.source import Source
+from blendtorch_shm.launch.address import Address, Twin, is_loopback
+from blendtorch_shm.launch.keys import ClientKeys, ServerKeys, make_keys
+from blendtorch_shm.memory.layout import VERSION
+from blendtorch_shm.message.wire import encode_header, take_apart
+from blendtorch_shm.stream.sink import Sink
+from blendtorch_shm.stream.source import Source
 from blendtorch_shm.transport import open_sink, open_source, tcp
 from blendtorch_shm.transport.tcp import Bye, Hello, Taken
-from blendtorch_shm.wire import encode_header, take_apart
 
 from ..interruption import everywhere
 from .conftest import free_port
@@ -166,7 +166,7 @@ def test_what_a_consumer_had_not_taken_when_it_closed_goes_to_the_next(opened: O
 def test_what_a_killed_consumer_had_not_taken_goes_to_the_next(opened: Open, address: Address) -> None:
     program = """
 import sys, time
-from blendtorch_shm.address import Address
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport import open_source
 source = open_source([Address(sys.argv[1])])
 for _ in range(5):
@@ -274,7 +274,7 @@ def test_a_script_that_just_ends_loses_nothing(opened: Open, address: Address) -
 def test_a_consumer_that_just_ends_is_not_taken_for_one_that_died(opened: Open, address: Address) -> None:
     program = """
 import sys
-from blendtorch_shm.address import Address
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport import open_source
 source = open_source([Address(sys.argv[1])])
 for _ in range(5):
@@ -383,7 +383,7 @@ def test_what_a_producer_had_sent_when_it_closed_is_not_lost_to_its_successor(op
 PRODUCER = """
 import sys
 import msgspec, numpy as np
-from blendtorch_shm.address import Address, Twin, is_loopback
+from blendtorch_shm.launch.address import Address, Twin, is_loopback
 from blendtorch_shm.transport import open_sink
 sink = open_sink(Address(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Twin)))
 print("publishing", flush=True)

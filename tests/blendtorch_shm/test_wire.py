@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as npst
 
 from blendtorch_shm.errors import PublishError, WireError
-from blendtorch_shm.layout import VERSION
-from blendtorch_shm.wire import copy_arrays, decode, encode_header, take_apart
+from blendtorch_shm.memory.layout import VERSION
+from blendtorch_shm.message.wire import copy_arrays, decode, encode_header, take_apart
 
 
 def travel(fields: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:

@@ -26,16 +26,16 @@ import numpy as np
 import points
 from ledger import Board, Ledger, What
 
-from blendtorch_shm import layout
-from blendtorch_shm.address import Address, Twin
 from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.locks import PRODUCER_LOCK, consumer_lock, open_locks, slot_lock
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.ring import Ring
-from blendtorch_shm.states import State
-from blendtorch_shm.stream import FIRST_RING, NEXT_RING, PUBLISHED, attach_control, attach_rings, explain
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.memory import layout
+from blendtorch_shm.memory.locks import PRODUCER_LOCK, consumer_lock, open_locks, slot_lock
+from blendtorch_shm.memory.ring import Ring
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.message.wire import Message
+from blendtorch_shm.stream.control import FIRST_RING, NEXT_RING, PUBLISHED, attach_control, attach_rings, explain
+from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.transport import open_sink, open_source
-from blendtorch_shm.wire import Message
 
 QUEUE_SIZE = 3
 """Messages on their way to a remote consumer."""

@@ -35,7 +35,7 @@ from actors import Part
 from judge import Life, judge
 from ledger import RECORD, Board, Ledger, What, records
 
-from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.launch.directory import LaunchDirectory
 
 PATIENCE_S = 30.0
 """A round in which nothing at all happened for so long has come to a standstill."""

@@ -40,8 +40,9 @@ class Point(NamedTuple):
 
 def _table() -> list[Point]:
     producer, consumer, remote, both = ("producer",), ("consumer",), ("remote",), ("consumer", "producer")
-    writer, ring, reader, tcp = (f"blendtorch_shm.{name}" for name in ("writer", "ring", "reader", "transport.tcp"))
-    stream, sink, segment, wire = (f"blendtorch_shm.{name}" for name in ("stream", "sink", "segment", "wire"))
+    writer, reader, sink, stream = (f"blendtorch_shm.stream.{name}" for name in ("writer", "reader", "sink", "control"))
+    ring, segment = (f"blendtorch_shm.memory.{name}" for name in ("ring", "segment"))
+    wire, tcp = "blendtorch_shm.message.wire", "blendtorch_shm.transport.tcp"
     publish, commit, open_ring = f"{sink}:RingSink._publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
     create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
     claim, take, opens = (f"{reader}:Reader.{name}" for name in ("_claim", "_take", "_open"))
@@ -108,7 +109,7 @@ def _table() -> list[Point]:
         ),
         # A consumer joins; a producer's forwarder does, too.
         Point("a member's lock is taken", both, f"{reader}:Reader._join", "if self._take_over("),
-        Point("a pipe is made, not open yet", both, "blendtorch_shm.bell:open_bell", "fd = os.open("),
+        Point("a pipe is made, not open yet", both, "blendtorch_shm.stream.bell:open_bell", "fd = os.open("),
         Point("a member has no bell yet", both, f"{reader}:Reader.__init__", "self.bell = place.open_bell"),
         Point(
             "a dead member's leases are taken over", both, f"{reader}:Reader._join", "self.sleepers.say(index, False)"
@@ -117,7 +118,7 @@ def _table() -> list[Point]:
             "a consumer has joined", both, f"{reader}:Reader.__init__", 'self._words[consumer_word(self._index, "pid")]'
         ),
         # A consumer takes a message.
-        Point("a consumer sleeps", consumer, "blendtorch_shm.source:RingSource._take_or_sleep", "heard ="),
+        Point("a consumer sleeps", consumer, "blendtorch_shm.stream.source:RingSource._take_or_sleep", "heard ="),
         Point("a slot is locked, not claimed yet", both, claim, "generation = ring.generation("),
         Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
         Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),

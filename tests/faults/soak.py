@@ -29,9 +29,9 @@ import numpy as np
 import psutil
 from director import end_with_parent, free_port
 
-from blendtorch_shm.address import Address
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.stats import stats
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.stream.stats import stats
 from blendtorch_shm.transport import open_sink, open_source
 
 PRODUCERS, LOCAL, REMOTE = 2, 3, 1

@@ -25,19 +25,19 @@ import msgspec
 import numpy as np
 import zmq
 
-from blendtorch_shm import wire
-from blendtorch_shm.address import ENVIRONMENT_VARIABLE, Address, Twin, describe, resolve
 from blendtorch_shm.errors import ConfigurationError, PublishError, RecordingError, SegmentError, WireError
-from blendtorch_shm.keys import make_keys
-from blendtorch_shm.launch_directory import instance_reports, write_status
-from blendtorch_shm.launch_info import LaunchInfo
-from blendtorch_shm.layout import VERSION, align
-from blendtorch_shm.place import PrivatePlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.states import State
-from blendtorch_shm.stream import activity, attach_control, attach_rings
+from blendtorch_shm.launch.address import ENVIRONMENT_VARIABLE, Address, Twin, describe, resolve
+from blendtorch_shm.launch.directory import instance_reports, write_status
+from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.launch.keys import make_keys
+from blendtorch_shm.memory.layout import VERSION, align
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.message import wire
+from blendtorch_shm.stream.control import activity, attach_control, attach_rings
+from blendtorch_shm.stream.place import PrivatePlace
+from blendtorch_shm.stream.reader import Reader
+from blendtorch_shm.stream.writer import Writer
 from blendtorch_shm.transport import tcp
-from blendtorch_shm.writer import Writer
 from torch_side.recording import FileReader, FileRecorder
 
 from . import mutations

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from blendtorch_shm.address import Twin, beacon_path, streams_path
 from blendtorch_shm.errors import ConfigurationError, SegmentError, WireError
-from blendtorch_shm.keys import ClientKeys
-from blendtorch_shm.launch_directory import LaunchDirectory
-from blendtorch_shm.layout import VERSION
-from blendtorch_shm.place import PrivatePlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.stream import FIRST_RING, NEXT_RING, attach_control, attach_rings
-from blendtorch_shm.wire import decode, dtype_name, dtype_of
-from blendtorch_shm.writer import Writer
+from blendtorch_shm.launch.address import Twin, beacon_path, streams_path
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.launch.keys import ClientKeys
+from blendtorch_shm.memory.layout import VERSION
+from blendtorch_shm.message.wire import decode, dtype_name, dtype_of
+from blendtorch_shm.stream.control import FIRST_RING, NEXT_RING, attach_control, attach_rings
+from blendtorch_shm.stream.place import PrivatePlace
+from blendtorch_shm.stream.reader import Reader
+from blendtorch_shm.stream.writer import Writer
 
 from .targets import TARGETS
 

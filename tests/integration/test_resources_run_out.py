@@ -13,9 +13,9 @@ COUNT = str(ROOT / "tests/scripts/count.py")
 
 PROGRAM = """
 import contextlib, itertools, os, resource, sys
-from blendtorch_shm.address import Address
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.errors import BlendtorchError
-from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.transport import open_sink, open_source
 from torch_side.launcher import BlenderLauncher
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.transport import open_source
 from torch_side.launcher import BlenderLauncher
 
@@ -119,7 +119,7 @@ def test_ctrl_c_is_not_lost_when_it_hits_while_an_item_is_dropped(workshop: Work
     """There Python would print and forget it. What else the callback had to do is done later."""
     code = """
 import signal
-from blendtorch_shm import reader
+from blendtorch_shm.stream import reader
 end = reader.Reader.end
 
 def interrupted_end(self, lease):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from blendtorch_shm import segment
+from blendtorch_shm.memory import segment
 from torch_side import batch_memory
 from torch_side.batch_memory import DeviceMemory, HostMemory
 from torch_side.pinned import Driver, Registrations

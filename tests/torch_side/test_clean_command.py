@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.launch.directory import LaunchDirectory
 from torch_side.apps.clean import main
 
 LAUNCHER = """
 import sys
 import posix_ipc
-from blendtorch_shm.launch_directory import LaunchDirectory
+from blendtorch_shm.launch.directory import LaunchDirectory
 directory = LaunchDirectory().create()
 posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0", posix_ipc.O_CREX, size=4096).close_fd()
 print(directory.path, directory.launch, flush=True)

@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch.utils import data
 
-from blendtorch_shm import leaving
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
-from blendtorch_shm.layout import PAGE
+from blendtorch_shm.memory.layout import PAGE
+from blendtorch_shm.process import leaving
 from torch_side import RemoteIterableDataset, collation, pooled_collate
 
 from .conftest import check, eventually, is_alive, keys, launch

@@ -17,9 +17,9 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.states import State
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.reader import Reader
 from torch_side import RemoteIterableDataset
 from torch_side.dataset import to_tensors
 

@@ -20,10 +20,10 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout
-from blendtorch_shm.launch_info import LaunchInfo
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.reader import Reader
-from blendtorch_shm.states import State
+from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.reader import Reader
 from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, batch_memory, frame_loader
 from torch_side.batch_memory import HostMemory, Mark, Rows
 

@@ -25,7 +25,7 @@ import msgspec
 import pytest
 
 import torch_side
-from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.launch.info import LaunchInfo
 from torch_side.apps import launch
 
 ROOT = Path(__file__).parents[2]

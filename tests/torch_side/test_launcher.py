@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import blendtorch_shm.launch_directory
+import blendtorch_shm.launch.directory
 import torch_side.display
 import torch_side.launcher
 from blendtorch_shm.errors import (
@@ -27,7 +27,7 @@ from blendtorch_shm.errors import (
     SceneNotFound,
     ScriptNotFound,
 )
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports, processes_of, sweep
+from blendtorch_shm.launch.directory import InstanceReport, instance_reports, processes_of, sweep
 from torch_side import ports
 from torch_side.launcher import BlenderLauncher
 from torch_side.utils import get_primary_ip
@@ -116,7 +116,7 @@ def test_a_publisher_in_the_instance_can_bind_its_address_although_it_is_reserve
 
 def test_addresses_know_their_shared_memory_in_the_instance_too(script: Callable[[str], Path]) -> None:
     path = script(
-        "import sys\nfrom blendtorch_shm.address import resolve\n"
+        "import sys\nfrom blendtorch_shm.launch.address import resolve\n"
         "print(resolve(sys.argv[3].partition('=')[2]).twin.lock_path)" + STAY
     )
     with launched(path) as (launcher, directory):
@@ -304,7 +304,7 @@ def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) ->
         with launcher:
             pass
 
-    files = [torch_side.launcher.__file__, blendtorch_shm.launch_directory.__file__]
+    files = [torch_side.launcher.__file__, blendtorch_shm.launch.directory.__file__]
     for place in everywhere(launch, files, without=["sweep", "_sweep_one", "processes_of"]):
         torch_side.launcher._close_all()
         assert launcher not in torch_side.launcher._running, place

@@ -13,9 +13,9 @@ from torch.utils import data
 
 import torch_side.process
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
-from blendtorch_shm.launch_directory import InstanceReport, instance_reports
-from blendtorch_shm.place import SharedPlace
-from blendtorch_shm.stream import activity
+from blendtorch_shm.launch.directory import InstanceReport, instance_reports
+from blendtorch_shm.stream.control import activity
+from blendtorch_shm.stream.place import SharedPlace
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
 from .conftest import eventually, is_alive

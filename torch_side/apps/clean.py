@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from blendtorch_shm.address import SHARED_MEMORY
-from blendtorch_shm.launch_directory import sweep
-from blendtorch_shm.segment import mebibytes
+from blendtorch_shm.launch.address import SHARED_MEMORY
+from blendtorch_shm.launch.directory import sweep
+from blendtorch_shm.memory.segment import mebibytes
 
 __all__ = ["main"]
 

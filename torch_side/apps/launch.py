@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blendtorch_shm.errors import BlendtorchError, ConfigurationError, LaunchError, SceneNotFound, ScriptNotFound
-from blendtorch_shm.launch_directory import InstanceReport
+from blendtorch_shm.launch.directory import InstanceReport
 
 from ..launch_info import LaunchInfo
 from ..launcher import BlenderLauncher

@@ -13,7 +13,7 @@ import sys
 
 import zmq
 
-from blendtorch_shm.launch_info import LaunchInfo
+from blendtorch_shm.launch.info import LaunchInfo
 
 KINDS = {"DEALER": zmq.DEALER, "PULL": zmq.PULL, "SUB": zmq.SUB, "REQ": zmq.REQ, "PAIR": zmq.PAIR}
 READS_ONLY = (zmq.PULL, zmq.SUB)

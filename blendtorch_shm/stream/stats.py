@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .address import Address, Twin
-from .errors import SegmentError
-from .layout import MAX_CONSUMERS, consumer_word
-from .locks import consumer_lock
-from .place import SharedPlace
-from .states import State
-from .stream import (
+from ..errors import SegmentError
+from ..launch.address import Address, Twin
+from ..memory.layout import MAX_CONSUMERS, consumer_word
+from ..memory.locks import consumer_lock
+from ..memory.states import State
+from .control import (
     EPOCH,
     RECLAIMED,
     Activity,
@@ -24,6 +23,7 @@ from .stream import (
     attach_rings,
     producer_state,
 )
+from .place import SharedPlace
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from typing import Literal
 
 import msgspec
 
+from ..errors import LaunchError
 from .address import SHARED_MEMORY, Twin, beacon_path, streams_path
-from .errors import LaunchError
 
 LAUNCH_VARIABLE = "BLENDTORCH_LAUNCH"
 """Environment variable that marks every process of a launch, grandchildren too."""

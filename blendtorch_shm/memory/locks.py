@@ -20,7 +20,7 @@ import struct
 import threading
 from typing import Protocol
 
-from .errors import SegmentError
+from ..errors import SegmentError
 from .layout import MAX_CONSUMERS, MAX_SLOTS
 
 PRODUCER_LOCK = 0

@@ -9,15 +9,15 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import interrupts, layout, segment
-from .errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
-from .layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
-from .locks import PRODUCER_LOCK
-from .place import Place
-from .ring import Bytes, Ring
-from .segment import Segment
-from .states import State
-from .stream import (
+from ..errors import ConfigurationError, OutOfSharedMemory, SegmentError, StreamClosed
+from ..memory import layout, segment
+from ..memory.layout import MAX_SLOTS, PAGE, STREAM_MAGIC, VERSION, align, ring_nbytes, word
+from ..memory.locks import PRODUCER_LOCK
+from ..memory.ring import Bytes, Ring
+from ..memory.segment import Segment
+from ..memory.states import State
+from ..process import interrupts
+from .control import (
     CLOSED,
     EPOCH,
     FIRST_RING,
@@ -38,6 +38,7 @@ from .stream import (
     explain,
     reclaim_dead,
 )
+from .place import Place
 
 log = logging.getLogger("blendtorch")
 

@@ -1,7 +1,7 @@
 """What both halves of a stream share: the control segment, the rings, and how the leases of the dead are found.
 
 A stream is one socket of one instance. Its producer (writer.py) fills slots, consumers (reader.py) lease them. Both see it
-through a :class:`~blendtorch_shm.place.Place`: shared memory, or the memory of one process.
+through a :class:`~blendtorch_shm.stream.place.Place`: shared memory, or the memory of one process.
 """
 
 from __future__ import annotations
@@ -13,15 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from . import layout
+from ..errors import SegmentError
+from ..memory import layout
+from ..memory.layout import (
+    ASLEEP_OFFSET,
+    CONTROL_NBYTES,
+    FLAG_LOCAL_ONLY,
+    MAX_CONSUMERS,
+    MAX_RINGS_AT_ONCE,
+    STREAM_MAGIC,
+    word,
+)
+from ..memory.locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
+from ..memory.ring import Ring, check_header
+from ..memory.segment import Segment
+from ..memory.states import State
 from .bell import Bell
-from .errors import SegmentError
-from .layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, MAX_RINGS_AT_ONCE, STREAM_MAGIC, word
-from .locks import PRODUCER_LOCK, Locks, consumer_lock, slot_lock
 from .place import Place
-from .ring import Ring, check_header
-from .segment import Segment
-from .states import State
 
 RESERVE = 3
 """Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import SegmentError
 from . import layout
-from .errors import SegmentError
 from .layout import FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
 from .segment import Segment
 from .states import SOURCE, TARGET, Event, State

@@ -15,7 +15,7 @@ import secrets
 
 import posix_ipc
 
-from .errors import OutOfSharedMemory, SegmentError
+from ..errors import OutOfSharedMemory, SegmentError
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
 

@@ -13,8 +13,8 @@ from typing import IO
 
 import msgspec
 
+from ..errors import ConfigurationError
 from .address import Address, ForReaders, describe
-from .errors import ConfigurationError
 
 
 @dataclass
@@ -71,7 +71,7 @@ class LaunchInfo:
         """Read what :meth:`save_json`, or blendtorch, wrote.
 
         An address has its shared-memory twin where this process sees the memory of the instances (see
-        :meth:`~blendtorch_shm.address.Twin.is_here`); all others are read over TCP.
+        :meth:`~blendtorch_shm.launch.address.Twin.is_here`); all others are read over TCP.
 
         Raises:
             ConfigurationError: the file cannot be read, or is not launch information.

@@ -16,11 +16,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import StreamClosed
-from .layout import FLAG_LOCAL_ONLY, align
-from .ring import Bytes
-from .states import State
-from .wire import SMALL_NBYTES, Array, Parts, arrange, copy_arrays, encode_header, take_apart
+from ..errors import StreamClosed
+from ..memory.layout import FLAG_LOCAL_ONLY, align
+from ..memory.ring import Bytes
+from ..memory.states import State
+from ..message.wire import SMALL_NBYTES, Array, Parts, arrange, copy_arrays, encode_header, take_apart
 from .writer import Loan, Writer
 
 _T = TypeVar("_T")

@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from .errors import PublishError, WireError
-from .layout import VERSION, align
+from ..errors import PublishError, WireError
+from ..memory.layout import VERSION, align
 
 Array = npt.NDArray[Any]
 SMALL_NBYTES = 2048

@@ -16,9 +16,9 @@ import stat
 import sys
 from collections.abc import Callable
 
-from . import interrupts
-from .errors import SegmentError
-from .layout import PAGE
+from ..errors import SegmentError
+from ..memory.layout import PAGE
+from ..process import interrupts
 
 _SIGNAL = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes anything
 

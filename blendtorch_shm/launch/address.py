@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 from .keys import ClientKeys, ServerKeys
 
 ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"

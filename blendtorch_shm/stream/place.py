@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from . import segment
-from .address import Twin
+from ..errors import SegmentError
+from ..launch.address import Twin
+from ..memory import segment
+from ..memory.locks import Locks, ThreadLocks, open_locks
+from ..memory.segment import Segment
 from .bell import Bell, open_bell, private_bell
-from .errors import SegmentError
-from .locks import Locks, ThreadLocks, open_locks
-from .segment import Segment
 
 
 class Place(Protocol):

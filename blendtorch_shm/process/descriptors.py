@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import resource
 
-from .errors import OutOfDescriptors
+from ..errors import OutOfDescriptors
 
 
 def require(count: int, purpose: str) -> None:

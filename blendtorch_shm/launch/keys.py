@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.utils import z85
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .errors import SegmentError, StreamClosed, WireError
+from ..errors import SegmentError, StreamClosed, WireError
+from ..memory.segment import Segment
+from ..message.wire import Message, decode
+from .control import Spin
 from .place import Place
 from .reader import Reader
-from .segment import Segment
-from .stream import Spin
-from .wire import Message, decode
 
 log = logging.getLogger("blendtorch")
 
@@ -61,7 +61,7 @@ class RingSource:
     """A source over the rings of any number of streams, some of which may not exist yet.
 
     It looks at the slot tables first, one stream after the other, and takes the oldest message of the first that has one. Only
-    when there is nothing, after a :class:`~blendtorch_shm.stream.Spin` if one message is wanted, does it ask to be woken, and it
+    when there is nothing, after a :class:`~.control.Spin` if one message is wanted, does it ask to be woken, and it
     sleeps not for long: what somebody else was woken for, and did not live to take, is rung for no more.
 
     Args:

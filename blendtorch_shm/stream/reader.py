@@ -19,15 +19,14 @@ import time
 import weakref
 from typing import NamedTuple
 
-from . import interrupts, leaving
-from .errors import SegmentError, StreamClosed
-from .layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
-from .locks import PRODUCER_LOCK, consumer_lock, slot_lock
-from .place import Place
-from .ring import Bytes, Ring
-from .segment import Segment
-from .states import State
-from .stream import (
+from ..errors import SegmentError, StreamClosed
+from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, MAX_CONSUMERS, consumer_word
+from ..memory.locks import PRODUCER_LOCK, consumer_lock, slot_lock
+from ..memory.ring import Bytes, Ring
+from ..memory.segment import Segment
+from ..memory.states import State
+from ..process import interrupts, leaving
+from .control import (
     FIRST_RING,
     FOR_A_SLOT,
     KEY,
@@ -42,6 +41,7 @@ from .stream import (
     reclaim,
     reclaim_dead,
 )
+from .place import Place
 
 log = logging.getLogger("blendtorch")
 
@@ -110,7 +110,7 @@ class Reader:
         sleepers: the consumers of the stream that sleep.
 
     Raises:
-        SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.layout.MAX_CONSUMERS` consumers.
+        SegmentError: the stream does not exist (yet), or has :data:`~blendtorch_shm.memory.layout.MAX_CONSUMERS` consumers.
     """
 
     def __init__(self, place: Place, *, ends_with_process: bool = True) -> None:

@@ -1,8 +1,9 @@
 """Clips: consecutive frames in one message, put together where they will be read.
 
-A :class:`ClipSink` stands before a :class:`~blendtorch_shm.sink.RingSink`. It takes one message per frame, and sends one per
-clip, in which each array field of T frames is one array (T, ...). When a clip begins, the sink lends it that array, so it lies
-in the slot that the clip will be sent from; frame t is rendered or copied into row t, and the sink finds everything in place.
+A :class:`ClipSink` stands before a :class:`~blendtorch_shm.stream.sink.RingSink`. It takes one message per frame, and sends one
+per clip, in which each array field of T frames is one array (T, ...). When a clip begins, the sink lends it that array, so it
+lies in the slot that the clip will be sent from; frame t is rendered or copied into row t, and the sink finds everything in
+place.
 A clip that cannot be lent its arrays (the first one: nobody knows yet how large slots must be) is put together in ordinary
 memory and copied once more.
 
@@ -22,11 +23,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import interrupts
-from .arguments import integer
-from .errors import StreamClosed
+from ..arguments import integer
+from ..errors import StreamClosed
+from ..message.wire import (
+    SMALL_NBYTES,
+    Array,
+    blender_array,
+    copy_arrays,
+    decode,
+    dtype_name,
+    encode_header,
+    take_apart,
+)
+from ..process import interrupts
 from .sink import RingSink
-from .wire import SMALL_NBYTES, Array, blender_array, copy_arrays, decode, dtype_name, encode_header, take_apart
 
 log = logging.getLogger("blendtorch")
 

@@ -1,0 +1,1 @@
+"""What a launch is: addresses, keys, its directories, its launch information."""

@@ -1,0 +1,1 @@
+"""Every byte of shared memory, every state of a slot; nothing here waits."""

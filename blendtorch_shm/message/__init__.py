@@ -1,0 +1,1 @@
+"""What can travel in a message, and as which bytes."""

@@ -1,0 +1,1 @@
+"""What belongs to a process as a whole: its exit and its file descriptors."""
