@@ -8,7 +8,7 @@ One command line serves every form, with our own options between the first ``--`
 The script then sees ``sys.argv`` as if it had been started directly. Whatever happens to it, the instance ends: with a
 traceback and exit code 1 when it raises, and with 0 when it is done, unless a Blender with a window still plays its animation.
 
-Runs before any package can be found: standard library only.
+Runs before any package can be found: standard library only, until :func:`main` knows where our packages are.
 """
 
 import sys
@@ -26,20 +26,22 @@ import threading
 import traceback
 import types
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 
 def main() -> None:
     """Run the instance that the command line describes."""
     global _in_blender, _recycle_after
     sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for those who may have to end it
-    _recycle_after = int(os.environ.pop("BLENDTORCH_RECYCLE_AFTER", "0"))  # not for processes that the script starts
     atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
     sys.stdout, sys.stderr = _Log.over(sys.stdout), _Log.over(sys.stderr)
     options = _take_own_options()
     for directory in options.packages.split(os.pathsep):
         if directory and directory not in sys.path:
             sys.path.append(directory)  # behind everything: Blender's own numpy wins
+    from blendtorch_shm.launch.notes import RECYCLE_VARIABLE
+
+    _recycle_after = int(os.environ.pop(RECYCLE_VARIABLE, "0"))  # not for processes that the script starts
     sys.path.insert(0, os.path.dirname(options.script))
     _in_blender = "bpy" in sys.modules
     if not _in_blender:
@@ -242,18 +244,15 @@ def _say_started() -> None:
     _note("started", bpy.app.tempdir if bpy is not None else "")
 
 
-def _note(kind: str, text: str) -> bool:
+def _note(note: Literal["started", "recycled"], text: str) -> bool:
     """Leave a note for the launcher, if there is one; whether that worked."""
-    status = os.environ.get("BLENDTORCH_STATUS")
-    if not status:
-        return False
+    from blendtorch_shm.launch.notes import leave_note
+
     try:
-        with open(f"{os.path.splitext(status)[0]}.{kind}", "w") as file:
-            file.write(text)
-    except OSError as error:  # the launch is over, or was copied from launch_info.commands
+        return leave_note(note, text)
+    except OSError as error:  # the launch is over, or its disk is full
         print(f"Cannot report to the launcher: {error}", file=sys.stderr)
         return False
-    return True
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import signal
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import bpy
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch.directory import STATUS_VARIABLE
+from blendtorch_shm.launch.notes import INSTANCE_VARIABLE, leave_note
 
 log = logging.getLogger("blendtorch")
 
@@ -248,7 +247,7 @@ def redirect_output(change: Callable[..., None], node: Any, folder: str, prefixe
 
 def launched() -> bool:
     """Whether a launcher started this instance, rather than somebody at a desk."""
-    return STATUS_VARIABLE in os.environ
+    return INSTANCE_VARIABLE in os.environ
 
 
 @cache
@@ -262,11 +261,7 @@ def report(description: str, *, software: bool) -> None:
             " LIBGL_ALWAYS_SOFTWARE.",
             gl_renderer(),
         )
-    status = os.environ.get(STATUS_VARIABLE)
-    if status:
-        unfinished = Path(f"{status}.{os.getpid()}")
-        try:
-            unfinished.write_text(description, encoding="utf-8")
-            unfinished.replace(status)
-        except OSError as error:  # a full disk must not stop the rendering
-            log.error("Cannot report to the launcher: %s", error)
+    try:
+        leave_note("renderer", description)
+    except OSError as error:  # a full disk must not stop the rendering
+        log.error("Cannot report to the launcher: %s", error)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import SHARED_MEMORY, streams_path
-from blendtorch_shm.launch.directory import LAUNCH_VARIABLE
+from blendtorch_shm.launch.notes import LAUNCH_VARIABLE
 
 from . import compat
 from .camera import Camera

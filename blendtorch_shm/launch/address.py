@@ -27,7 +27,7 @@ ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"
 """JSON in an instance's environment: what it needs to know of each endpoint that it binds, see :func:`resolve`."""
 
 SHARED_MEMORY = "/dev/shm"
-"""Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those who see that: locks and bells."""
+"""Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those: lock files, bells, inboxes."""
 
 
 MAX_SOCKET_NAME = 32
@@ -69,7 +69,7 @@ class Twin:
 
     @property
     def streams(self) -> str:
-        """The directory (mode 0700) of locks and bells."""
+        """The directory (mode 0700) of lock files, bells and inboxes."""
         return streams_path(self.launch)
 
     @property
@@ -77,9 +77,14 @@ class Twin:
         """The file whose byte-range locks order claims and prove who is alive."""
         return f"{self.streams}/{self.name}-{self.btid}.lock"
 
-    def bell_path(self, member: int) -> str:
-        """The pipe by which the member of the stream that holds lock number `member` is woken."""
-        return f"{self.streams}/{self.name}-{self.btid}.{member}.bell"
+    @property
+    def bell_path(self) -> str:
+        """The pipe by which the producer is woken when it waits for room."""
+        return f"{self.streams}/{self.name}-{self.btid}.bell"
+
+    def inbox_path(self, consumer: int) -> str:
+        """The socket at which a consumer that sleeps is sent the numbers of slots; at most 107 bytes, which ZeroMQ can bind."""
+        return f"{self.streams}/{self.name}-{self.btid}.{consumer}.inbox"
 
     @property
     def prefix(self) -> str:
@@ -124,7 +129,7 @@ def is_socket_name(name: str) -> bool:
 
 
 def streams_path(launch: str) -> str:
-    """The directory, in shared memory, of a launch's locks and bells."""
+    """The directory, in shared memory, of a launch's lock files, bells and inboxes."""
     return f"{SHARED_MEMORY}/blendtorch-{launch}"
 
 

@@ -14,6 +14,7 @@ from typing import IO
 import msgspec
 
 from ..errors import ConfigurationError
+from ..memory.layout import VERSION
 from .address import Address, ForReaders, describe
 
 
@@ -31,6 +32,10 @@ class LaunchInfo:
     commands: list[str]
     processes: list[subprocess.Popen[bytes]] | None = None
 
+    def __repr__(self) -> str:
+        sockets = "".join(f", {name} at {', '.join(addresses)}" for name, addresses in self.addresses.items())
+        return f"<LaunchInfo of {len(self.commands)} instance{'' if len(self.commands) == 1 else 's'}{sockets}>"
+
     @staticmethod
     def save_json(file: str | os.PathLike[str] | IO[str], launch_info: LaunchInfo) -> None:
         """Write `launch_info` as JSON. A path is replaced atomically and readable by this user only (mode 0600).
@@ -42,6 +47,7 @@ class LaunchInfo:
             OSError: the file cannot be written.
         """
         content = {
+            "version": VERSION,
             "addresses": {name: [str(a) for a in addresses] for name, addresses in launch_info.addresses.items()},
             "commands": launch_info.commands,
             "details": describe(
@@ -74,7 +80,7 @@ class LaunchInfo:
         :meth:`~blendtorch_shm.launch.address.Twin.is_here`); all others are read over TCP.
 
         Raises:
-            ConfigurationError: the file cannot be read, or is not launch information.
+            ConfigurationError: the file cannot be read, is not launch information, or is of another version.
         """
         name = getattr(file, "name", "the file")
         try:
@@ -93,6 +99,12 @@ class LaunchInfo:
         if not isinstance(content, dict):
             raise ConfigurationError(
                 f"{name} is not launch information: it holds a {type(content).__name__}, not an object."
+            )
+        version = content.get("version", VERSION)  # blendtorch writes none
+        if version != VERSION:
+            raise ConfigurationError(
+                f"{name} was written by version {version!r} of memory layout and wire format, this program understands "
+                f"{VERSION}: use the same version of blendtorch-shm on both sides."
             )
         addresses = content.get("addresses")
         if not isinstance(addresses, dict) or not all(_is_list_of_str(value) for value in addresses.values()):

@@ -14,6 +14,7 @@ from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import Address, Twin
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
+from blendtorch_shm.memory.layout import VERSION
 
 KEYS = make_keys()[1]
 
@@ -114,3 +115,12 @@ def test_a_file_that_is_something_else_is_a_clear_error(tmp_path: Path, content:
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.json.*No such file"):
         LaunchInfo.load_json(tmp_path / "none.json")
+
+
+def test_launch_information_of_another_version_is_an_error_that_names_both(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    LaunchInfo.save_json(path, launch_info())
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "version": VERSION + 1}))
+    with pytest.raises(ConfigurationError, match=rf"written by version {VERSION + 1} .* understands {VERSION}:"):
+        LaunchInfo.load_json(path)

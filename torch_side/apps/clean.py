@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from blendtorch_shm.launch.address import SHARED_MEMORY
-from blendtorch_shm.launch.directory import sweep
+from blendtorch_shm.launch.sweep import sweep
 from blendtorch_shm.memory.segment import mebibytes
 
 __all__ = ["main"]
@@ -29,16 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
         prog="blendtorch-clean",
         description="Remove what dead launches of this user left on this host: processes, shared memory, sockets, logs. "
-        "Launches that live are not touched.",
+        "Launches that live are not touched; what may be of a dead one and is not proven to be is left, and listed.",
     ).parse_args(argv)
     before = _free_nbytes()
-    removed = sweep()
-    for launch in removed:
+    swept = sweep()
+    for launch in swept.removed:
         print(f"removed launch {launch}, whose launcher is dead")
-    if removed:
+    for path, why in swept.left.items():
+        print(f"left {path}: {why}; remove it yourself if you do not need it")
+    if swept.removed:
         print(f"{mebibytes(max(0, _free_nbytes() - before))} of {SHARED_MEMORY} are free again")
     else:
-        print("nothing to remove: no dead launch has left anything")
+        print("nothing to remove: nothing is proven to be of a dead launch")
     return 0
 
 

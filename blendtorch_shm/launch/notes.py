@@ -1,0 +1,214 @@
+"""What a launcher and its instances tell each other: environment variables, and small files in the launch directory.
+
+All files of one instance begin with the same path, ``{directory}/instance-00``. The instance finds it in the environment variable
+:data:`INSTANCE_VARIABLE`. The launcher writes the status (``.json``), and the instance's output goes to the log (``.log``). The
+instance leaves a note when its script begins (``.started``), when it knows what it renders with (``.renderer``) and when it ends
+to be started afresh (``.recycled``).
+
+Standard library only: every instance imports this before its script runs, also one whose script imports nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+LAUNCH_VARIABLE = "BLENDTORCH_LAUNCH"
+"""Environment variable that marks every process of a launch, grandchildren too."""
+INSTANCE_VARIABLE = "BLENDTORCH_INSTANCE"
+"""Environment variable with the path, without its ending, of an instance's files."""
+RECYCLE_VARIABLE = "BLENDTORCH_RECYCLE_AFTER"
+"""Environment variable with the number of messages after which an instance is to end, to be started afresh; 0: none."""
+RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
+"""Environment variable that says how often an instance was started again."""
+
+InstanceState = Literal["starting", "running", "restarting", "exited"]
+Note = Literal["started", "renderer", "recycled"]
+"""What an instance can tell its launcher. ``started`` holds the path of Blender's own temporary directory, if there is one."""
+
+_BLENDERS_FOLDER = re.compile(r"blender_[A-Za-z0-9]{6}")
+"""What Blender calls the temporary directory that it makes for itself."""
+
+
+# -- in the instance ------------------------------------------------------------------------------------------------
+
+
+def leave_note(note: Note, text: str) -> bool:
+    """Leave a note for the launcher of this process.
+
+    Args:
+        note: which.
+        text: what it says, one line.
+
+    Returns:
+        False if this process has no launcher.
+
+    Raises:
+        OSError: the note cannot be written: the launch is over, or its disk is full.
+    """
+    instance = os.environ.get(INSTANCE_VARIABLE)
+    if not instance:
+        return False
+    Path(f"{instance}.{note}").write_text(text, encoding="utf-8", errors="replace")
+    return True
+
+
+# -- in the launcher, and in whoever waits for an instance ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InstanceReport:
+    """What is known about one instance, for whoever waits for it.
+
+    Args:
+        btid: number of the instance.
+        state: ``starting`` until its script begins, then ``running``; ``restarting`` between its end and a new start; at last
+            ``exited``.
+        exit_code: of the process that exited last, negative for a signal.
+        log_tail: the last lines of its standard output and error.
+        renderer: what it renders with, in its own words; empty until it told.
+        pid: of its process.
+        restarts: how often it was started again.
+    """
+
+    btid: int
+    state: InstanceState
+    exit_code: int | None
+    log_tail: str
+    renderer: str
+    pid: int
+    restarts: int
+
+    def is_stopped(self) -> bool:
+        """Whether its process is stopped, by SIGSTOP or a debugger, so that nothing happens in it."""
+        return self.state in ("starting", "running") and is_stopped(self.pid)
+
+
+def instance_path(directory: str, btid: int) -> str:
+    """The path of an instance's files, without their endings."""
+    return f"{directory}/instance-{btid:02d}"
+
+
+def log_path(directory: str, btid: int) -> str:
+    """The file that holds the instance's standard output and error."""
+    return f"{instance_path(directory, btid)}.log"
+
+
+def note_path(directory: str, btid: int, note: Note) -> str:
+    """The file that holds a note of the instance."""
+    return f"{instance_path(directory, btid)}.{note}"
+
+
+def read_note(directory: str, btid: int, note: Note) -> str:
+    """The text of a note of the instance, empty if there is none (yet)."""
+    return _text(note_path(directory, btid, note))
+
+
+def has_note(directory: str, btid: int, note: Note) -> bool:
+    """Whether the instance has left the note."""
+    return os.path.exists(note_path(directory, btid, note))
+
+
+def clear_notes(directory: str, btid: int) -> None:
+    """Remove the notes of an instance that has ended, and the temporary directory of its Blender, before it is started again."""
+    remove_blenders_folder(note_path(directory, btid, "started"))
+    for note in get_args(Note):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(note_path(directory, btid, note))
+
+
+def remove_blenders_folder(started_note: str) -> None:
+    """Remove the temporary directory that a Blender leaves behind when it is killed; the path of the note tells which.
+
+    Blender names the user's own temporary directory if it could not make one for itself: that one stays.
+    """
+    folder = _text(started_note).rstrip("/")
+    if not _BLENDERS_FOLDER.fullmatch(os.path.basename(folder)):
+        return
+    with contextlib.suppress(OSError):
+        status = os.lstat(folder)
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o777 == 0o700:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What ``instance-XX.json`` holds."""
+
+    btid: int
+    pid: int
+    state: InstanceState
+    exit_code: int | None
+    restarts: int
+
+    @classmethod
+    def read(cls, path: Path) -> _Status | None:
+        """The status in a file; None if the file was removed meanwhile, or is not one of ours."""
+        try:
+            status = cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
+        fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
+        return status if fits else None
+
+
+def write_status(
+    directory: str, btid: int, pid: int, state: InstanceState, exit_code: int | None, *, restarts: int = 0
+) -> None:
+    """Replace the status of an instance, atomically: a reader sees the old or the new one."""
+    path = f"{instance_path(directory, btid)}.json"
+    Path(f"{path}.new").write_text(json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts))))
+    os.replace(f"{path}.new", path)
+
+
+def instance_reports(directory: str) -> list[InstanceReport]:
+    """What the launch knows about its instances, in the order of their numbers; empty once the launch is over."""
+    statuses = [status for path in Path(directory).glob("instance-*.json") if (status := _Status.read(path))]
+    return [
+        InstanceReport(
+            status.btid,
+            status.state,
+            status.exit_code,
+            log_tail(directory, status.btid),
+            read_note(directory, status.btid, "renderer"),
+            status.pid,
+            status.restarts,
+        )
+        for status in sorted(statuses, key=lambda status: status.btid)
+    ]
+
+
+def log_tail(directory: str, btid: int, lines: int = 20, nbytes: int = 8192) -> str:
+    """The last lines of an instance's log."""
+    try:
+        with open(log_path(directory, btid), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - nbytes))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process is one that SIGSTOP, or a debugger, has stopped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in "Tt"

@@ -1,0 +1,34 @@
+"""Forked children: what they inherit belongs to their parent.
+
+A child of ``os.fork``, such as a DataLoader worker, has a copy of every object. Objects that hold something the kernel counts (a
+lock, a lease) register here; their :meth:`Inherited.in_child` runs in each forked child before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Inherited(Protocol):
+    """An object whose copy in a forked child must not act for the parent."""
+
+    def in_child(self) -> None:
+        """Let go of what is the parent's. Runs in the child, right after the fork."""
+
+
+_registered: weakref.WeakSet[Inherited] = weakref.WeakSet()
+
+
+def register(inherited: Inherited) -> None:
+    """Call ``inherited.in_child()`` in each child that this process forks from now on."""
+    _registered.add(inherited)
+
+
+def _after_fork_in_child() -> None:
+    for inherited in list(_registered):
+        inherited.in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
