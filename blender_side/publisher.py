@@ -13,7 +13,7 @@ import numpy.typing as npt
 from blendtorch_shm.launch.address import Address, resolve
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
-from blendtorch_shm.stream.sink import Sink
+from blendtorch_shm.stream.producer import Sink
 from blendtorch_shm.transport import open_sink
 
 from . import bootstrap

@@ -1,0 +1,42 @@
+"""The core: streams of messages from Blender processes, in shared memory or over TCP. It knows neither torch nor bpy.
+
+What is listed here is what the two sides, tools and other consumers build on. It is imported when it is first used, so that
+importing this package costs nothing inside a Blender::
+
+    import blendtorch_shm
+
+    info = blendtorch_shm.LaunchInfo.load_json("launch_info.json")
+    for counters in blendtorch_shm.stats(info.addresses["DATA"]):
+        print(counters)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors
+    from .launch.address import Address
+    from .launch.info import LaunchInfo
+    from .stream.stats import stats
+    from .transport import open_sink, open_source
+
+__all__ = ["Address", "LaunchInfo", "__version__", "errors", "open_sink", "open_source", "stats"]
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "Address": "launch.address",
+    "LaunchInfo": "launch.info",
+    "open_sink": "transport",
+    "open_source": "transport",
+    "stats": "stream.stats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name == "errors":
+        return import_module(".errors", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

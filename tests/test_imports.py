@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import blendtorch_shm
+from blendtorch_shm import errors
+
 ROOT = Path(__file__).parents[1]
 BLENDER = {"bpy", "bpy_extras", "bgl", "bmesh", "gpu", "gpu_extras", "mathutils"}
 TORCH = {"torch", "torchvision"}
@@ -167,3 +170,29 @@ def test_every_package_is_typed_and_installed(package: str) -> None:
     spec = find_spec(package)
     assert spec is not None
     assert spec.origin == str(ROOT / package / "__init__.py")
+
+
+FACE = ["Address", "LaunchInfo", "__version__", "errors", "open_sink", "open_source", "stats"]
+
+
+def test_the_face_of_the_core_is_imported_when_it_is_used() -> None:
+    loaded = run("import blendtorch_shm\nprint(*sys.modules)").split()
+    assert [name for name in loaded if name.startswith("blendtorch_shm")] == ["blendtorch_shm"]
+    assert not {"numpy", "zmq", "msgspec"} & set(loaded)
+    for name in FACE:  # each as the first: no cycle
+        run(
+            f"import blendtorch_shm\nblendtorch_shm.{name}\nfrom blendtorch_shm import *\n{name}",
+            without=BLENDER | TORCH,
+        )
+    assert sorted(blendtorch_shm.__all__) == FACE
+    with pytest.raises(AttributeError, match="no attribute 'open_nothing'"):
+        _ = blendtorch_shm.open_nothing
+
+
+@pytest.mark.parametrize("alias", ["blendtorch.btt", "blendtorch.btb"])
+def test_both_sides_have_all_errors_and_the_version(alias: str) -> None:
+    side = import_module(alias)
+    named = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert named | {"__version__"} <= set(side.__all__)
+    assert all(getattr(side, name) is getattr(errors, name) for name in named)
+    assert side.__version__ == blendtorch_shm.__version__

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data._utils.collate import collate, default_collate_fn_map  # documented, in spite of its name
 
-from blendtorch_shm.message.wire import SMALL_NBYTES
+from blendtorch_shm.message.values import SMALL_NBYTES
 
 from .batch_memory import Memory, Rows, small_rows, torch_dtype
 from .dataset import PLAIN

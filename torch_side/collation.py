@@ -253,13 +253,13 @@ class _User(weakref.ref[Bytes]):
 
 
 def _user_gone(user: _User) -> None:
-    if os.getpid() == user.pid:  # a forked child holds a copy of what its parent holds
-        user.block.free(user)
-        if user.block.is_left or not _runs(user.worker):
-            _forget_ended_workers()
-
-
-interrupts.keep_of(_user_gone)
+    try:
+        if os.getpid() == user.pid:  # a forked child holds a copy of what its parent holds
+            user.block.free(user)
+            if user.block.is_left or not _runs(user.worker):
+                _forget_ended_workers()
+    except BaseException as error:  # of a signal's handler, or Ctrl-C
+        interrupts.keep(error)
 
 
 def _receive(worker: int, number: int, fd: Any, capacity: int, shape: tuple[int, ...], dtype_name: str) -> torch.Tensor:

@@ -20,7 +20,8 @@ from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.process import leaving
-from blendtorch_shm.stream.source import IDLE_S, Source
+from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.waiting import IDLE_S
 from blendtorch_shm.transport import open_source
 
 from .batch_memory import DeviceMemory, HostMemory, Mark, Memory

@@ -3,63 +3,59 @@
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import ipaddress
 import json
 import os
-import random
 import shlex
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import (
     BlendtorchError,
     ConfigurationError,
     InstanceDied,
     LaunchError,
-    SceneNotFound,
-    ScriptNotFound,
 )
 from blendtorch_shm.launch.address import (
     ENVIRONMENT_VARIABLE,
-    MAX_SOCKET_NAME,
     Address,
     describe,
     is_loopback,
-    is_socket_name,
 )
-from blendtorch_shm.launch.directory import (
-    LAUNCH_VARIABLE,
-    RECYCLE_VARIABLE,
-    STATUS_VARIABLE,
-    InstanceReport,
-    LaunchDirectory,
-    instance_reports,
-    renderer_path,
-    sweep,
-)
+from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
+from blendtorch_shm.launch.notes import (
+    INSTANCE_VARIABLE,
+    LAUNCH_VARIABLE,
+    RECYCLE_VARIABLE,
+    InstanceReport,
+    instance_path,
+    instance_reports,
+)
+from blendtorch_shm.launch.sweep import sweep_and_warn
 from blendtorch_shm.process import descriptors
 from blendtorch_shm.stream.stats import StreamStats, stats
 
-from .display import VirtualDisplay
 from .finder import Paths, Runtime, environment, find_runtime
-from .instance_packages import OUR_FOLDER, package_folders
-from .ports import DEFAULT_START_PORT, PortReservations
-from .process import RESTARTS, Instance, Policy, Restart, Supervisor
+from .launching.config import LaunchConfig, Restart
+from .launching.display import VirtualDisplay
+from .launching.packages import OUR_FOLDER, package_folders
+from .launching.ports import DEFAULT_START_PORT, PortReservations
+from .launching.supervisor import Instance, Supervisor
 from .utils import get_primary_ip
 
 __all__ = ["BlenderLauncher"]
 
 _HEADLESS_SINCE = (5, 1)
 """From this version on, Blender draws off-screen in background."""
-_MAX_SEED = 2**31 - 1
 _EVERYWHERE = "0.0.0.0"
 _DESCRIPTORS = 24
 """File descriptors that a launch needs at once; besides, each instance has one, and each of its ports two."""
@@ -142,44 +138,30 @@ class BlenderLauncher:
         stall_timeout: float | None = None,
         allow_unauthenticated: bool = False,
     ) -> None:
-        self.num_instances = integer("num_instances", num_instances, 1, 9999)
-        self.start_port = integer("start_port", start_port, 1, 65535)
-        self.named_sockets = _socket_names(named_sockets)
-        self.scene = _existing_file("scene", scene, SceneNotFound) if scene else ""
-        self.script = _existing_file("script", script, ScriptNotFound)
-        self.instance_args = _arguments(instance_args, self.num_instances)
-        self.env = _environments(env, self.num_instances)
-        last_seed = _MAX_SEED - self.num_instances
-        self.seed = random.randrange(last_seed) if seed is None else integer("seed", seed, 0, last_seed)
-        if restart not in RESTARTS:
-            raise ConfigurationError(f"restart={restart!r} is not one of {', '.join(map(repr, RESTARTS))}.")
-        self.restart = restart
-        self.max_restarts = integer("max_restarts", max_restarts, 0, sys.maxsize)
-        self.recycle_after = None if recycle_after is None else integer("recycle_after", recycle_after, 1, sys.maxsize)
-        self.stall_timeout = None if stall_timeout is None else _seconds("stall_timeout", stall_timeout)
-        for name, value in (("recycle_after", recycle_after), ("stall_timeout", stall_timeout)):
-            if value is not None and not self.named_sockets:
-                raise ConfigurationError(f"{name}={value!r} needs named_sockets: it looks at what is published there.")
-        if proto != "tcp":
-            raise ConfigurationError(
-                f"proto={proto!r}: only 'tcp' is supported; on this host shared memory is used in any case."
-            )
-        if not isinstance(bind_addr, str):
-            raise ConfigurationError(f"bind_addr must be a str such as '127.0.0.1' or 'primaryip', not {bind_addr!r}.")
-        if blender is not None and not isinstance(blender, (str, os.PathLike)):
-            raise ConfigurationError(f"blender must be a path or 'python', not {blender!r}.")
-        self.bind_addr = bind_addr
-        self.blend_path = blend_path
-        self.background = background
-        self.blender = blender
-        self.progress = progress
-        self.allow_unauthenticated = allow_unauthenticated
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        self.config = LaunchConfig.from_arguments(arguments)
+        """The arguments, checked, and the seed that was drawn where none was given."""
         self._launch_info: LaunchInfo | None = None
         self._directory: LaunchDirectory | None = None
         self._supervisor: Supervisor | None = None
         self._ports: PortReservations | None = None
         self._display: VirtualDisplay | None = None
         self._cleanup = contextlib.ExitStack()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """blendtorch's launcher has its arguments as attributes, ``launcher.seed``; ours has them in `config`."""
+            if name in LaunchConfig.__struct_fields__:
+                return getattr(self.config, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        config = self.config
+        sockets = f", {', '.join(config.named_sockets)}" if config.named_sockets else ""
+        states = collections.Counter(report.state for report in self.reports())
+        state = ", ".join(f"{count} {state}" for state, count in states.items()) or "not launched"
+        return f"<BlenderLauncher of {config.num_instances} x {config.script}{sockets}: {state}>"
 
     @property
     def launch_info(self) -> LaunchInfo:
@@ -202,7 +184,8 @@ class BlenderLauncher:
         try:
             self._at_last(_forget, self)
             _remember(self)
-            descriptors.require(_DESCRIPTORS + 2 * (len(self.named_sockets) + 1) * self.num_instances, "launching")
+            per_instance = 2 * (len(self.config.named_sockets) + 1)
+            descriptors.require(_DESCRIPTORS + per_instance * self.config.num_instances, "launching")
             self._launch()
         except BaseException as error:
             self.close()
@@ -253,27 +236,26 @@ class BlenderLauncher:
     # -- on entry -----------------------------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        runtime = find_runtime(self.blender, self.blend_path)
-        if self.scene and runtime.kind == "python":
-            raise ConfigurationError(f"scene={self.scene!r} needs Blender. With blender='python', pass scene=''.")
-        sweep()
+        config = self.config
+        runtime = find_runtime(config.blender, config.blend_path)
+        if config.scene and runtime.kind == "python":
+            raise ConfigurationError(f"scene={config.scene!r} needs Blender. With blender='python', pass scene=''.")
+        sweep_and_warn()
         directory = LaunchDirectory()
-        self._at_last(directory.remove)  # before there is anything to remove: Ctrl-C may hit anywhere
+        self._at_last(directory.remove)  # register the clean-up before creating anything: Ctrl-C may come at any point
         self._directory = directory.create()
         folders = package_folders(runtime, directory.path, self._tell)
         bound, addresses = self._addresses(directory)
         self._tell(
-            f"starting {self.num_instances} instance{'s' if self.num_instances > 1 else ''} with {runtime}, "
+            f"starting {config.num_instances} instance{'s' if config.num_instances > 1 else ''} with {runtime}, "
             f"logs in {directory.path}"
         )
         self._cleanup.callback(self._stop_display)
-        recycles = self.recycle_after is not None
-        policy = Policy(self.restart, self.max_restarts, recycles, self.stall_timeout)
-        self._supervisor = Supervisor(directory, self._tell, policy)
+        self._supervisor = Supervisor(directory, self._tell, config)
         self._cleanup.callback(self._supervisor.stop)
         variables = {**environment(runtime.kind), LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
-        variables[RECYCLE_VARIABLE] = str(self.recycle_after or 0)
-        background = self.background or runtime.kind != "executable"
+        variables[RECYCLE_VARIABLE] = str(config.recycle_after or 0)
+        background = config.background or runtime.kind != "executable"
         if not background and not (variables.get("DISPLAY") or variables.get("WAYLAND_DISPLAY")):
             if runtime.version >= _HEADLESS_SINCE:
                 background = True
@@ -285,35 +267,37 @@ class BlenderLauncher:
         instances = [
             Instance(
                 btid,
-                self._command(runtime, background, folders, btid, bound),
+                partial(self._command, runtime, background, folders, bound, btid),
                 {
                     **variables,
                     ENVIRONMENT_VARIABLE: json.dumps(describe(column[btid] for column in bound.values())),
-                    STATUS_VARIABLE: renderer_path(directory.path, btid),
-                    **self.env[btid],
+                    INSTANCE_VARIABLE: instance_path(directory.path, btid),
+                    **config.variables_of(btid),
                 },
-                self.num_instances,
-                [directory.twin(name, btid) for name in self.named_sockets],
+                [directory.twin(name, btid) for name in config.named_sockets],
             )
-            for btid in range(self.num_instances)
+            for btid in range(config.num_instances)
         ]
         self._supervisor.start(instances)
         processes = self._supervisor.processes  # a restart puts its own in
-        self._launch_info = LaunchInfo(addresses, [shlex.join(i.command) for i in instances], processes)
+        self._launch_info = LaunchInfo(addresses, [shlex.join(i.command(0)) for i in instances], processes)
 
     def _addresses(self, directory: LaunchDirectory) -> tuple[dict[str, list[Address]], dict[str, list[Address]]]:
         """An address for each socket of each instance, with its shared-memory twin: as it is bound, and as readers know it."""
-        host = _numeric_address(self.bind_addr)
+        config = self.config
+        host = _numeric_address(config.bind_addr)
         public_host = get_primary_ip() if host == _EVERYWHERE else host
         self._ports = PortReservations(host)
         self._cleanup.callback(self._ports.close)
-        ports = iter(self._ports.reserve(len(self.named_sockets) * self.num_instances, self.start_port))
+        count = len(config.named_sockets) * config.num_instances
+        ports = iter(self._ports.reserve(count, config.start_port))
         server_keys, client_keys = None, None
         is_local = is_loopback(f"tcp://{host}:0")
-        is_open = not is_local and self.allow_unauthenticated
-        if is_local and self.bind_addr not in (host, "localhost"):
+        is_open = not is_local and config.allow_unauthenticated
+        if is_local and config.bind_addr not in (host, "localhost"):
             self._tell(
-                f"bind_addr {self.bind_addr!r} is {host} here, which no other host can reach; 'primaryip' is what they can"
+                f"bind_addr {config.bind_addr!r} is {host} here, which no other host can reach; "
+                f"'primaryip' is what they can"
             )
         if is_open:
             self._tell(
@@ -324,32 +308,38 @@ class BlenderLauncher:
             server_keys, client_keys = make_keys()
         bound: dict[str, list[Address]] = {}
         public: dict[str, list[Address]] = {}
-        for name in self.named_sockets:
+        for name in config.named_sockets:
             bound[name], public[name] = [], []
-            for btid in range(self.num_instances):
+            for btid in range(config.num_instances):
                 port, twin = next(ports), directory.twin(name, btid)
                 bound[name].append(Address(f"tcp://{host}:{port}", twin, server_keys, is_open))
                 public[name].append(Address(f"tcp://{public_host}:{port}", twin, client_keys))
         return bound, public
 
     def _command(
-        self, runtime: Runtime, background: bool, folders: list[str], btid: int, addresses: dict[str, list[Address]]
+        self,
+        runtime: Runtime,
+        background: bool,
+        folders: list[str],
+        addresses: dict[str, list[Address]],
+        btid: int,
+        restarts: int,
     ) -> list[str]:
         """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
+        config = self.config
         bootstrap = os.path.join(OUR_FOLDER, "blender_side", "bootstrap.py")
-        own = ["--script", self.script, "--packages", os.pathsep.join(folders)]
-        own += ["--scene", self.scene] if runtime.kind != "python" else []
+        own = ["--script", config.script, "--packages", os.pathsep.join(folders)]
+        own += ["--scene", config.scene or ""] if runtime.kind != "python" else []
         if runtime.kind == "executable":
             command = [runtime.path, *(["--background"] if background else []), "-noaudio", "--enable-autoexec"]
-            command += [*([self.scene] if self.scene else []), "--python", bootstrap]
+            command += [*([config.scene] if config.scene else []), "--python", bootstrap]
         else:
             command = [runtime.path, "-u", bootstrap]
         sockets = [f"{name}={column[btid]}" for name, column in addresses.items()]
-        script_args = (
-            ["-btsockets", *sockets] if sockets else []
-        )  # first: it takes all that follows up to the next option
-        script_args += ["-btid", str(btid), "-btseed", str(self.seed + btid), *self.instance_args[btid]]
-        return [*command, "--", *own, "--", *script_args]
+        # -btsockets comes first: it takes all that follows up to the next option.
+        script_args = ["-btsockets", *sockets] if sockets else []
+        script_args += ["-btid", str(btid), "-btseed", str(config.seed_of(btid, restarts))]
+        return [*command, "--", *own, "--", *script_args, *config.arguments_of(btid)]
 
     def _at_last(self, step: Callable[..., None], *args: Any) -> None:
         """Have a step taken at the end that nobody takes later: twice, for Ctrl-C may hit the first time."""
@@ -357,7 +347,7 @@ class BlenderLauncher:
             self._cleanup.callback(step, *args)
 
     def _tell(self, news: str) -> None:
-        if self.progress:
+        if self.config.progress:
             with contextlib.suppress(OSError, ValueError):  # closed; no reason to end a launch
                 print(f"blendtorch: {news}", file=sys.stderr, flush=True)
 
@@ -423,75 +413,6 @@ def _in_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_forked_child)
-
-
-# -- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigurationError(f"{name} must be a positive number of seconds, not {value!r}.")
-    return float(value)
-
-
-def _existing_file(name: str, value: Any, error: type[SceneNotFound] | type[ScriptNotFound]) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise ConfigurationError(f"{name} must be a path, not {value!r}.")
-    path = os.path.abspath(os.path.expanduser(os.fspath(value)))
-    if not os.path.isfile(path):
-        what = "is not a file" if os.path.exists(path) else "does not exist"
-        raise error(f"{name} {os.fspath(value)!r} {what} (looked for {path}).")
-    return path
-
-
-def _socket_names(names: Any) -> list[str]:
-    if names is None:
-        return []
-    if isinstance(names, str):
-        raise ConfigurationError(f"named_sockets must be a list of names: did you mean [{names!r}]?")
-    if not isinstance(names, Sequence):
-        raise ConfigurationError(f"named_sockets must be a list of names, not {names!r}.")
-    for name in names:
-        if not isinstance(name, str) or not is_socket_name(name):
-            raise ConfigurationError(
-                f"named_sockets: {name!r} is not a name of 1 to {MAX_SOCKET_NAME} letters, digits and underscores."
-            )
-    if len(set(names)) < len(names):
-        raise ConfigurationError(f"named_sockets has a name twice: {list(names)}.")
-    return list(names)
-
-
-def _arguments(instance_args: Any, num_instances: int) -> list[list[str]]:
-    if instance_args is None:
-        return [[] for _ in range(num_instances)]
-    example = f"a list with one list of arguments per instance, such as {[['--color', 'red']] * min(num_instances, 2)}"
-    if not isinstance(instance_args, Sequence) or isinstance(instance_args, str):
-        raise ConfigurationError(f"instance_args must be {example}, not {instance_args!r}.")
-    if any(isinstance(args, str) or not isinstance(args, Sequence) for args in instance_args):
-        raise ConfigurationError(f"instance_args must be {example}, not {instance_args!r}.")
-    if len(instance_args) != num_instances:
-        raise ConfigurationError(
-            f"instance_args has {len(instance_args)} lists for {num_instances} instances. It must be {example}."
-        )
-    for args in instance_args:
-        for arg in args:
-            if not isinstance(arg, (str, int, float, os.PathLike)):
-                raise ConfigurationError(f"instance_args: {arg!r} is neither a str, a number nor a path.")
-    return [[str(arg) for arg in args] for args in instance_args]
-
-
-def _environments(env: Any, num_instances: int) -> list[Mapping[str, str]]:
-    per_instance = [env or {}] * num_instances if env is None or isinstance(env, Mapping) else env
-    if not isinstance(per_instance, Sequence) or len(per_instance) != num_instances:
-        raise ConfigurationError(
-            f"env must be a dict, or a list of {num_instances} dicts, one per instance, not {env!r}."
-        )
-    for variables in per_instance:
-        if not isinstance(variables, Mapping) or not all(
-            isinstance(item, str) for pair in variables.items() for item in pair
-        ):
-            raise ConfigurationError(f"env: {variables!r} is not a dict of str to str.")
-    return list(per_instance)
 
 
 def _numeric_address(bind_addr: str) -> str:

@@ -45,7 +45,8 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.errors import RecordingError, WireError
-from blendtorch_shm.message.wire import SMALL_NBYTES, dtype_name, dtype_of
+from blendtorch_shm.message.dtypes import dtype_name, dtype_of
+from blendtorch_shm.message.values import SMALL_NBYTES
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]

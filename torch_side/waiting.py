@@ -10,12 +10,12 @@ from torch.utils import data
 
 from blendtorch_shm.errors import InstanceDied, StreamTimeout
 from blendtorch_shm.launch.address import Address
-from blendtorch_shm.launch.directory import InstanceReport, instance_reports
+from blendtorch_shm.launch.notes import InstanceReport, instance_reports
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
+from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
-from blendtorch_shm.stream.source import Source
 
-from .process import describe_exit
+from .launching.supervisor import describe_exit
 
 log = logging.getLogger("blendtorch")
 

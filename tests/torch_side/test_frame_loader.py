@@ -21,9 +21,7 @@ from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout
 from blendtorch_shm.launch.info import LaunchInfo
-from blendtorch_shm.memory.states import State
-from blendtorch_shm.stream.place import SharedPlace
-from blendtorch_shm.stream.reader import Reader
+from blendtorch_shm.stream.stats import stats
 from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, batch_memory, frame_loader
 from torch_side.batch_memory import HostMemory, Mark, Rows
 
@@ -53,11 +51,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 def leased(address: Any) -> int:
     """Slots of this stream that consumers hold."""
-    reader = Reader(SharedPlace(address.twin))
-    try:
-        return sum(ring.count(State.LEASED) for ring in reader._all_rings())
-    finally:
-        reader.close()
+    return stats(address)[0].leased
 
 
 # -- what it yields ---------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import blendtorch_shm.launch.directory
-import torch_side.display
 import torch_side.launcher
+import torch_side.launching.display
 from blendtorch_shm.errors import (
     BlenderNotFound,
     BlendtorchError,
@@ -27,9 +27,10 @@ from blendtorch_shm.errors import (
     SceneNotFound,
     ScriptNotFound,
 )
-from blendtorch_shm.launch.directory import InstanceReport, instance_reports, processes_of, sweep
-from torch_side import ports
+from blendtorch_shm.launch.notes import InstanceReport, instance_reports
+from blendtorch_shm.launch.sweep import processes_of, sweep
 from torch_side.launcher import BlenderLauncher
+from torch_side.launching import ports
 from torch_side.utils import get_primary_ip
 
 from ..interruption import everywhere
@@ -132,11 +133,6 @@ def test_environments_can_differ_between_instances(script: Callable[[str], Path]
         assert logs(directory, 2) == [f"{gpu} {os.environ['HOME']}\n" for gpu in "01"]
 
 
-def test_seeds_are_drawn_at_random_where_none_is_given(script: Callable[[str], Path]) -> None:
-    path = script("")
-    assert len({BlenderLauncher("", path).seed for _ in range(5)}) > 1
-
-
 def test_a_script_can_import_its_neighbours_and_is_not_confused_by_our_modules(script: Callable[[str], Path]) -> None:
     path = script("import neighbour, signal, sys\nprint(neighbour.X, signal.SIGTERM.name, 'bpy' in sys.modules)" + STAY)
     (path.parent / "neighbour.py").write_text("X = 1")
@@ -212,7 +208,9 @@ def test_states_go_from_starting_to_running_to_exited(script: Callable[[str], Pa
 def test_what_it_renders_with_is_told_once_and_software_loudly(
     script: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = script("import os\nopen(os.environ['BLENDTORCH_STATUS'], 'w').write('EEVEE, llvmpipe')" + STAY)
+    path = script(
+        "import os\nopen(os.environ['BLENDTORCH_INSTANCE'] + '.renderer', 'w').write('EEVEE, llvmpipe')" + STAY
+    )
     heard = ""
 
     def all_told() -> bool:
@@ -247,7 +245,7 @@ def test_leaving_ends_whole_process_trees(script: Callable[[str], Path]) -> None
         "child.stdout.readline()\nprint(child.pid, flush=True)\nsys.stdout.flush()\nimport os; os._exit(0)"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch_side.process.GRACE_S", 0.2)
+        patch.setattr("torch_side.launching.supervisor.GRACE_S", 0.2)
         with launched(path) as (launcher, directory):
             launcher.wait()
             grandchild = int(logs(directory)[0])
@@ -296,6 +294,7 @@ def test_an_exception_from_a_signal_handler_does_not_hide_why_the_block_ended(sc
         signal.signal(signal.SIGUSR1, previous)
 
 
+@pytest.mark.long
 def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) -> None:
     """What hits the first lines of ``__exit__`` leaves the rest to the end of this process."""
     launcher = BlenderLauncher("", script(STAY), named_sockets=["DATA"], blender="python", progress=False)
@@ -305,7 +304,7 @@ def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) ->
             pass
 
     files = [torch_side.launcher.__file__, blendtorch_shm.launch.directory.__file__]
-    for place in everywhere(launch, files, without=["sweep", "_sweep_one", "processes_of"]):
+    for place in everywhere(launch, files):
         torch_side.launcher._close_all()
         assert launcher not in torch_side.launcher._running, place
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, place
@@ -518,7 +517,7 @@ def test_without_xvfb_an_old_executable_without_a_display_is_a_clear_error(
     blender = tmp_path / "blender"
     blender.write_text(f"#!/bin/sh\necho 'BLENDTORCH-PROBE {answer}'\n")
     blender.chmod(0o755)
-    monkeypatch.setattr(torch_side.display.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch_side.launching.display.shutil, "which", lambda name: None)
     path = script(STAY)
     monkeypatch.setenv("PATH", str(tmp_path))
     launcher = BlenderLauncher("", path, blend_path=tmp_path)
@@ -527,32 +526,19 @@ def test_without_xvfb_an_old_executable_without_a_display_is_a_clear_error(
         launcher.__enter__()
 
 
-@pytest.mark.parametrize(
-    ("wrong", "complaint"),
-    [
-        (dict(num_instances=0), "num_instances=0 is not between"),
-        (dict(num_instances="2"), "num_instances must be an int"),
-        (dict(named_sockets="DATA"), r"did you mean \['DATA'\]"),
-        (dict(named_sockets=["a b"]), "'a b' is not a name"),
-        (dict(named_sockets=["A", "A"]), "twice"),
-        (dict(start_port=70000), "start_port=70000"),
-        (dict(instance_args=["--x"]), "one list of arguments per instance"),
-        (dict(instance_args=[[], []]), "2 lists for 1 instances"),
-        (dict(instance_args=[[None]]), "None is neither"),
-        (dict(env=[{}, {}]), "a list of 1 dicts"),
-        (dict(env={"A": 1}), "not a dict of str to str"),
-        (dict(seed=-1), "seed=-1"),
-        (dict(proto="ipc"), "only 'tcp'"),
-        (dict(bind_addr=5), "bind_addr"),
-        (dict(blender=5), "blender must be"),
-        (dict(scene=5), "scene must be a path"),
-    ],
-)
-def test_arguments_that_cannot_work_are_named(
-    script: Callable[[str], Path], wrong: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=complaint):
-        BlenderLauncher(**{"scene": "", "script": script(""), **wrong})
+def test_arguments_that_cannot_work_are_named_before_anything_starts(script: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigurationError, match="num_instances must be an int from 1 to 9999, not 0"):
+        BlenderLauncher("", script(""), 0)
+
+
+def test_its_repr_says_what_is_launched_and_how_it_is(script: Callable[[str], Path]) -> None:
+    path = script(STAY)
+    launcher = BlenderLauncher("", path, 2, ["DATA"], blender="python")
+    assert repr(launcher) == f"<BlenderLauncher of 2 x {path}, DATA: not launched>"
+    with launcher:
+        eventually(lambda: reports(directory_of(launcher), "running"))
+        assert repr(launcher) == f"<BlenderLauncher of 2 x {path}, DATA: 2 running>"
+    assert repr(launcher) == f"<BlenderLauncher of 2 x {path}, DATA: not launched>"
 
 
 @pytest.mark.parametrize("bind_addr", ["not.a.host.invalid", "192.0.2.1"])
@@ -631,5 +617,5 @@ def test_blender_and_its_display_die_with_a_killed_launcher(blender: Any, script
     other.process.kill()
     other.process.communicate()
     eventually(lambda: not any(map(is_alive, other.pids)), "the instances' death")
-    assert sweep() == [other.directory.rpartition("-")[2]]
+    assert other.directory.rpartition("-")[2] in sweep().removed
     assert other.is_gone()

@@ -1,19 +1,16 @@
 """``blendtorch-launch``: run Blender instances for readers on this or another host, until they end or are ended.
 
-The program is one BlenderLauncher around a wait. What is particular to it: a JSON file in place of a call, whose keys and
-types are checked against the launcher's signature before anything starts, and signals that end it in good order.
+The program is one BlenderLauncher around a wait. What is particular to it: a JSON file in place of a call, and signals that
+end it in good order.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections.abc
 import contextlib
-import difflib
 import functools
 import inspect
 import json
-import operator
 import os
 import re
 import shutil
@@ -22,8 +19,6 @@ import sys
 import tempfile
 import textwrap
 import time
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -31,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blendtorch_shm.errors import BlendtorchError, ConfigurationError, LaunchError, SceneNotFound, ScriptNotFound
-from blendtorch_shm.launch.directory import InstanceReport
+from blendtorch_shm.launch.notes import InstanceReport
 
 from ..launch_info import LaunchInfo
 from ..launcher import BlenderLauncher
-from ..process import describe_exit
+from ..launching.config import LaunchConfig
+from ..launching.supervisor import describe_exit
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,19 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0 if all instances ended well or the program was asked to end, 1 if an instance failed or could not be
-        launched, 2 if the file of arguments or the place for the launch information will not do.
+        launched, 2 if an argument cannot work, in the file or on the command line.
     """
     try:
         _await_signals()
         args = _parser().parse_args(argv)
         try:
-            arguments = _read_arguments(args.arguments)
-            out = _writable(args.out_launch_info, args.arguments)
+            config = _read_config(args.arguments)
+            return _launch(config, _writable(args.out_launch_info, args.arguments))
         except ConfigurationError as error:
             _say(str(error))
             return _WRONG_USE
-        try:
-            return _launch(arguments, out)
         except (SceneNotFound, ScriptNotFound) as error:
             _say(f"{error} A relative path is looked for in the working directory, then beside {args.arguments}.")
             return 1
@@ -90,18 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _disregard_signals()
 
 
-def _launch(arguments: dict[str, Any], out: str) -> int:
+def _launch(config: LaunchConfig, out: str) -> int:
     """Launch, write the launch information to `out`, wait for the instances, and return the exit code.
 
     Raises:
         BlendtorchError: the arguments, the system or the disk do not allow it.
     """
-    with BlenderLauncher(**arguments) as launcher:
+    with BlenderLauncher(**msgspec.structs.asdict(config)) as launcher:
         try:
             LaunchInfo.save_json(out, launcher.launch_info)
         except OSError as error:
             raise LaunchError(f"Cannot write the launch information {out}: {error.strerror}.") from error
-        if launcher.progress:
+        if launcher.config.progress:
             _say(f"the launch information is in {out}; Ctrl-C ends the instances")
         codes = _wait(launcher)
     failed = [f"instance {btid} failed: {describe_exit(code)}" for btid, code in enumerate(codes) if code]
@@ -174,67 +168,38 @@ def _writable(path: str, other: str) -> str:
 # -- the file of arguments ------------------------------------------------------------------------------------------
 
 
-def _read_arguments(path: str) -> dict[str, Any]:
-    """Read keyword arguments for BlenderLauncher.
+def _read_config(path: str) -> LaunchConfig:
+    """Read the arguments of BlenderLauncher, and check them.
 
     Raises:
         ConfigurationError: the file cannot be read, or does not hold such arguments. All that is wrong is told at once.
+        SceneNotFound, ScriptNotFound: what they name does not exist.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         found = {list: "an array", str: "a string", type(None): "null"}.get(type(content), "a number or a truth value")
         raise ConfigurationError(
             f"{path} holds {found}. It must hold an object with the arguments of BlenderLauncher:\n{_EXAMPLE}"
         )
-    parameters = inspect.signature(BlenderLauncher).parameters
-    hints = typing.get_type_hints(BlenderLauncher.__init__)
-    problems = [
-        f'"{name}" is missing.' for name, p in parameters.items() if p.default is p.empty and name not in content
-    ]
-    for key, value in content.items():
-        if key not in parameters:
-            nearest = difflib.get_close_matches(key, parameters, 1)
-            hint = f'Did you mean "{nearest[0]}"?' if nearest else f"There are: {', '.join(parameters)}."
-            problems.append(f'"{key}" is not an argument of BlenderLauncher. {hint}')
-            continue
-        try:
-            content[key] = msgspec.convert(value, _json_type(hints[key]))
-        except msgspec.ValidationError as error:
-            found = textwrap.shorten(json.dumps(value), 100, placeholder=" ...")
-            problems.append(f'"{key}" is {found}: {str(error)[0].lower()}{str(error)[1:]}.')
-    if problems:
-        separator = "\n    " if len(problems) > 1 else " "
-        raise ConfigurationError(f"{path}:{separator}{separator.join(problems)}")
     for key in ("scene", "script"):
-        content[key] = _here_or_beside(content[key], os.path.dirname(path))
-    return content
+        if isinstance(content.get(key), str):
+            content[key] = _here_or_beside(content[key], os.path.dirname(path))
+    try:
+        return LaunchConfig.from_arguments(content, functools.partial(json.dumps, ensure_ascii=False))
+    except ConfigurationError as error:
+        first, *others = str(error).splitlines()
+        raise ConfigurationError(
+            "\n    ".join([f"{path}:", first, *others] if others else [f"{path}: {first}"])
+        ) from error
 
 
-def _json_type(hint: Any) -> Any:
-    """What a value for a parameter with this type hint is in JSON, in the terms of msgspec."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is object:
-        return Any
-    if origin is os.PathLike:
-        return str
-    if origin is typing.Literal:  # by type only: the launcher itself says best which values there are
-        return functools.reduce(operator.or_, map(type, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return functools.reduce(operator.or_, map(_json_type, arguments))
-    if origin in (collections.abc.Sequence, collections.abc.Iterable):
-        return types.GenericAlias(list, (_json_type(arguments[0]),))
-    if origin is collections.abc.Mapping:
-        return types.GenericAlias(dict, tuple(map(_json_type, arguments)))
-    return hint
-
-
-def _here_or_beside(path: str | None, folder: str) -> str | None:
+def _here_or_beside(path: str, folder: str) -> str:
     """`path`, or what it is from `folder` if there is no such file from the working directory but there."""
     if not path or os.path.exists(os.path.expanduser(path)):
         return path
@@ -247,7 +212,7 @@ def _here_or_beside(path: str | None, folder: str) -> str | None:
 
 def _wait(launcher: BlenderLauncher) -> list[int]:
     """Wait until all instances have ended, on a terminal with a line about each, and return their exit codes."""
-    if not (launcher.progress and sys.stderr.isatty()):
+    if not (launcher.config.progress and sys.stderr.isatty()):
         return launcher.wait()
     try:
         from rich.console import Console

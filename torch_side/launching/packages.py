@@ -21,7 +21,7 @@ from pathlib import Path
 import blendtorch_shm
 from blendtorch_shm.errors import LaunchError
 
-from .finder import DEPENDENCIES, Runtime
+from ..finder import DEPENDENCIES, Runtime
 
 _OURS = ("blendtorch", "blendtorch_shm", "blender_side")
 OUR_FOLDER = str(Path(blendtorch_shm.__file__).parent.parent)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from blendtorch_shm.errors import LaunchError
-from torch_side import instance_packages
 from torch_side.finder import Runtime
-from torch_side.instance_packages import package_folders
+from torch_side.launching import packages
+from torch_side.launching.packages import package_folders
 
 OTHER_PYTHON = (3, 11) if sys.version_info[:2] != (3, 11) else (3, 13)
 
@@ -84,7 +84,7 @@ def test_packages_for_this_python_are_kept_from_another_one(
     site_packages = tmp_path / "site-packages"
     for name in ("numpy", "blendtorch", "blendtorch_shm", "blender_side", "torch"):
         (site_packages / name).mkdir(parents=True)
-    monkeypatch.setattr(instance_packages, "OUR_FOLDER", str(site_packages))
+    monkeypatch.setattr(packages, "OUR_FOLDER", str(site_packages))
     launch_directory = tmp_path / "launch"
     launch_directory.mkdir()
     (folder,) = package_folders(runtime(), str(launch_directory), lambda news: None)

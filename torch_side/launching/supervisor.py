@@ -5,7 +5,7 @@ Children are to die with the launcher, whatever becomes of it, so each asks the 
 launch, starts every child, and meanwhile waits for their ends. The request is made in a tiny Python program that then
 becomes the child: code between fork and exec is not safe in a process with threads.
 
-An instance that is started again takes over its streams (``Writer`` adopts what its predecessor left), so the predecessor must
+An instance that is started again takes over its streams (``Producer`` adopts what its predecessor left), so the predecessor must
 be gone altogether, with everything that it started: it could still hold the port, or write into a slot.
 """
 
@@ -25,29 +25,30 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch.address import Twin
-from blendtorch_shm.launch.directory import (
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.launch.notes import (
     RESTARTS_VARIABLE,
-    LaunchDirectory,
-    State,
-    forget_run,
+    InstanceState,
+    clear_notes,
+    has_note,
+    instance_path,
     is_stopped,
     log_path,
     log_tail,
-    processes_of,
     read_note,
-    recycled_path,
-    renderer_path,
-    started_path,
     write_status,
 )
+from blendtorch_shm.launch.sweep import processes_of
 from blendtorch_shm.stream.control import activity
 from blendtorch_shm.stream.place import SharedPlace
 
-log = logging.getLogger("blendtorch")
+from .config import LaunchConfig
+
+log = logging.getLogger("blendtorch.launch")
 
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM before it is killed."""
@@ -61,9 +62,6 @@ _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
 _LISTEN_S = 1.0
 """How often signs of life are looked for, or four times within the patience."""
-
-Restart = Literal["never", "on-failure", "always"]
-RESTARTS: tuple[Restart, ...] = get_args(Restart)
 
 _BECOME = """
 import ctypes, os, signal, sys
@@ -105,43 +103,21 @@ def describe_exit(code: int) -> str:
     return f"killed by {name}{hint}"
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What becomes of an instance that ends or hangs; ``BlenderLauncher`` explains it.
-
-    Args:
-        restart: which ends an instance is started again after.
-        max_restarts: how often in a row.
-        recycles: whether instances end by themselves to be started afresh.
-        stall_timeout_s: how long one may give no sign of life; None: for ever.
-    """
-
-    restart: Restart
-    max_restarts: int
-    recycles: bool
-    stall_timeout_s: float | None
-
-    def wants_restart(self, exit_code: int) -> bool:
-        """Whether an instance that ended so should be started again."""
-        return self.restart == "always" or (self.restart == "on-failure" and exit_code != 0)
-
-
 @dataclass(eq=False)
 class Instance:
     """One instance: what to run, and what became of it."""
 
     btid: int
-    command: list[str]
+    command: Callable[[int], list[str]]
+    """Its command line, by the number of restarts before."""
     env: Mapping[str, str]
-    num_seeds: int = 1
-    """Seeds that the first starts of all instances take: each further start takes one that nobody had."""
     streams: Sequence[Twin] = ()
     """Those of its sockets."""
     process: subprocess.Popen[bytes] | None = None
     """The current one, or the last."""
     pidfd: int = -1
     started_at: float = 0.0
-    state: State = "starting"
+    state: InstanceState = "starting"
     exit_code: int | None = None
     renderer: str = ""
     obituary: str = ""
@@ -162,14 +138,6 @@ class Instance:
     stuck: str = ""
     """Why it was killed."""
 
-    def command_now(self) -> list[str]:
-        """The command of the current start. It has a seed of its own, or the script would draw what it drew before."""
-        command = list(self.command)
-        if self.restarts and "-btseed" in command:
-            at = command.index("-btseed") + 1
-            command[at] = str((int(command[at]) + self.restarts * self.num_seeds) % 2**31)
-        return command
-
     def has_exited(self) -> bool:
         """Whether its process is gone for good, and its obituary written."""
         return self.state == "exited"
@@ -185,14 +153,14 @@ class Supervisor:
     Args:
         directory: the launch directory, where logs and status files go.
         tell: called with one line of news at a time, from the supervisor's thread.
-        policy: what becomes of an instance that ends or hangs.
+        config: says what becomes of an instance that ends or hangs.
     """
 
-    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], policy: Policy) -> None:
+    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], config: LaunchConfig) -> None:
         self.instances: list[Instance] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         """The current process of each instance, or its last."""
-        self._policy = policy
+        self._config = config
         self._directory = directory
         self._tell = tell
         self._ending = False
@@ -320,12 +288,13 @@ class Supervisor:
             elif instance.state != "exited":
                 if instance.pidfd < 0 or not instance.renderer:
                     waits.append(_NEWS_S)
-                if self._policy.stall_timeout_s is not None:
-                    waits.append(self._listening_period_s(self._policy.stall_timeout_s))
+                if self._config.stall_timeout is not None:
+                    waits.append(self._listening_period_s(self._config.stall_timeout))
         return min(waits, default=None)
 
     def _start(self, instance: Instance) -> None:
         directory = self._directory.path
+        command = instance.command(instance.restarts)
         try:
             log_fd = os.open(
                 log_path(directory, instance.btid), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -336,13 +305,12 @@ class Supervisor:
                     with contextlib.suppress(OSError):  # a full disk must not end the launch
                         os.write(log_fd, mark.encode())
                 env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
-                command = instance.command_now()
                 process = start_bound(command, env=env, stdout=log_fd, stderr=log_fd)
                 process.args = command
             finally:
                 os.close(log_fd)
         except OSError as error:
-            raise LaunchError(f"Cannot start instance {instance.btid} ({instance.command[0]}): {error}.") from error
+            raise LaunchError(f"Cannot start instance {instance.btid} ({command[0]}): {error}.") from error
         with self._changed:
             if instance.process is None:
                 self.instances.append(instance)
@@ -367,17 +335,17 @@ class Supervisor:
                 self._read_notes(instance)
                 if code is not None:
                     self._bury(instance, code)
-                elif self._policy.stall_timeout_s is not None and not instance.stuck:
-                    self._listen(instance, self._policy.stall_timeout_s)
+                elif self._config.stall_timeout is not None and not instance.stuck:
+                    self._listen(instance, self._config.stall_timeout)
 
     def _read_notes(self, instance: Instance) -> None:
         """See whether the instance said that its script began, and what it renders with."""
         directory, btid = self._directory.path, instance.btid
-        if instance.state == "starting" and os.path.exists(started_path(directory, btid)):
+        if instance.state == "starting" and has_note(directory, btid, "started"):
             self._move(instance, "running")
             self._tell(f"instance {btid} runs its script, after {time.monotonic() - instance.started_at:.1f} s")
         if not instance.renderer:
-            instance.renderer = read_note(renderer_path(directory, btid))
+            instance.renderer = read_note(directory, btid, "renderer")
             if instance.renderer:
                 self._tell(f"instance {btid} renders with {instance.renderer}")
                 if _is_software(instance.renderer) and not self._software_told:
@@ -443,32 +411,32 @@ class Supervisor:
 
     def _decide(self, instance: Instance, code: int, age_s: float) -> tuple[float | None, str]:
         """How long to wait before an instance that ended is started again (None: it is not), and a sentence about it."""
-        policy = self._policy
+        config = self._config
         if self._ending:
             return None, ""
-        if policy.recycles and os.path.exists(recycled_path(self._directory.path, instance.btid)):
+        if config.recycle_after is not None and has_note(self._directory.path, instance.btid, "recycled"):
             instance.failures = 0
             return (
                 0.0,
                 f" It had published as much as one process may (recycle_after); start {instance.restarts + 2} follows.",
             )
-        if not policy.wants_restart(code):
+        if config.restart == "never" or (config.restart == "on-failure" and code == 0):
             return None, ""
         worked = code == 0 and instance.published() > instance.published_before
         if worked or age_s - instance.silent_s > RAN_WELL_S:
             instance.failures = 0
         if worked:
-            return 0.0, f" It is started again (restart={policy.restart!r})."
-        if instance.failures >= policy.max_restarts:
+            return 0.0, f" It is started again (restart={config.restart!r})."
+        if instance.failures >= config.max_restarts:
             return None, (
-                f" It is not started again: it was {instance.failures} times in a row (max_restarts={policy.max_restarts}), "
+                f" It is not started again: it was {instance.failures} times in a row (max_restarts={config.max_restarts}), "
                 f"without running for {RAN_WELL_S:.0f} s once."
             )
         pause_s = min(_FIRST_PAUSE_S * 2.0**instance.failures, _LONGEST_PAUSE_S)
         instance.failures += 1
         return (
             pause_s,
-            f" It is started again in {pause_s:g} s ({instance.failures} of {policy.max_restarts} times in a row).",
+            f" It is started again in {pause_s:g} s ({instance.failures} of {config.max_restarts} times in a row).",
         )
 
     def _start_again(self, instance: Instance) -> None:
@@ -477,7 +445,7 @@ class Supervisor:
             self._move(instance, "exited")
             return
         now = time.monotonic()
-        leftovers = processes_of(self._directory.launch, renderer_path(self._directory.path, instance.btid))
+        leftovers = processes_of(self._directory.launch, instance_path(self._directory.path, instance.btid))
         for pid in leftovers:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -485,7 +453,7 @@ class Supervisor:
             instance.due_at = max(instance.due_at, now + _LEFTOVERS_S)
         if now < instance.due_at:
             return
-        forget_run(self._directory.path, instance.btid)
+        clear_notes(self._directory.path, instance.btid)
         instance.restarts += 1
         instance.published_before = instance.published()
         try:
@@ -499,7 +467,7 @@ class Supervisor:
                 instance.exit_code = 1  # whatever its last process said: it should run, and does not
                 self._move(instance, "exited")
 
-    def _move(self, instance: Instance, state: State) -> None:
+    def _move(self, instance: Instance, state: InstanceState) -> None:
         with self._changed:
             instance.state = state
             self._write_status(instance)

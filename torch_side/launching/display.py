@@ -11,7 +11,7 @@ import time
 
 from blendtorch_shm.errors import LaunchError
 
-from .process import GRACE_S, start_bound
+from .supervisor import GRACE_S, start_bound
 
 _SCREEN = "800x600x24"
 """Small: what Blender draws of its own interface is lost time. Off-screen pictures do not depend on it."""

@@ -1,0 +1,1 @@
+"""The insides of a launch: its configuration, its processes, their packages, ports and display."""
