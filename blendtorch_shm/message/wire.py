@@ -1,24 +1,28 @@
 """The bytes of a message. Typed and validated; arrays are never pickled.
 
 A *message* is the dict that a script publishes. It becomes a payload, the raw bytes of its large arrays, each 64-byte aligned,
-and a header: msgpack of :class:`Header`, the same dict with nothing where its arrays stood, and a list of what they are. In
-shared memory the payload lies at the start of a slot and the header right behind it; over TCP they are the two frames of one
-ZeroMQ message.
+and a header::
 
-Arrays up to :data:`SMALL_NBYTES` travel inside the header and arrive as copies, so that keeping a label does not keep a
-picture's slot occupied. What msgpack does not know by itself (tuples, NumPy scalars, dicts with other keys than strings) has
-extension types of its own. Any other object is pickled, and only read where the connection is trusted.
+    form      version of the format, bytes of the specs (little-endian u32 each)
+              specs: msgpack of keys, dtypes and shapes of the arrays
+    offsets   where each large array begins in the payload (little-endian u64 each)
+    fields    msgpack of everything else, see values.py; None where a large array stood, bytes where a small one did
+
+The form is the same bytes in every message that has the same arrays, only with other values. So who receives compares it with
+the last one's, and understands and checks its specs again only if it differs. The length of a header does not depend on the
+offsets: a message is encoded before it is known where its arrays will lie.
+
+In shared memory the payload lies at the start of a slot and the header right behind it; over TCP they are the two frames of one
+ZeroMQ message. The number of a message within its stream is not in it: it stands in the slot's record, or in TCP's stamp.
+
+Arrays up to :data:`~.values.SMALL_NBYTES` travel among the fields and arrive as copies, so that keeping a label does not keep a
+picture's slot occupied.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
-import pickle
-import re
-import threading
-from collections.abc import Container, Mapping
+import struct
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,44 +31,13 @@ import numpy.typing as npt
 
 from ..errors import PublishError, WireError
 from ..memory.layout import VERSION, align
+from .dtypes import Array, dtype_name, extent
+from .values import AS_IT_IS, SMALL_NBYTES, ValueReader, ValueWriter, encode
 
-Array = npt.NDArray[Any]
-SMALL_NBYTES = 2048
-"""Arrays up to this many bytes travel inside the header."""
-
-_NESTED_ARRAY, _NESTED_SMALL_ARRAY, _TUPLE, _SCALAR, _MAPPING, _PICKLE, _BIG_INT = range(1, 8)
-# Larger numbers are others to NumPy 1, and a unit of time with a zero before it makes every NumPy divide by it.
-_PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSUV][0-9]{1,8}|\?|[mM]8(\[([1-9][0-9]{0,8})?[a-zA-Z]+\])?)")
-_MAX_DEPTH = 64
-_MAX_NDIM = 64
-_MAX_DTYPE = 2**14
-"""Characters in the description of a dtype; about 400 fields."""
-_IN_FIELDS = -1
-
-
-class ArraySpec(msgspec.Struct, array_like=True, gc=False):
-    """An array of the message.
-
-    Attributes:
-        key: the field it stands in, or None if deeper inside a field.
-        dtype: see :func:`dtype_name`.
-        shape: its shape; C order.
-        offset: of its bytes in the payload, or -1 if they stand in the header, in its place; see :func:`arrange`.
-    """
-
-    key: str | None
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-class Header(msgspec.Struct, array_like=True, frozen=True):
-    """Everything of a message but the bytes of its large arrays."""
-
-    version: int
-    sequence: int
-    arrays: list[ArraySpec]
-    fields: dict[str, Any]
+_PREFIX = struct.Struct("<II")
+_ArraySpec = tuple[str | None, str, tuple[int, ...], bool]
+"""Of an array: the field that it is, or None if it is deeper inside one; name of its dtype; shape; whether it is large."""
+_decode_specs = msgspec.msgpack.Decoder(list[_ArraySpec]).decode
 
 
 class Message(NamedTuple):
@@ -74,408 +47,255 @@ class Message(NamedTuple):
     fields: dict[str, Any]
 
 
-class Parts(msgspec.Struct):
-    """A message taken apart.
-
-    Attributes:
-        fields: what msgpack can say of it.
-        specs: its arrays, but for small ones deeper inside a field.
-        large: those that do not travel in the header.
-        large_specs: the spec of each of these.
-        nested: how many of these are deeper inside a field.
-        nbytes: size of the payload that they are laid out in, one after the other; :func:`arrange` makes another one.
-        pickled: whether anything had to be pickled.
-    """
-
-    fields: dict[str, Any] = {}  # each gets its own
-    specs: list[ArraySpec] = []
-    large: list[Array] = []
-    large_specs: list[ArraySpec] = []
-    nested: int = 0
-    nbytes: int = 0
-    pickled: bool = False
-
-    def add(self, key: str | None, dtype: str, array: Array) -> None:
-        """Note a large array."""
-        offset = align(self.nbytes)
-        spec = ArraySpec(key, dtype, array.shape, offset)
-        self.specs.append(spec)
-        self.large_specs.append(spec)
-        self.large.append(array)
-        self.nbytes = offset + array.nbytes
-
-
-_encode = msgspec.msgpack.Encoder().encode
-
-
 # -- writing ----------------------------------------------------------------------------------------------------
 
 
-def take_apart(fields: Mapping[str, Any], *, trusted: bool) -> Parts:
-    """Separate a message's arrays from the rest of it. None is copied but the small ones.
+class Parts(msgspec.Struct):
+    """A message taken apart by an :class:`Encoder`: encoded, its large arrays not yet copied.
 
-    Raises:
-        PublishError: a value needs pickle and the connection is not `trusted`, or it cannot be pickled.
+    >>> parts = Encoder(trusted=True).take_apart({"image": image, "frame": 3})
+    >>> payload = np.empty(parts.nbytes, np.uint8)
+    >>> parts.copy_into(payload)
+    >>> Decoder(trusted=True).decode(parts.header(), payload)["frame"]
+    3
+
+    Attributes:
+        large: the arrays that do not travel in the header: those that are a field, then those deeper inside one.
+        offsets: where they lie in the payload: one after the other, unless :meth:`place` decides otherwise.
+        nbytes: size of the payload.
+        form: first part of the header.
+        pack: makes its second part from the offsets.
+        fields: its last part.
+        pickled: whether anything had to be pickled.
+        in_place: numbers of the arrays that lie in the payload already.
     """
-    parts = Parts()
-    walk: _Walk | None = None
-    for key, value in fields.items():
-        kind = type(value)
-        if kind is np.ndarray and (name := dtype_name(value.dtype)):
-            if value.nbytes > SMALL_NBYTES:
-                parts.add(key, name, value)
-                value = None
+
+    large: list[Array]
+    offsets: list[int]
+    nbytes: int
+    form: bytes
+    pack: Callable[..., bytes]
+    fields: bytes
+    pickled: bool
+    in_place: Container[int] = ()
+
+    @property
+    def header_nbytes(self) -> int:
+        """Size of the header, wherever the arrays lie."""
+        return len(self.form) + 8 * len(self.large) + len(self.fields)
+
+    def place(self, in_place: Mapping[int, int], start: int) -> None:
+        """Decide anew where the large arrays lie in the payload.
+
+        Args:
+            in_place: offsets of those that lie there already, by their number in :attr:`large`.
+            start: first byte of the payload that is free for the others.
+        """
+        self.in_place = in_place
+        self.nbytes = start
+        for i, array in enumerate(self.large):
+            if i in in_place:
+                self.offsets[i] = in_place[i]
             else:
-                parts.specs.append(ArraySpec(key, name, value.shape, _IN_FIELDS))
-                value = value.tobytes()
-        elif kind not in _AS_IT_IS and not (kind is int and -(2**63) <= value < 2**63):
-            walk = walk or _Walk(parts, trusted)
-            walk.key = key
-            value = walk(value)
-        parts.fields[key] = value
-    return parts
+                self.offsets[i] = align(self.nbytes)
+                self.nbytes = self.offsets[i] + array.nbytes
+
+    def header(self) -> bytes:
+        """The header of the message."""
+        return self.form + self.pack(*self.offsets) + self.fields
+
+    def copy_into(self, payload: Any) -> None:
+        """Copy the large arrays to their places, but for those that lie there already.
+
+        Args:
+            payload: a writable buffer of :attr:`nbytes` bytes or more.
+        """
+        for i, array in enumerate(self.large):
+            if i not in self.in_place:
+                np.copyto(np.ndarray(array.shape, array.dtype, payload, self.offsets[i]), array)
 
 
-def arrange(parts: Parts, lent: Mapping[int, int], start: int) -> None:
-    """Lay the large arrays out anew.
-
-    Args:
-        parts: of the message.
-        lent: payload offsets of the large arrays that are in place already, by their number.
-        start: first byte of the payload that is free for the others.
-    """
-    parts.nbytes = start
-    for i, array in enumerate(parts.large):
-        if i in lent:
-            parts.large_specs[i].offset = lent[i]
-        else:
-            parts.large_specs[i].offset = offset = align(parts.nbytes)
-            parts.nbytes = offset + array.nbytes
-
-
-def copy_arrays(parts: Parts, payload: Any, lent: Container[int] = ()) -> None:
-    """Copy the large arrays to their places.
+class Encoder:
+    """Takes the messages of one stream apart, one after another.
 
     Args:
-        parts: of the message.
-        payload: a writable buffer of bytes.
-        lent: numbers of the arrays that are in place already.
+        trusted: whether objects may be pickled.
     """
-    for i, array in enumerate(parts.large):
-        if i not in lent:
-            np.copyto(np.ndarray(array.shape, array.dtype, payload, parts.large_specs[i].offset), array)
 
+    def __init__(self, *, trusted: bool) -> None:
+        self._trusted = trusted
+        self._last = _form([])  # replaced as a whole: a signal's handler may publish at any point
 
-def encode_header(sequence: int, parts: Parts) -> bytes:
-    """The header of a message.
+    def take_apart(self, fields: Mapping[str, Any]) -> Parts:
+        """Separate a message's large arrays from the rest of it, and encode the rest. No large array is copied.
 
-    Raises:
-        PublishError: a text is no valid Unicode.
-    """
-    try:
-        return _encode(Header(VERSION, sequence, parts.specs, parts.fields))
-    except UnicodeEncodeError as error:
-        raise PublishError(f"A published text cannot be sent: {error}.") from error
-
-
-@functools.lru_cache(maxsize=1024)
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """A string that :func:`dtype_of` turns into `dtype` again; "" if it has Python objects or cannot be described.
-
-    It is NumPy's own, such as ``<f4``, or for a structured dtype the JSON of :class:`_Field`, as in ``[["x","<f4"]]``.
-    """
-    if dtype.hasobject or not dtype.itemsize:
-        return ""
-    if dtype.fields is None and dtype.subdtype is None:
-        return dtype.str if _PLAIN_DTYPE.fullmatch(dtype.str) and np.dtype(dtype.str) == dtype else ""
-    if dtype.fields is not None:
-        with contextlib.suppress(ValueError, WireError):  # overlapping or unordered fields, or too many
-            description = msgspec.json.encode(np.lib.format.dtype_to_descr(dtype)).decode()
-            if dtype_of(description) == dtype:
-                return description
-    return ""
-
-
-_AS_IT_IS = frozenset([float, str, bool, bytes, type(None)])
-
-
-class _Walk:
-    """Turns one value after another into what msgpack can say."""
-
-    def __init__(self, parts: Parts, trusted: bool) -> None:
-        self.parts = parts
-        self.trusted = trusted
-        self.key = ""
-        self.depth = 0
-
-    def __call__(self, value: Any) -> Any:
-        kind = type(value)
-        if kind is np.ndarray:
-            return self.array(value)
-        if kind is int:
-            return value if -(2**63) <= value < 2**63 else self.big_int(value)
-        if kind in _AS_IT_IS:
-            return value
-        if kind is dict:
-            if all(type(key) is str for key in value):
-                return self.nested(value, lambda: {k: self(v) for k, v in value.items()})
-            pairs = self.nested(value, lambda: [[self(k), self(v)] for k, v in value.items()])
-            return msgspec.msgpack.Ext(_MAPPING, _encode(pairs))
-        if kind is list:
-            return self.nested(value, lambda: [self(v) for v in value])
-        if kind is tuple:
-            return msgspec.msgpack.Ext(_TUPLE, _encode(self.nested(value, lambda: [self(v) for v in value])))
-        if isinstance(value, np.generic) and value.nbytes and dtype_name(value.dtype):
-            return msgspec.msgpack.Ext(_SCALAR, _encode([dtype_name(value.dtype), value.tobytes()]))
-        if isinstance(value, np.memmap):
-            return self.array(np.asarray(value))
-        array = blender_array(value)
-        return self.pickled(value) if array is None else self.array(array)
-
-    def big_int(self, value: int) -> Any:
-        return msgspec.msgpack.Ext(_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
-
-    def nested(self, value: Any, inner: Any) -> Any:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise PublishError(
-                f"publish({self.key}=...) is nested more than {_MAX_DEPTH} levels deep (or contains itself)."
-            )
-        result = inner()
-        self.depth -= 1
-        return result
-
-    def array(self, value: Array) -> Any:
-        name = dtype_name(value.dtype)
-        if not name:
-            return self.pickled(value)
-        if value.nbytes <= SMALL_NBYTES:
-            return msgspec.msgpack.Ext(_NESTED_SMALL_ARRAY, _encode([name, value.shape, value.tobytes()]))
-        self.parts.add(None, name, value)
-        self.parts.nested += 1
-        return msgspec.msgpack.Ext(_NESTED_ARRAY, _encode(self.parts.nested - 1))
-
-    def pickled(self, value: Any) -> Any:
-        what = f"publish({self.key}=...) contains a {type(value).__module__}.{type(value).__qualname__}"
-        if not self.trusted:
-            raise PublishError(
-                f"{what}, which only pickle can carry, and nothing is unpickled from an unauthenticated TCP connection. "
-                f"Publish arrays, numbers, strings, bytes, lists, tuples and dicts of them, or start the script through "
-                f"BlenderLauncher on the host that consumes."
-            )
+        Raises:
+            PublishError: a value needs pickle and the connection is not trusted, it cannot be pickled, it is nested too deep, or
+                a text is no valid Unicode.
+        """
+        specs: list[_ArraySpec] = []
+        large: list[Array] = []
+        rest = dict(fields)
+        writer: ValueWriter | None = None
+        for key, value in fields.items():
+            kind = type(value)
+            if kind is np.ndarray and (name := dtype_name(value.dtype)):
+                is_large = value.nbytes > SMALL_NBYTES
+                specs.append((key, name, value.shape, is_large))
+                if is_large:
+                    large.append(value)
+                    rest[key] = None
+                else:
+                    rest[key] = value.tobytes()
+            elif not (-(2**63) <= value < 2**63 if kind is int else kind in AS_IT_IS):
+                writer = writer or ValueWriter(trusted=self._trusted)
+                rest[key] = writer.field(key, value)
+        if writer is not None:
+            specs += [(None, dtype_name(array.dtype), array.shape, True) for array in writer.large]
+            large += writer.large
+        offsets: list[int] = []
+        nbytes = 0
+        for array in large:
+            offset = align(nbytes)
+            offsets.append(offset)
+            nbytes = offset + array.nbytes
+        last = self._last
         try:
-            data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            raise PublishError(f"{what}, which cannot be pickled: {error}.") from error
-        self.parts.pickled = True
-        return msgspec.msgpack.Ext(_PICKLE, data)
+            if last[0] != specs:
+                last = self._last = _form(specs)
+            encoded = encode(rest)
+        except UnicodeEncodeError as error:
+            raise PublishError(f"A published text cannot be sent: {error}.") from error
+        _, form, pack = last
+        return Parts(large, offsets, nbytes, form, pack, encoded, writer is not None and writer.pickled)
 
 
-def blender_array(value: Any) -> Array | None:
-    """The content of one of Blender's array-like values as an ndarray; None if `value` is something else."""
-    if type(value).__module__ in ("mathutils", "bpy.types", "bpy_types", "builtins"):
-        name = type(value).__name__
-        if name in ("Vector", "Matrix", "Quaternion", "Euler", "Color", "bpy_prop_array"):
-            return np.array(value)
-        if name == "Buffer":
-            # Rows first in memory, whatever it says: 3.4 exports the strides of the reverse order.
-            view = memoryview(value)
-            return np.frombuffer(view.tobytes("A"), view.format).reshape(view.shape)
-    return None
+def _form(specs: list[_ArraySpec]) -> tuple[list[_ArraySpec], bytes, Callable[..., bytes]]:
+    """These arrays, the form of a message with them, and what packs the offsets of the large ones."""
+    encoded = encode(specs)
+    offsets = struct.Struct(f"<{sum(is_large for *_, is_large in specs)}Q")
+    return specs, _PREFIX.pack(VERSION, len(encoded)) + encoded, offsets.pack
 
 
 # -- reading ----------------------------------------------------------------------------------------------------
 
 
-def decode(header: bytes, payload: npt.NDArray[np.uint8], *, trusted: bool) -> Message:
-    """Put a message together again. Its large arrays are views of `payload`, writable if that is.
+class _Form:
+    """The form of a message, understood and checked.
 
-    Args:
-        header: as made by :func:`encode_header`.
-        payload: (n,) uint8, the bytes of the large arrays.
-        trusted: whether pickled objects may be read.
-
-    Raises:
-        WireError: these bytes are not a valid message, or it contains a pickle and is not `trusted`.
+    Attributes:
+        head: its bytes.
+        nbytes: of all large arrays together.
+        large: each large array that is a field: its number among all large ones, key, shape, dtype and size.
+        nested: each large array deeper inside a field: its number, shape, dtype and size.
+        small: each small array: its key, shape, dtype and size.
+        unpack_offsets: from a header, given where they begin.
+        fields_at: where the fields begin in a header.
     """
-    try:
-        _this_message.has_references = False
-        head = (_trusted_decoder if trusted else _decoder).decode(header)
-        if head.version != VERSION:
+
+    __slots__ = ("fields_at", "head", "large", "nbytes", "nested", "small", "unpack_offsets")
+
+    def __init__(self, header: bytes) -> None:
+        version, specs_nbytes = _PREFIX.unpack_from(header)
+        if version != VERSION:
             raise WireError(
-                f"A message has wire format {head.version}, this program understands {VERSION}: "
+                f"A message has wire format {version}, this program understands {VERSION}: "
                 f"use the same version of blendtorch-shm on both sides."
             )
-        fields = head.fields
-        nested: list[Array] = []
-        nbytes = 0
-        for spec in head.arrays:
-            key, offset = spec.key, spec.offset
-            if offset >= 0:
-                array = _array(spec.dtype, spec.shape, payload, offset)
-                nbytes += array.nbytes
-                if nbytes > len(payload):  # they may have to be copied
-                    raise WireError(f"Arrays of {nbytes} bytes and more do not fit into {len(payload)} bytes.")
+        self.head = header[: _PREFIX.size + specs_nbytes]
+        if len(self.head) < _PREFIX.size + specs_nbytes:
+            raise WireError(f"A message header of {len(header)} bytes says that its specs alone have {specs_nbytes}.")
+        self.nbytes = 0
+        self.large: list[tuple[int, str, tuple[int, ...], np.dtype[Any], int]] = []
+        self.nested: list[tuple[int, tuple[int, ...], np.dtype[Any], int]] = []
+        self.small: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []
+        for key, name, shape, is_large in _decode_specs(self.head[_PREFIX.size :]):
+            dtype, nbytes = extent(name, shape)
+            if is_large:
+                self.nbytes += nbytes
+                number = len(self.large) + len(self.nested)
+                if key is None:
+                    self.nested.append((number, shape, dtype, nbytes))
+                else:
+                    self.large.append((number, key, shape, dtype, nbytes))
+            elif key is None:
+                raise WireError("A small array is no field of the message.")
             else:
-                raw = None if key is None else fields.get(key)
-                if type(raw) is not bytes:
-                    raise WireError(f"The bytes of the small array {key!r:.80} are a {type(raw).__name__}.")
-                array = _array(spec.dtype, spec.shape, bytearray(raw), 0)
-            if key is None:
-                nested.append(array)
-            else:
-                fields[key] = array
-        return Message(head.sequence, _with_arrays(fields, nested) if _this_message.has_references else fields)
-    except WireError:
-        raise
-    except (
-        msgspec.MsgspecError,
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        LookupError,
-        MemoryError,
-        SystemError,  # NumPy's, for a text that is no Unicode
-    ) as error:
-        raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
+                self.small.append((key, shape, dtype, nbytes))
+        offsets = struct.Struct(f"<{len(self.large) + len(self.nested)}Q")
+        self.unpack_offsets = offsets.unpack_from
+        self.fields_at = len(self.head) + offsets.size
 
 
-@functools.lru_cache(maxsize=1024)
-def dtype_of(name: str) -> np.dtype[Any]:
-    """The dtype that :func:`dtype_name` described.
+class Decoder:
+    """Puts the messages of one stream or connection together again, one after another.
 
-    Raises:
-        WireError: it is not one that may travel.
+    Args:
+        trusted: whether pickled objects may be read.
     """
-    try:
-        if len(name) > _MAX_DTYPE:
-            raise ValueError(f"its description has {len(name)} characters, {_MAX_DTYPE} are allowed")
-        dtype = np.lib.format.descr_to_dtype(_checked(_decode_fields(name) if name.startswith("[") else name))
-        if dtype.itemsize <= 0:
-            raise ValueError("its elements have no bytes")
-    except (msgspec.MsgspecError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
-        raise WireError(f"{name[:80]!r} is not the dtype of an array that may travel: {error}") from error
-    return dtype
 
+    def __init__(self, *, trusted: bool) -> None:
+        self._values = ValueReader(trusted=trusted)
+        self._form: _Form | None = None  # of the last message
 
-class _Field(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A field of a structured dtype, as in :attr:`numpy.dtype.descr`: `name` may be a title and a name."""
+    def decode(self, header: bytes, payload: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        """The fields of a message. Its large arrays are views of `payload`, writable if that is; see :class:`Parts`.
 
-    name: str | tuple[str, str]
-    dtype: str | list[_Field]
-    shape: tuple[int, ...] = ()
+        Args:
+            header: as made by :meth:`Parts.header`.
+            payload: (n,) uint8, the bytes of the large arrays.
 
-
-_decode_fields = msgspec.json.Decoder(list[_Field]).decode
-
-
-def _checked(description: str | list[_Field]) -> Any:
-    """`description` as :func:`numpy.lib.format.descr_to_dtype` takes it."""
-    if not isinstance(description, str):
-        return [(f.name, _checked(f.dtype), f.shape) for f in description]
-    if not _PLAIN_DTYPE.fullmatch(description):
-        raise ValueError("unknown dtype")
-    return description
-
-
-@functools.lru_cache(maxsize=1024)
-def _extent(name: str, shape: tuple[int, ...]) -> tuple[np.dtype[Any], int]:
-    """The dtype of that name, and how many bytes an array of it and `shape` has.
-
-    Raises:
-        WireError: there can be no such array.
-    """
-    dtype = dtype_of(name)
-    if len(shape) > _MAX_NDIM or min(shape, default=0) < 0:
-        raise WireError(f"An array of {len(shape)} dimensions, {min(shape, default=0)} the smallest, cannot be.")
-    return dtype, math.prod(shape) * dtype.itemsize
-
-
-def _array(name: str, shape: tuple[int, ...], buffer: Any, offset: int) -> Array:
-    dtype, nbytes = _extent(name, shape)
-    if offset + nbytes > len(buffer):
-        raise WireError(
-            f"An array of shape {shape} and dtype {dtype} at {offset} does not fit into {len(buffer)} bytes."
-        )
-    array: Array = np.ndarray(shape, dtype, buffer, offset)
-    return array if array.flags.aligned else array.copy()
-
-
-class _Reference(NamedTuple):
-    """Stands where a nested large array belongs."""
-
-    number: int
-
-
-class _ThisMessage(threading.local):
-    """What decoding the header of a message comes across, for the rest of :func:`decode` in the same thread."""
-
-    has_references = False
-
-
-_this_message = _ThisMessage()
-
-
-def _with_arrays(value: Any, arrays: list[Array]) -> Any:
-    if type(value) is _Reference:
-        return arrays[value.number]
-    if type(value) is dict:
-        return {k if type(k) is str else _with_arrays(k, arrays): _with_arrays(v, arrays) for k, v in value.items()}
-    if type(value) is list:
-        return [_with_arrays(v, arrays) for v in value]
-    if type(value) is tuple:
-        return tuple(_with_arrays(v, arrays) for v in value)
-    return value
-
-
-_small_array_decoder = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...], bytes])
-_scalar_decoder = msgspec.msgpack.Decoder(tuple[str, bytes])
-_index_decoder = msgspec.msgpack.Decoder(int)
-
-
-def _extension(code: int, data: memoryview) -> Any:
-    if code == _NESTED_ARRAY:
-        number = _index_decoder.decode(data)
-        if number < 0:
-            raise WireError(f"Array {number} does not exist.")
-        _this_message.has_references = True
-        return _Reference(number)
-    if code == _NESTED_SMALL_ARRAY:
-        name, shape, raw = _small_array_decoder.decode(data)
-        return _array(name, shape, bytearray(raw), 0)
-    if code == _TUPLE:
-        return tuple(_list_decoder.decode(data))
-    if code == _SCALAR:
-        name, raw = _scalar_decoder.decode(data)
-        return np.frombuffer(raw, dtype_of(name), 1)[0]
-    if code == _MAPPING:
-        return dict(_pairs_decoder.decode(data))
-    if code == _BIG_INT:
-        return int.from_bytes(data, "little", signed=True)
-    raise WireError(
-        "A message from an unauthenticated connection contains a pickle; it was not read."
-        if code == _PICKLE
-        else f"Extension type {code} is unknown."
-    )
-
-
-def _trusted_extension(code: int, data: memoryview) -> Any:
-    if code == _TUPLE:
-        return tuple(_trusted_list_decoder.decode(data))
-    if code == _MAPPING:
-        return dict(_trusted_pairs_decoder.decode(data))
-    if code == _PICKLE:
+        Raises:
+            WireError: these bytes are not a valid message, or it contains a pickle and is not trusted.
+        """
         try:
-            return pickle.loads(data)
-        except Exception as error:
-            raise WireError(f"A published object cannot be unpickled here: {error!r}") from error
-    return _extension(code, data)
+            form = self._form
+            if form is None or not header.startswith(form.head):
+                form = self._form = _Form(header)
+            room = len(payload)
+            if form.nbytes > room:  # they may have to be copied
+                raise WireError(f"Arrays of {form.nbytes} bytes do not fit into {room} bytes.")
+            offsets = form.unpack_offsets(header, len(form.head))
+            if form.nested:
+                nested = [
+                    _view(payload, offsets[number], shape, dtype, nbytes)
+                    for number, shape, dtype, nbytes in form.nested
+                ]
+                fields = self._values.fields_around(nested, header[form.fields_at :])
+            else:
+                fields = self._values.fields(header[form.fields_at :])
+            for number, key, shape, dtype, nbytes in form.large:  # as _view does, without the time of a call
+                offset = offsets[number]
+                if offset + nbytes > room:
+                    raise WireError(f"An array of {nbytes} bytes at {offset} does not fit into {room} bytes.")
+                array = np.ndarray(shape, dtype, payload, offset)
+                fields[key] = array if array.flags.aligned else array.copy()
+            for key, shape, dtype, nbytes in form.small:
+                raw = fields.get(key)
+                if type(raw) is not bytes or len(raw) != nbytes:
+                    raise WireError(f"A {type(raw).__name__} is not the {nbytes} bytes of the small array {key!r:.80}.")
+                fields[key] = np.ndarray(shape, dtype, bytearray(raw))
+            return fields
+        except WireError:
+            raise
+        except (
+            msgspec.MsgspecError,
+            struct.error,
+            ValueError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            LookupError,
+            MemoryError,
+            SystemError,  # NumPy's, for a text that is no Unicode
+        ) as error:
+            raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
 
 
-_decoder = msgspec.msgpack.Decoder(Header, ext_hook=_extension)
-_list_decoder = msgspec.msgpack.Decoder(list[Any], ext_hook=_extension)
-_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_extension)
-_trusted_decoder = msgspec.msgpack.Decoder(Header, ext_hook=_trusted_extension)
-_trusted_list_decoder = msgspec.msgpack.Decoder(list[Any], ext_hook=_trusted_extension)
-_trusted_pairs_decoder = msgspec.msgpack.Decoder(list[tuple[Any, Any]], ext_hook=_trusted_extension)
+def _view(
+    payload: npt.NDArray[np.uint8], offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], nbytes: int
+) -> Array:
+    if offset + nbytes > len(payload):
+        raise WireError(f"An array of {nbytes} bytes at {offset} does not fit into {len(payload)} bytes.")
+    array: Array = np.ndarray(shape, dtype, payload, offset)
+    return array if array.flags.aligned else array.copy()

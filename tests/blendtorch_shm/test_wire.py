@@ -1,6 +1,8 @@
 """What another process may write is checked before it is believed."""
 
 import pickle
+import struct
+import weakref
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,17 +14,33 @@ from hypothesis.extra import numpy as npst
 
 from blendtorch_shm.errors import PublishError, WireError
 from blendtorch_shm.memory.layout import VERSION
-from blendtorch_shm.message.wire import copy_arrays, decode, encode_header, take_apart
+from blendtorch_shm.message.wire import Decoder, Encoder
 
 
 def travel(fields: dict[str, Any], *, trusted: bool = True) -> dict[str, Any]:
     """Encode and decode, as a transport would."""
-    parts = take_apart(fields, trusted=trusted)
+    return carry(Encoder(trusted=trusted), Decoder(trusted=trusted), fields)
+
+
+def carry(encoder: Encoder, decoder: Decoder, fields: dict[str, Any]) -> dict[str, Any]:
+    """The same from and to those who may remember the message before."""
+    parts = encoder.take_apart(fields)
     payload = np.zeros(parts.nbytes, np.uint8)
-    copy_arrays(parts, payload)
-    message = decode(encode_header(3, parts), payload, trusted=trusted)
-    assert message.sequence == 3
-    return message.fields
+    parts.copy_into(payload)
+    header = parts.header()
+    assert len(header) == parts.header_nbytes
+    return decoder.decode(header, payload)
+
+
+def decode(header: bytes, payload: np.ndarray[Any, Any], *, trusted: bool) -> dict[str, Any]:
+    return Decoder(trusted=trusted).decode(header, payload)
+
+
+def header_of(specs: list[Any], offsets: list[int], fields: dict[str, Any], version: int = VERSION) -> bytes:
+    """A header by hand."""
+    encoded = msgspec.msgpack.encode(specs)
+    prefix = struct.pack("<II", version, len(encoded))
+    return prefix + encoded + struct.pack(f"<{len(offsets)}Q", *offsets) + msgspec.msgpack.encode(fields)
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -57,13 +75,18 @@ def test_random_bytes_are_an_error_and_nothing_else(data: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_header_is_an_error_or_a_message_within_its_bytes(data: st.DataObject) -> None:
-    parts = take_apart({"a": np.zeros((40, 30, 3), np.uint8), "b": [np.arange(5), (1, "x")], "c": 5}, trusted=False)
-    header = bytearray(encode_header(0, parts))
+    large = np.zeros((40, 30, 3), np.uint8)
+    fields = {"a": large, "b": [np.arange(5), (1, "x"), np.zeros(300)], "c": 5, "d": np.arange(3)}
+    parts = Encoder(trusted=False).take_apart(fields)
+    header = bytearray(parts.header())
     for _ in range(data.draw(st.integers(1, 4))):
         header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
     payload = np.zeros(parts.nbytes, np.uint8)
+    decoder = Decoder(trusted=False)
+    if data.draw(st.booleans()):
+        decoder.decode(parts.header(), payload)
     try:
-        fields = decode(bytes(header), payload, trusted=False).fields
+        fields = decoder.decode(bytes(header), payload)
     except WireError:
         return
     for value in fields.values():
@@ -87,18 +110,20 @@ def test_a_damaged_header_is_an_error_or_a_message_within_its_bytes(data: st.Dat
         ("[" * 1000, [1], 0),
         ("|u1", [1] * 100, 0),
         ("<f8", [1.5], 0),
-        ("|u1", [10], -5),
+        ("|u1", [10], 2**64 - 5),
+        ("|u1", [10], 2**63),
     ],
 )
 def test_an_array_that_cannot_be_is_an_error(dtype: str, shape: list[Any], offset: int) -> None:
-    header = msgspec.msgpack.encode([VERSION, 0, [["a", dtype, shape, offset]], {"a": None}])
-    with pytest.raises(WireError):
-        decode(header, np.zeros(100, np.uint8), trusted=True)
+    for key in ("a", None):
+        header = header_of([[key, dtype, shape, True]], [offset], {"a": None})
+        with pytest.raises(WireError):
+            decode(header, np.zeros(100, np.uint8), trusted=True)
 
 
-@pytest.mark.parametrize("stands_there", [10**11, None, "text", [1]])
+@pytest.mark.parametrize("stands_there", [10**11, None, "text", [1], bytes(9), bytes(11)])
 def test_a_small_array_without_bytes_is_an_error_and_costs_no_memory(stands_there: Any) -> None:
-    header = msgspec.msgpack.encode([VERSION, 0, [["a", "|u1", [10], -1]], {"a": stands_there}])
+    header = header_of([["a", "|u1", [10], False]], [], {"a": stands_there})
     with pytest.raises(WireError):
         decode(header, np.zeros(0, np.uint8), trusted=False)
 
@@ -112,19 +137,19 @@ def test_a_pickle_from_an_untrusted_connection_is_not_executed() -> None:
     bomb = msgspec.msgpack.Ext(6, pickle.dumps(Bomb()))
     deep = msgspec.msgpack.Ext(3, msgspec.msgpack.encode([bomb]))
     for value in (bomb, [bomb], {"x": bomb}, deep):
-        header = msgspec.msgpack.encode([VERSION, 0, [], {"a": value}])
+        header = header_of([], [], {"a": value})
         with pytest.raises(WireError, match="pickle"):
             decode(header, np.zeros(0, np.uint8), trusted=False)
 
 
 def test_another_version_is_an_error_that_says_so() -> None:
-    with pytest.raises(WireError, match="same version"):
-        decode(msgspec.msgpack.encode([99, 0, [], {}]), np.zeros(0, np.uint8), trusted=True)
+    with pytest.raises(WireError, match=f"wire format 99, this program understands {VERSION}.*same version"):
+        decode(header_of([], [], {}, version=99), np.zeros(0, np.uint8), trusted=True)
 
 
 def test_small_arrays_do_not_keep_the_payload() -> None:
     fields = {"image": np.zeros(5000, np.uint8), "label": np.arange(4), "list": [np.arange(3.0)]}
-    parts = take_apart(fields, trusted=True)
+    parts = Encoder(trusted=True).take_apart(fields)
     assert [array.nbytes for array in parts.large] == [5000]
     np.testing.assert_equal(travel(fields), fields)
 
@@ -137,4 +162,114 @@ def test_object_arrays_and_masked_arrays_need_trust() -> None:
     assert received["masked"].mask.tolist() == [True, False]
     for key, value in fields.items():
         with pytest.raises(PublishError, match=key):
-            take_apart({key: value}, trusted=False)
+            Encoder(trusted=False).take_apart({key: value})
+
+
+def test_a_header_is_byte_for_byte_as_documented() -> None:
+    fields = {"image": np.zeros((50, 60), "<f4"), "xy": np.array([1, 2], "<i2"), "frame": 3}
+    parts = Encoder(trusted=False).take_apart(fields)
+    parts.place({}, 100)
+    assert parts.header() == (
+        b"\x03\0\0\0" + b"\x1b\0\0\0"
+        b"\x92" + b"\x94\xa5image\xa3<f4\x92\x32\x3c\xc3" + b"\x94\xa2xy\xa3<i2\x91\x02\xc2"
+        b"\x80\0\0\0\0\0\0\0"
+        b"\x83" + b"\xa5image\xc0" + b"\xa2xy\xc4\x04\1\0\2\0" + b"\xa5frame\x03"
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.dictionaries(st.text(max_size=2), values, max_size=3), min_size=2, max_size=5), st.data())
+def test_messages_of_one_form_and_of_others_follow_each_other(
+    messages: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    encoder, decoder = Encoder(trusted=True), Decoder(trusted=True)
+    for _ in range(8):
+        fields = data.draw(st.sampled_from(messages))
+        np.testing.assert_equal(carry(encoder, decoder, fields), fields)
+
+
+def test_values_change_from_message_to_message_of_one_form() -> None:
+    encoder, decoder = Encoder(trusted=True), Decoder(trusted=True)
+    kept = []
+    for i in range(3):
+        fields = {"image": np.full(5000, i, np.uint8), "deep": [np.full(300, i / 2)], "label": np.array([i]), "i": i}
+        kept.append((carry(encoder, decoder, fields), fields))
+    for received, fields in kept:
+        np.testing.assert_equal(received, fields)
+
+
+def test_the_form_of_the_last_message_excuses_no_other_error() -> None:
+    decoder = Decoder(trusted=False)
+    specs = [["a", "|u1", [90], True], [None, "|u1", [5], True], ["s", "|u1", [3], False]]
+    reference = msgspec.msgpack.Ext(1, b"\0")
+    good = {"a": None, "s": b"123", "x": reference}
+    payload = np.arange(100, dtype=np.uint8)
+    first = decoder.decode(header_of(specs, [0, 90], good), payload)
+    assert [first["a"][-1], first["s"][-1], first["x"][-1]] == [89, ord("3"), 94]
+    valid = header_of(specs, [0, 90], good)
+    for wrong, size in (
+        (header_of(specs, [11, 90], good), 100),
+        (header_of(specs, [0, 96], good), 100),
+        (header_of(specs, [2**64 - 1, 90], good), 100),
+        (header_of(specs, [0], good), 100),
+        (header_of(specs, [0, 90], good), 94),
+        (header_of(specs, [0, 90], good | {"s": b"12"}), 100),
+        (header_of(specs, [0, 90], good | {"s": None}), 100),
+        (header_of(specs, [0, 90], good | {"x": msgspec.msgpack.Ext(1, b"\1")}), 100),
+        (header_of(specs, [0, 90], good | {"x": msgspec.msgpack.Ext(6, pickle.dumps(Bomb()))}), 100),
+        (header_of(specs, [0, 90], good, version=VERSION + 1), 100),
+        (valid[:-1], 100),
+        (valid + b"\0", 100),
+        (header_of([], [], {"x": reference}), 100),
+    ):
+        with pytest.raises(WireError):
+            decoder.decode(wrong, payload[:size])
+    again = decoder.decode(valid, payload)
+    np.testing.assert_equal(again, first)
+
+
+def test_arrays_that_lie_in_place_are_not_copied_and_the_others_lie_behind_them() -> None:
+    payload = np.zeros(20_000, np.uint8)
+    lent = payload[128:5128]
+    lent[:] = 7
+    parts = Encoder(trusted=True).take_apart(
+        {"a": np.full(3000, 1, np.uint8), "b": lent, "c": [np.full(4000, 2, np.uint8)]}
+    )
+    parts.place({1: 128}, 5128)
+    assert parts.offsets == [5184, 128, 8192]
+    assert parts.nbytes == 8192 + 4000
+    lent[:] = 8  # as nobody may, but now it shows
+    parts.copy_into(payload)
+    received = Decoder(trusted=True).decode(parts.header(), payload[: parts.nbytes])
+    np.testing.assert_equal(
+        received, {"a": np.full(3000, 1, np.uint8), "b": np.full(5000, 8, np.uint8), "c": [np.full(4000, 2, np.uint8)]}
+    )
+    assert np.shares_memory(received["b"], payload)
+
+
+def test_an_array_that_is_not_aligned_is_copied() -> None:
+    payload = np.zeros(100, np.uint8)
+    payload[3:11] = np.array([2.5]).view(np.uint8)
+    for key, fields in (("a", {"a": None}), (None, {"a": msgspec.msgpack.Ext(1, b"\0")})):
+        array = decode(header_of([[key, "<f8", [1], True]], [3], fields), payload, trusted=False)["a"]
+        assert array.tolist() == [2.5]
+        assert array.flags.aligned
+        assert not np.shares_memory(array, payload)
+
+
+def test_a_decoder_keeps_no_array() -> None:
+    payload = np.zeros(10_000, np.uint8)
+    root = weakref.ref(payload)
+    parts = Encoder(trusted=True).take_apart({"a": np.zeros(3000, np.uint8), "b": [np.zeros(400)]})
+    decoder = Decoder(trusted=True)
+    fields = decoder.decode(parts.header(), payload)
+    del payload
+    assert root() is not None
+    del fields
+    assert root() is None
+
+
+def test_a_text_that_is_no_unicode_is_a_publish_error() -> None:
+    for fields in ({"a": "\ud800"}, {"\ud800": 1}, {"\ud800": np.zeros(3)}):
+        with pytest.raises(PublishError, match="cannot be sent"):
+            Encoder(trusted=True).take_apart(fields)
