@@ -13,6 +13,7 @@
     ├── StreamTimeout (TimeoutError)        nothing arrived within the patience asked for
     ├── StreamClosed                        used after close, or closed while waiting
     ├── SegmentError                        shared memory could not be created, attached or understood
+    │   ├── SegmentMissing                  ... because there is none (yet)
     │   └── OutOfSharedMemory               ... because it is full
     ├── OutOfDescriptors (OSError)          this process may not open more files and connections
     ├── PublishError (TypeError)            a value that cannot be published here
@@ -76,6 +77,10 @@ class SegmentError(BlendtorchError):
         """Something that lies beside a stream, which the kernel did not open."""
         why = " Its launch is over, or its directory was removed." if error.errno == errno.ENOENT else ""
         return cls(f"Cannot open the {what} {path}: {error.strerror}.{why}")
+
+
+class SegmentMissing(SegmentError):
+    """There is no such shared memory, or its creator has not finished it."""
 
 
 class OutOfSharedMemory(SegmentError):

@@ -2,26 +2,32 @@
 
 A *stream* (one socket of one instance) has one control segment and one or more rings::
 
-    control segment   [ StreamHeader | asleep byte × MAX_CONSUMERS | ConsumerRecord × MAX_CONSUMERS ]
+    control segment   [ StreamHeader | asleep word × MAX_CONSUMERS | ConsumerRecord × MAX_CONSUMERS ]
     ring segment      [ RingHeader | state byte × num_slots | SlotRecord × num_slots | slot × num_slots ]
     slot              [ array, array, ... (each 64-byte aligned) | message header (see wire.py) ]
 
-All integers are little-endian and 8 bytes wide, so that every word is written in one store and has one writer at a time;
-slot states (and who sleeps) are single bytes, side by side, so that one copy of a few bytes shows them all. Everything starts
-on a cache line; slots start on a page.
+All integers are little-endian and 8 bytes wide, so that every word is written in one store and has one writer at a time. Slot
+states are single bytes, side by side, so that one copy of a few bytes shows them all. Everything starts on a cache line; slots
+start on a page.
+
+Plain stores carry the protocol: who sees a slot READY must see its message, too. x86-64 keeps the order of stores; ARM does not,
+and Python has no memory fences. So shared memory is refused on other processors (:func:`~.segment.attach`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-VERSION = 2
+VERSION = 3
+"""Of the memory layout and of the wire format: one number for both."""
 CACHE_LINE = 64
 PAGE = 4096
 MAX_CONSUMERS = 256
 """Consumer processes that can be attached to one stream at a time."""
 MAX_SLOTS = 4096
 """Slots in one ring."""
+FOR_A_SLOT = MAX_SLOTS
+"""What the word `waiting` of a stream holds while the producer waits for a FREE slot, and not for fewer READY ones."""
 MAX_RINGS = 2**32
 """Rings of one stream, over its life."""
 MAX_RINGS_AT_ONCE = 64
@@ -45,7 +51,7 @@ STREAM_HEADER = _words(
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
-        64: "waiting",  # the producer sleeps until fewer messages than this are READY (MAX_SLOTS: one is FREE); 0: it is awake
+        64: "waiting",  # the producer sleeps until fewer messages than this are READY (FOR_A_SLOT: one is FREE); 0: it is awake
         72: "closed",  # the producer finished in good order
         128: "published",  # messages committed = the next sequence number
         136: "stalled_ns",  # time the producer spent waiting for room
@@ -96,8 +102,8 @@ FLAG_AGAIN = 2
 """Another consumer had the message, and did not finish with it."""
 
 ASLEEP_OFFSET = STREAM_HEADER.itemsize
-"""Byte offset, in the control segment, of the bytes that are 1 while that consumer waits for its bell."""
-_CONSUMERS_OFFSET = ASLEEP_OFFSET + MAX_CONSUMERS
+"""Byte offset, in the control segment, of the words that say since when each consumer sleeps (CLOCK_MONOTONIC, ns; 0: awake)."""
+_CONSUMERS_OFFSET = ASLEEP_OFFSET + MAX_CONSUMERS * 8
 CONTROL_NBYTES = _CONSUMERS_OFFSET + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
 
 

@@ -1,15 +1,15 @@
 """Locks that the kernel owns: they order claims, and prove who is alive.
 
 Each stream has one lock file. Byte *n* of it stands for one thing (:func:`slot_lock`, :func:`consumer_lock`,
-:data:`PRODUCER_LOCK`); a process holds it through a POSIX record lock, which the kernel drops when the process dies, however
-it dies. That is the whole crash detector: whoever is told that nobody holds a member's lock knows that the member is dead.
+:data:`PRODUCER_LOCK`). A member of the stream holds its byte for as long as it lives, and the kernel drops the lock when the
+process dies, however it dies. That is the whole crash detector: if nobody holds a member's byte, the member is dead.
 
-Three properties of POSIX record locks shape this file:
+The locks are those of *open file descriptions* (``F_OFD_SETLK``, man 2 fcntl). Each member opens the lock file itself, so:
 
-* They vanish when the process closes *any* descriptor of the file. So a file is opened once per process, here, and
-  nowhere else, and as a bare descriptor: ``mmap`` would keep a duplicate that the garbage collector closes some day.
-* They do not exclude threads of one process. A table of what this process holds does that.
-* A forked child does not inherit them. The table is emptied in the child; the descriptor goes on serving.
+* Two members exclude each other even if they are threads of one process.
+* Closing any other descriptor of the file drops nothing.
+* A forked child shares its parent's description. It closes its copy at once (:mod:`~blendtorch_shm.process.forks`), or its
+  parent would look alive for as long as the child lives.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import threading
-from typing import Protocol
 
 from ..errors import SegmentError
+from ..process import forks
 from .layout import MAX_CONSUMERS, MAX_SLOTS
 
 PRODUCER_LOCK = 0
 _CONSUMER_LOCKS = 1
 _SLOT_LOCKS = _CONSUMER_LOCKS + MAX_CONSUMERS
+GETLK, SETLK = 36, 37  # F_OFD_GETLK and F_OFD_SETLK, <fcntl.h>: a Python built against an old glibc lacks the names
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, len, pid
 
 
 def consumer_lock(index: int) -> int:
-    """The byte that a consumer process holds for as long as it is a member of the stream."""
+    """The byte that a consumer holds for as long as it is a member of the stream."""
     return _CONSUMER_LOCKS + index
 
 
@@ -39,77 +39,68 @@ def slot_lock(ring: int, slot: int) -> int:
     return _SLOT_LOCKS + ring * MAX_SLOTS + slot
 
 
-class Locks(Protocol):
-    """A set of numbered locks."""
-
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        """Take the lock if nobody has it, without waiting; or `count` locks from `number` on, all or none."""
-
-    def unlock(self, number: int, count: int = 1) -> None:
-        """Give back what this process took."""
-
-    def is_held(self, number: int) -> bool:
-        """Whether any living process, this one included, has the lock."""
-
-    def close(self) -> None:
-        """One user less, who has given back what it took."""
+def lock_request(number: int, count: int = 1) -> bytes:
+    """What :func:`fcntl.fcntl` takes to lock `count` bytes from `number` on; 0: all."""
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, count, 0)
 
 
-class ThreadLocks:
-    """Locks between the threads of one process, for streams that never leave it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.RLock()  # a lease may end, and unlock, in the middle of any bytecode of its own thread
-        self._held: set[int] = set()
-
-    def try_lock(self, number: int, count: int = 1) -> bool:
-        numbers = range(number, number + count)
-        is_ours = False
-        try:
-            with self._guard:
-                if not self._held.isdisjoint(numbers):
-                    return False
-                is_ours = True  # among the threads of this process, and from here on
-                self._held.update(numbers)
-                is_ours = self._take(number, count)
-                if not is_ours:
-                    self._held.difference_update(numbers)
-                return is_ours
-        except BaseException:  # Ctrl-C
-            if is_ours:
-                self.unlock(number, count)
-            raise
-
-    def _take(self, number: int, count: int) -> bool:
-        """What the threads of this process have agreed on, against other processes."""
-        return True
-
-    def unlock(self, number: int, count: int = 1) -> None:
-        with self._guard:
-            self._held.difference_update(range(number, number + count))
-
-    def is_held(self, number: int) -> bool:
-        return number in self._held
-
-    def close(self) -> None:
-        pass
+def unlock_request(number: int, count: int = 1) -> bytes:
+    """What :func:`fcntl.fcntl` takes to unlock `count` bytes from `number` on; 0: all."""
+    return _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, number, count, 0)
 
 
-class FileLocks(ThreadLocks):
-    """Locks between processes: one byte each of a lock file. Get one with :func:`open_locks`."""
+def is_locked(fd: int, number: int, count: int = 1) -> bool:
+    """Whether somebody has locked one of those bytes (`count` 0: of all from `number` on), through another description."""
+    answer = fcntl.fcntl(fd, GETLK, lock_request(number, count))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+class Locks:
+    """One member's open file description of a stream's lock file, created if missing.
+
+    Args:
+        path: of the lock file.
+
+    Attributes:
+        fd: for the hot path, which asks the kernel itself; -1 when closed.
+
+    Raises:
+        SegmentError: the file cannot be opened.
+    """
+
+    fd = -1
 
     def __init__(self, path: str) -> None:
-        super().__init__()
         self.path = path
-        self.users = 0
+        self._held: set[int] = set()  # members' bytes; a description does not see its own locks
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        if not path.startswith("/proc/"):
+            flags |= os.O_NOFOLLOW
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self.fd = os.open(path, flags, 0o600)
         except OSError as error:
             raise SegmentError.cannot_open("lock file", path, error) from error
+        forks.register(self)
 
-    def _take(self, number: int, count: int) -> bool:
+    def hold(self, number: int) -> bool:
+        """Lock a member's byte for as long as the member lives; False if somebody has it."""
+        if number in self._held:
+            return False
+        self._held.add(number)
+        if self.try_lock(number):
+            return True
+        self._held.discard(number)
+        return False
+
+    def drop(self, number: int) -> None:
+        """Unlock a member's byte."""
+        self.unlock(number)
+        self._held.discard(number)
+
+    def try_lock(self, number: int, count: int = 1) -> bool:
+        """Lock `count` bytes from `number` on, all or none, without waiting; False if another description has one of them."""
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, count, number)
+            fcntl.fcntl(self.fd, SETLK, lock_request(number, count))
             return True
         except (BlockingIOError, PermissionError):
             return False
@@ -117,54 +108,38 @@ class FileLocks(ThreadLocks):
             raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
 
     def unlock(self, number: int, count: int = 1) -> None:
-        with self._guard:
-            super().unlock(number, count)
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, count, number)
+        """Unlock `count` bytes from `number` on."""
+        fcntl.fcntl(self.fd, SETLK, unlock_request(number, count))
+
+    def unlock_slots(self) -> None:
+        """Unlock every slot's byte."""
+        self.unlock(_SLOT_LOCKS, 0)
 
     def is_held(self, number: int) -> bool:
-        if super().is_held(number):
+        """Whether anybody alive has locked that byte. Of slots' bytes, one's own do not count."""
+        if number in self._held:
             return True
-        answer = fcntl.fcntl(self._fd, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return is_locked(self.fd, number)
 
     def close(self) -> None:
-        """One user less; the last one closes the file, which drops every lock this process has on it."""
-        with _registry_guard:
-            self.users -= 1
-            if self.users == 0:
-                _registry.pop(self.path, None)
-                os.close(self._fd)
-                self._held.clear()
+        """Close the file, which drops every lock of this description."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)  # no other call before: an interrupt there would leave the file open for good
+            self._held.clear()
 
-    def forget_parent(self) -> None:
-        """In a forked child: the parent's locks are not ours."""
-        self._guard = threading.RLock()
-        self._held.clear()
+    def __del__(self) -> None:  # nobody is left who could drop its locks
+        self.close()
 
+    def in_child(self) -> None:
+        """A forked child closes its copy; the locks stay its parent's."""
+        self.close()
 
-_registry: dict[str, FileLocks] = {}
-_registry_guard = threading.RLock()
+    def __enter__(self) -> Locks:
+        return self
 
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
-def open_locks(path: str) -> FileLocks:
-    """This process's one handle of the lock file at `path`, created if missing.
-
-    Raises:
-        SegmentError: the file cannot be opened.
-    """
-    with _registry_guard:
-        locks = _registry.get(path)
-        if locks is None:
-            locks = _registry[path] = FileLocks(path)
-        locks.users += 1
-        return locks
-
-
-def _after_fork_in_child() -> None:
-    global _registry_guard
-    _registry_guard = threading.RLock()
-    for locks in _registry.values():
-        locks.forget_parent()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    def __repr__(self) -> str:
+        return f"<Locks {self.path}, {'closed' if self.fd < 0 else f'fd {self.fd}'}>"

@@ -5,11 +5,13 @@ free slot. Since frames are mostly released in the order in which they were made
 were freed last, which are still in the caches (at 4K, 13 GB/s against 9 for going round); the order of frames is that of
 their sequence numbers and never that of slots.
 
-Nothing here waits, and nothing here knows about processes beyond the owner number in a lease: the callers hold the locks.
+Nothing here waits, and nothing here knows about processes beyond the owner number in a lease. :meth:`Ring.try_claim` takes the
+slot's lock itself, by one bare pair of system calls; for the other steps that need it, the caller holds it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import SegmentError
+from ..errors import SegmentError, SegmentMissing
 from . import layout
-from .layout import FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
+from .layout import CACHE_LINE, FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
+from .locks import SETLK, lock_request, slot_lock, unlock_request
 from .segment import Segment
 from .states import SOURCE, TARGET, Event, State
 
@@ -63,6 +66,7 @@ class Ring:
         first = layout.slots_offset(num_slots)
         self._slots = [segment.view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
         self._faulted = bytearray(num_slots)
+        self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
         """Slots into which this process still holds arrays that it was lent (producer only)."""
 
@@ -125,6 +129,21 @@ class Ring:
             slots.sort(key=self._sequence.__getitem__)
         return slots
 
+    def oldest_ready(self) -> int:
+        """The READY slot with the oldest message, or -1."""
+        states = self._states.tobytes()
+        oldest = states.find(_READY)
+        if oldest >= 0:
+            slot = states.find(_READY, oldest + 1)
+            if slot >= 0:
+                sequence = self._sequence
+                lowest = sequence[oldest]
+                while slot >= 0:
+                    if sequence[slot] < lowest:
+                        oldest, lowest = slot, sequence[slot]
+                    slot = states.find(_READY, slot + 1)
+        return oldest
+
     def sequence(self, slot: int) -> int:
         """Sequence number of the message in `slot`."""
         return self._sequence[slot]
@@ -166,20 +185,20 @@ class Ring:
             self._flags[slot],
         )
 
-    def message(self, slot: int) -> tuple[bytes, int, int]:
-        """Header bytes, size of the arrays in bytes, and flags of the message in `slot`.
+    def message(self, slot: int) -> tuple[bytes, int, int, int, int]:
+        """Header bytes, size of the arrays in bytes, generation, sequence number and flags of the message in `slot`.
 
         Raises:
             SegmentError: the record points outside the slot.
         """
         payload_nbytes, header_nbytes = self._payload_nbytes[slot], self._header_nbytes[slot]
-        header_at = align(payload_nbytes)
+        header_at = -(-payload_nbytes // CACHE_LINE) * CACHE_LINE
         if header_at + header_nbytes > self.slot_nbytes:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
-        return header, payload_nbytes, self._flags[slot]
+        return header, payload_nbytes, self._generation[slot], self._sequence[slot], self._flags[slot]
 
     def memory(self, slot: int) -> memoryview:
         """The bytes of `slot`, writable; mapped as a whole at first use."""
@@ -187,10 +206,6 @@ class Ring:
             self._faulted[slot] = 1
             self.segment.prefault(layout.slots_offset(self.num_slots) + slot * self.slot_nbytes, self.slot_nbytes)
         return self._slots[slot]
-
-    def bytes_of(self, slot: int) -> Bytes:
-        """A new array over `slot`; the base of every array that is built on it, and so alive as long as any of them."""
-        return np.frombuffer(self.memory(slot), np.uint8)
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""
@@ -243,19 +258,48 @@ class Ring:
 
     # -- the consumers' steps -----------------------------------------------------------------------------------
 
+    def try_claim(self, slot: int, owner: int, fd: int) -> bool | None:
+        """Lease the READY slot to `owner` under its lock.
+
+        After False, look again: the slot may be READY by now, and other consumers passed it over while this held its lock.
+
+        An interrupt may leave the slot locked, and LEASED: see :meth:`~blendtorch_shm.stream.consumer.Consumer.reconcile`.
+
+        Args:
+            slot: its number.
+            owner: of the lease: number of the consumer, plus one.
+            fd: the owner's description of the lock file.
+
+        Returns:
+            True; False if the slot was not READY any more; None if somebody else has its lock.
+        """
+        lock, unlock = self._requests[slot] or self._make_requests(slot)
+        try:
+            fcntl.fcntl(fd, SETLK, lock)
+        except (BlockingIOError, PermissionError):
+            return None
+        claimed = self.claim(slot, self._generation[slot], owner)
+        fcntl.fcntl(fd, SETLK, unlock)
+        return claimed
+
+    def _make_requests(self, slot: int) -> tuple[bytes, bytes]:
+        number = slot_lock(self.number, slot)
+        requests = self._requests[slot] = lock_request(number), unlock_request(number)
+        return requests
+
     def claim(self, slot: int, generation: int, owner: int) -> bool:
         """Lease the READY slot to `owner` if it still is that generation. The caller holds the slot's lock."""
         if self._states[slot] != _READY or self._generation[slot] != generation:
             return False
         self._owner[slot] = owner
-        self._move(slot, Event.CLAIM)
+        self._states[slot] = _LEASED
         return True
 
     def release(self, slot: int, generation: int, owner: int) -> bool:
         """End `owner`'s lease. False if the lease is no longer its own."""
         if self._states[slot] != _LEASED or self._generation[slot] != generation or self._owner[slot] != owner:
             return False
-        self._move(slot, Event.RELEASE)
+        self._states[slot] = _FREE
         return True
 
     def reclaim(self, slot: int, owner: int) -> bool:
@@ -266,8 +310,11 @@ class Ring:
             return False
         self._flags[slot] |= FLAG_AGAIN
         self._move(slot, Event.RECLAIM)
-        self._owner[slot] = 0  # last: who dies over this must leave a lease whose owner is known to be dead
+        self._owner[slot] = 0  # last: if we die before the line above, the lease must still name its dead owner
         return True
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.number} of {self.num_slots} slots of {self.slot_nbytes} bytes, {self.count(State.READY)} READY>"
 
     def _move(self, slot: int, event: Event) -> None:
         if self._states[slot] != SOURCE[event]:
@@ -285,7 +332,7 @@ class Ring:
 def check_header(segment: Segment, magic: int, expected: int, version: int) -> None:
     """Refuse a segment that is something else or of another version."""
     if magic != expected:
-        raise SegmentError(f"{segment.name} is not what its name says (or its creator has not finished).")
+        raise SegmentMissing(f"{segment.name} is not what its name says (or its creator has not finished).")
     if version != VERSION:
         raise SegmentError(
             f"{segment.name} has memory layout {version}, this program understands {VERSION}: "

@@ -11,13 +11,15 @@ import contextlib
 import errno
 import mmap
 import os
+import platform
 import secrets
 
 import posix_ipc
 
-from ..errors import OutOfSharedMemory, SegmentError
+from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
+_KEEP_THE_ORDER_OF_STORES = ("x86_64", "amd64", "i386", "i686")
 
 
 class Segment:
@@ -36,6 +38,9 @@ class Segment:
         self.words = self.view[: self.nbytes & ~7].cast("Q")
         self._mapping = mapping
 
+    def __repr__(self) -> str:
+        return f"<Segment {self.name or 'private'}, {mebibytes(self.nbytes)}>"
+
     def prefault(self, offset: int, nbytes: int) -> None:
         """Map these pages now, in one system call, instead of one page fault each at first use.
 
@@ -52,8 +57,9 @@ def create(name: str, nbytes: int) -> Segment:
 
     Raises:
         OutOfSharedMemory: `/dev/shm` has no room for it.
-        SegmentError: it exists already, or cannot be made.
+        SegmentError: it exists already, or cannot be made, or this processor may reorder stores.
     """
+    _check_processor(name)
     try:
         shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.ExistentialError as error:
@@ -74,24 +80,37 @@ def attach(name: str) -> Segment:
     """Map the existing shared segment `name`, whole.
 
     Raises:
-        SegmentError: there is none, or it is empty (its creator has not finished, or died).
+        SegmentMissing: there is none, or it is empty (its creator has not finished, or died).
+        SegmentError: it cannot be opened, is another user's, or this processor may reorder stores.
     """
+    _check_processor(name)
     try:
         shared = posix_ipc.SharedMemory(name)
+    except posix_ipc.ExistentialError as error:
+        raise SegmentMissing(f"There is no shared-memory segment {name}.") from error
     except (OSError, posix_ipc.Error) as error:
-        raise SegmentError(f"There is no shared-memory segment {name}: {error}.") from error
+        raise SegmentError(f"Cannot open the shared-memory segment {name}: {error}.") from error
     try:
         status = os.fstat(shared.fd)
         if status.st_uid != os.geteuid():  # its content would be trusted
             raise SegmentError(f"The shared-memory segment {name} belongs to another user (id {status.st_uid}).")
         nbytes = status.st_size
         if nbytes == 0:
-            raise SegmentError(f"The shared-memory segment {name} is empty.")
+            raise SegmentMissing(f"The shared-memory segment {name} is empty.")
         return Segment(name, mmap.mmap(shared.fd, nbytes))
     except OSError as error:
         raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
     finally:
         shared.close_fd()
+
+
+def _check_processor(name: str) -> None:
+    machine = platform.machine()
+    if machine.lower() not in _KEEP_THE_ORDER_OF_STORES:
+        raise SegmentError(
+            f"Cannot use the shared-memory segment {name}: this processor ({machine}) may reorder stores, so a consumer could "
+            f"see a message before its content. Shared memory needs an x86-64 processor; plain tcp:// addresses work on any."
+        )
 
 
 def unlink(name: str) -> None:

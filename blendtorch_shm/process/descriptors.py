@@ -1,5 +1,5 @@
-"""File descriptors: are there enough? Asked before a stream is opened: ZeroMQ ends the process where it finds none, and a reader
-would look for ever for a stream that it cannot open.
+"""Whether this process may open enough file descriptors for a stream. Asked before the stream is opened: without free descriptors
+ZeroMQ aborts the process, and a source would look for ever for a stream that it cannot open.
 """
 
 from __future__ import annotations

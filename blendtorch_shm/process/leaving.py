@@ -1,7 +1,7 @@
-"""Leaving in good order: who must do something when this process exits, so that nobody takes it for one that died.
+"""Leaving in good order: what members of streams do when this process exits, so that no other process takes them for dead.
 
-Children of multiprocessing do not always run ``atexit``, and their queues still send what they hold when it would run: there,
-multiprocessing's own finalizers are used, with the lowest priority.
+A child of multiprocessing does not always run ``atexit``; and when it does, its queues may still be sending what they hold. There
+we use multiprocessing's own finalizers, with the lowest priority.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class Member(Protocol):
         """End everything at once: the process is about to exit."""
 
 
-_members: dict[Member, None] = {}  # strong: a member must outlive what it answers for, whatever the user drops
+_members: dict[
+    Member, None
+] = {}  # strong references: a member must outlive its leases, even if the user drops its source
 _pid = 0
 
 

@@ -1,9 +1,9 @@
-"""Bells: how who sleeps is woken.
+"""The producer's bell: how a producer that waits for room is woken.
 
 A bell is a pipe with a name, beside the lock file of its stream; in a stream within one process, an eventfd. To ring it is one
-system call, and the kernel has who sleeps run at once. Whoever opens a pipe first makes it, both ends hold it open for reading
-and writing, so that to ring for somebody who has gone is no error, and it goes with its directory. A bell has nothing to say:
-what there is to do stands in shared memory.
+system call. It may happen in any thread and in the middle of any statement, where the last view of a message dies, which no
+ZeroMQ socket would allow. Whoever opens the pipe first makes it; both ends hold it open for reading and writing, so to ring for a
+producer that has gone is no error. A bell says nothing: what there is to do stands in shared memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from ..errors import SegmentError
 from ..memory.layout import PAGE
-from ..process import interrupts
 
 _SIGNAL = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes anything
 
@@ -26,14 +25,14 @@ _SIGNAL = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes
 class Bell:
     """One end of a bell.
 
-    Its descriptor is closed in `__del__`, against the rule: a lease may end, and ring for the producer, in any thread while
-    another one closes the stream, and must not find another file under that number.
+    The descriptor is closed in ``__del__``, not by a method: another thread may ring while this one closes the stream, and must
+    not write into another file that got the same number.
 
     Args:
         fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
     """
 
-    fd = -1  # of one that Ctrl-C came in the making of: that has an end, too
+    fd = -1  # of a bell whose making was interrupted
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -45,33 +44,23 @@ class Bell:
         except BlockingIOError:  # it was rung so often already
             pass
 
-    def is_rung(self) -> bool:
-        """Whether it was rung and not cleared since: who waits for it has not run yet."""
-        return self._poll(0)
-
     def clear(self) -> None:
         """Let it be silent until it is rung again."""
         try:
             os.read(self.fd, PAGE)
-        except BlockingIOError:
+        except BlockingIOError:  # another thread of this member was faster
             pass
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until it is rung, or for `timeout_s` seconds, and clear it."""
-        if self._poll(timeout_s * 1000):
-            self.clear()
-
-    def _poll(self, timeout_ms: float) -> bool:
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
-        return bool(poller.poll(timeout_ms))
+        if poller.poll(timeout_s * 1000):
+            self.clear()
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before
         with contextlib.suppress(OSError):  # somebody closed all files, as before an exec
             close(self.fd)
-
-
-interrupts.keep_of(Bell.__del__)
 
 
 def open_bell(path: str) -> Bell:

@@ -1,6 +1,6 @@
 """Clips: consecutive frames in one message, put together where they will be read.
 
-A :class:`ClipSink` stands before a :class:`~blendtorch_shm.stream.sink.RingSink`. It takes one message per frame, and sends one
+A :class:`ClipSink` stands before a :class:`~.producer.Producer`. It takes one message per frame, and sends one
 per clip, in which each array field of T frames is one array (T, ...). When a clip begins, the sink lends it that array, so it
 lies in the slot that the clip will be sent from; frame t is rendered or copied into row t, and the sink finds everything in
 place.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -25,20 +24,13 @@ import numpy.typing as npt
 
 from ..arguments import integer
 from ..errors import StreamClosed
-from ..message.wire import (
-    SMALL_NBYTES,
-    Array,
-    blender_array,
-    copy_arrays,
-    decode,
-    dtype_name,
-    encode_header,
-    take_apart,
-)
-from ..process import interrupts
-from .sink import RingSink
+from ..message.dtypes import Array, dtype_name
+from ..message.values import SMALL_NBYTES, blender_array
+from ..message.wire import Decoder, Encoder
+from ..process import forks, interrupts
+from .producer import DEFAULT_SEND_HWM, Producer
 
-log = logging.getLogger("blendtorch")
+log = logging.getLogger("blendtorch.stream")
 
 _Path = tuple[str, ...]
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]
@@ -61,7 +53,7 @@ def limits(frames_per_clip: int, send_hwm: int | None = None, num_slots: int | N
     """
     integer("frames_per_clip", frames_per_clip)
     if send_hwm is None:
-        send_hwm = max(2, -(-10 // frames_per_clip))
+        send_hwm = max(2, -(-DEFAULT_SEND_HWM // frames_per_clip))
     return send_hwm, send_hwm + 4 if num_slots is None else num_slots
 
 
@@ -82,14 +74,17 @@ class ClipSink:
         once: fields of which a clip has one value, not one per frame. Another value begins another clip.
     """
 
-    def __init__(self, sink: RingSink, frames_per_clip: int, *, once: Collection[str] = ()) -> None:
+    def __init__(self, sink: Producer, frames_per_clip: int, *, once: Collection[str] = ()) -> None:
         self._sink = sink
+        self._encoder = Encoder(trusted=sink.trusted)
+        self._decoder = Decoder(trusted=sink.trusted)
         self._frames_per_clip = frames_per_clip
         self._once = once
         self._clip = _Clip(sink, frames_per_clip, once, [])
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
         self._closed = False
-        self._pid = os.getpid()
+        self._is_copy = False
+        forks.register(self)
 
     def publish(self, fields: Mapping[str, Any]) -> bool:
         """Add one frame; send the clip if that was its last, waiting for room as long as it takes.
@@ -126,7 +121,7 @@ class ClipSink:
 
     def close(self, *, patient: bool = True) -> None:
         """Send the clip that was begun, even if as many as may wait already do; then no more."""
-        if os.getpid() != self._pid:
+        if self._is_copy:
             return
         if self._lock.acquire(blocking=False):  # no other thread is in the middle of publish
             try:
@@ -147,6 +142,10 @@ class ClipSink:
             finally:
                 self._sink.close(patient=patient)
 
+    def in_child(self) -> None:
+        """In a forked child: the stream is its parent's."""
+        self._is_copy = True
+
     def _send(self, *, wait: bool = True) -> bool:
         with self._lock:
             if self._clip.length == 0:
@@ -166,7 +165,14 @@ class ClipSink:
         if isinstance(value, _UNCHANGING):
             return value
         array = _as_array(value)
-        return _copy_of(key, value, trusted=self._sink.trusted) if array is None else array
+        return self._copy_of(key, value) if array is None else array
+
+    def _copy_of(self, key: str, value: Any) -> Any:
+        """`value` as it would arrive now: it shares nothing with the original, and cannot fail to be sent later."""
+        parts = self._encoder.take_apart({key: value})
+        payload = np.empty(parts.nbytes, np.uint8)
+        parts.copy_into(payload)
+        return self._decoder.decode(parts.header(), payload)[key]
 
 
 class _Clip:
@@ -179,7 +185,7 @@ class _Clip:
         expected: what fields it probably has, by the clip before: that many rows may be lent before its first frame is known.
     """
 
-    def __init__(self, sink: RingSink, capacity: int, once: Collection[str], expected: list[_Kind]) -> None:
+    def __init__(self, sink: Producer, capacity: int, once: Collection[str], expected: list[_Kind]) -> None:
         self.length = 0
         self._sink = sink
         self._capacity = capacity
@@ -320,7 +326,7 @@ class _Rows:
             self._array, self._bytes, self._root = array, None, None
         np.copyto(self._array[t : t + 1], value)
 
-    def take(self, length: int, sink: RingSink) -> Array:
+    def take(self, length: int, sink: Producer) -> Array:
         """The first rows; this object is of no use afterwards."""
         array = self._array
         if length < len(array):
@@ -358,14 +364,6 @@ def _as_array(value: Any) -> Array | None:
 def _is_plain(value: Any) -> bool:
     """Whether it is an array of mere bytes; others, of objects or with a mask, travel as pickles."""
     return type(value) is np.ndarray and dtype_name(value.dtype) != ""
-
-
-def _copy_of(key: str, value: Any, *, trusted: bool) -> Any:
-    """`value` as it would arrive now: it shares nothing with the original, and cannot fail to be sent later."""
-    parts = take_apart({key: value}, trusted=trusted)
-    payload = np.empty(parts.nbytes, np.uint8)
-    copy_arrays(parts, payload)
-    return decode(encode_header(0, parts), payload, trusted=trusted).fields[key]
 
 
 def _stack(values: list[Any]) -> Any:

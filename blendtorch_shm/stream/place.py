@@ -1,19 +1,21 @@
-"""Where a stream lives: names, memory, locks and bells, in shared memory or in one process."""
+"""Where a stream lives, on this host or in one process: the names of its memory, lock file, bell and inboxes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Protocol
 
-from ..errors import SegmentError
+from ..errors import SegmentMissing
 from ..launch.address import Twin
 from ..memory import segment
-from ..memory.locks import Locks, ThreadLocks, open_locks
+from ..memory.locks import Locks
 from ..memory.segment import Segment
 from .bell import Bell, open_bell, private_bell
 
 
 class Place(Protocol):
-    """Where a stream lives: names, memory, locks, bells."""
+    """Where a stream lives."""
 
     name: str
 
@@ -21,16 +23,19 @@ class Place(Protocol):
         """A new zeroed segment."""
 
     def attach(self, suffix: str) -> Segment:
-        """An existing segment; SegmentError if there is none."""
+        """An existing segment; SegmentMissing if there is none."""
 
     def unlink(self, suffix: str) -> None:
         """Forget a segment."""
 
     def open_locks(self) -> Locks:
-        """The stream's locks."""
+        """A new description of the stream's lock file, for one member."""
 
-    def open_bell(self, member: int) -> Bell:
-        """The bell of a member, whose number is that of the lock that it holds."""
+    def open_bell(self) -> Bell:
+        """The producer's bell."""
+
+    def inbox(self, consumer: int) -> str:
+        """The ZeroMQ endpoint of a consumer's inbox."""
 
 
 class SharedPlace:
@@ -50,10 +55,16 @@ class SharedPlace:
         segment.unlink(self.name + suffix)
 
     def open_locks(self) -> Locks:
-        return open_locks(self.twin.lock_path)
+        return Locks(self.twin.lock_path)
 
-    def open_bell(self, member: int) -> Bell:
-        return open_bell(self.twin.bell_path(member))
+    def open_bell(self) -> Bell:
+        return open_bell(self.twin.bell_path)
+
+    def inbox(self, consumer: int) -> str:
+        return f"ipc://{self.twin.inbox_path(consumer)}"
+
+    def __repr__(self) -> str:
+        return f"<SharedPlace {self.name}>"
 
 
 class PrivatePlace:
@@ -62,8 +73,8 @@ class PrivatePlace:
     def __init__(self, name: str = "private") -> None:
         self.name = name
         self._segments: dict[str, Segment] = {}
-        self._locks = ThreadLocks()
-        self._bells: dict[int, Bell] = {}
+        self._bell: Bell | None = None
+        self._lock_fd = os.memfd_create(f"locks of {name}"[:200], os.MFD_CLOEXEC)
 
     def create(self, suffix: str, nbytes: int) -> Segment:
         return self._segments.setdefault(suffix, segment.private(nbytes))
@@ -72,13 +83,24 @@ class PrivatePlace:
         try:
             return self._segments[suffix]
         except KeyError:
-            raise SegmentError(f"The stream {self.name} has no segment {suffix!r} yet.") from None
+            raise SegmentMissing(f"The stream {self.name} has no segment {suffix!r} yet.") from None
 
     def unlink(self, suffix: str) -> None:
         self._segments.pop(suffix, None)
 
     def open_locks(self) -> Locks:
-        return self._locks
+        return Locks(f"/proc/self/fd/{self._lock_fd}")
 
-    def open_bell(self, member: int) -> Bell:
-        return self._bells.get(member) or self._bells.setdefault(member, private_bell())
+    def open_bell(self) -> Bell:
+        if self._bell is None:
+            self._bell = private_bell()
+        return self._bell
+
+    def inbox(self, consumer: int) -> str:
+        return f"inproc://{id(self)}.{consumer}.inbox"
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self._lock_fd)
+
+    def __repr__(self) -> str:
+        return f"<PrivatePlace {self.name}>"

@@ -15,15 +15,9 @@ from ..launch.address import Address, Twin
 from ..memory.layout import MAX_CONSUMERS, consumer_word
 from ..memory.locks import consumer_lock
 from ..memory.states import State
-from .control import (
-    EPOCH,
-    RECLAIMED,
-    Activity,
-    attach_control,
-    attach_rings,
-    producer_state,
-)
+from .control import Activity, Control
 from .place import SharedPlace
+from .rings import Rings
 
 
 @dataclass(frozen=True)
@@ -113,13 +107,13 @@ def stats(addresses: str | Iterable[str]) -> list[StreamStats]:
 def _stats(twin: Twin) -> StreamStats:
     place = SharedPlace(twin)
     try:
-        control = attach_control(place)
+        control = Control.attach(place)
         locks = place.open_locks()
     except SegmentError:
         return StreamStats(twin.name, twin.btid)
     try:
         words = control.words
-        rings = list(attach_rings(place, control, {}))
+        rings = Rings(place, control).now()
         seen = Activity.of(control)
         consumers = [
             ConsumerStats(
@@ -132,19 +126,19 @@ def _stats(twin: Twin) -> StreamStats:
             if (pid := words[consumer_word(index, "pid")])
         ]
         sums = {name: sum(getattr(consumer, name) for consumer in consumers) for name in _SUMS}
-        sums["reclaimed"] += words[RECLAIMED]
+        sums["reclaimed"] += control.reclaimed
         return StreamStats(
             name=twin.name,
             btid=twin.btid,
-            producer=producer_state(control, locks),
-            starts=words[EPOCH],
+            producer=control.producer_state(locks),
+            starts=control.epoch,
             published=seen.published,
             stalled_s=seen.stalled_ns / 1e9,
             silence_s=seen.silence_s(),
             ready=sum(ring.count(State.READY) for ring in rings),
             leased=sum(ring.count(State.LEASED) for ring in rings),
             slots=sum(ring.num_slots for ring in rings),
-            nbytes=control.nbytes + sum(ring.segment.nbytes for ring in rings),
+            nbytes=control.segment.nbytes + sum(ring.segment.nbytes for ring in rings),
             consumers=consumers,
             **sums,
         )

@@ -1,12 +1,13 @@
-"""The three ways a message travels, behind ``Sink`` (stream/sink.py) and ``Source`` (stream/source.py).
+"""The ways a message travels, behind one :class:`~..stream.producer.Sink` and one :class:`~..stream.merge.Source`.
 
 ==================  =====================  =========================================  ==================================
 transport           the ring lives in      who takes a message                        the payload travels
 ==================  =====================  =========================================  ==================================
-shared memory       shared memory          the consumer                               not at all
+shared memory       shared memory          the consumer; while it sleeps, it is       not at all
+                                           pushed the number of a slot
 ``tcp``             either                 a thread of the producer, which sends it   over ``tcp://``, sent from the slot
                                            to whoever has room                        without a copy
-``local``           one process's memory   the consumer                               not at all
+``local``           one process's memory   the consumer, likewise                     not at all
 ==================  =====================  =========================================  ==================================
 
 :func:`open_sink` and :func:`open_source` choose by address.
@@ -16,26 +17,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..errors import ConfigurationError
 from ..launch.address import Address
 from ..process import descriptors
+from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
-from ..stream.sink import RingSink
-from ..stream.source import RingSource, Source
-from ..stream.writer import Writer
-from .mixed import MixedSource
-from .tcp import TcpForwarder, TcpSource
+from ..stream.producer import DEFAULT_SEND_HWM, Producer
+from .tcp import Demand, TcpForwarder, TcpLane
 
 __all__ = ["open_sink", "open_source"]
 
-_PER_SINK = 40
-"""File descriptors: 16 to begin with, and the bells of some consumers, and connections of those elsewhere."""
-_PER_TWIN = 6
-"""Its lock file, two bells, its control segment and two rings: a mapping keeps its file open."""
+_PER_SINK = 52
+"""File descriptors: 24 to begin with, and connections to some consumers, here and elsewhere."""
+_PER_TWIN, _FOR_TWINS = 7, 16
+"""Of each stream its lock file, bell, inbox, control segment and two rings (a mapping keeps its file open), and a connection;
+with the first stream ZeroMQ's threads.
+"""
 _PER_REMOTE, _FOR_REMOTE = 5, 24
 """Sockets of ZeroMQ's for each instance elsewhere, and with the first one its threads."""
 
 
-def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = None, lingerms: int = 0) -> RingSink:
+def open_sink(
+    address: Address, *, send_hwm: int = DEFAULT_SEND_HWM, num_slots: int | None = None, lingerms: int = 0
+) -> Producer:
     """A sink that serves `address` over TCP, and its shared-memory twin if it has one.
 
     Args:
@@ -48,19 +52,22 @@ def open_sink(address: Address, *, send_hwm: int = 10, num_slots: int | None = N
         PortInUse: somebody else listens there.
         OutOfDescriptors: this process has too many files open.
         SegmentError: no shared memory, or another living process publishes to the same twin.
+
+    Example::
+
+        with open_sink(Address("tcp://127.0.0.1:11000")) as sink:
+            sink.publish({"image": image, "frame": 3})
     """
     descriptors.require(_PER_SINK, f"publishing on {address}")
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
-    writer = Writer(place, max_ready=send_hwm, num_slots=num_slots)
-    forwarder = None
+    trusted = address.twin is not None or address.keys is not None
+    sink = Producer(place, send_hwm=send_hwm, num_slots=num_slots, trusted=trusted)
     try:
-        forwarder = TcpForwarder(place, address, lingerms=lingerms)
-        return RingSink(writer, forwarder, trusted=address.twin is not None or address.keys is not None)
+        sink.forwarder = TcpForwarder(place, address, lingerms=lingerms)
     except BaseException:
-        if forwarder is not None:
-            forwarder.close(patient=False)
-        writer.close()
+        sink.close(patient=False)
         raise
+    return sink
 
 
 def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> Source:
@@ -69,20 +76,38 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
     Args:
         addresses: any mixture; the producers need not exist yet.
         queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
-        count: messages that will be taken in all.
+        count: messages that will be taken in all: over TCP, no more are asked for than that, for others wait for them.
 
     Raises:
+        ConfigurationError: not an endpoint.
         OutOfDescriptors: this process has too many files open.
+
+    Example::
+
+        with open_source(launch_info.addresses["DATA"]) as source:
+            message = source.receive(timeout_s=10.0)
     """
     places = [SharedPlace(twin) for twin in dict.fromkeys(a.twin for a in addresses if a.twin is not None)]
     remote = list(dict.fromkeys(a for a in addresses if a.twin is None))
     descriptors.require(
-        _PER_TWIN * len(places) + _PER_REMOTE * len(remote) + (_FOR_REMOTE if remote else 0),
+        _PER_TWIN * len(places)
+        + (_FOR_TWINS if places else 0)
+        + _PER_REMOTE * len(remote)
+        + (_FOR_REMOTE if remote else 0),
         f"reading from {len(addresses)} instances",
     )
     if not remote:
-        return RingSource(places)
-    tcp = TcpSource(remote, queue_size=queue_size, count=count)
-    if not places:
-        return tcp
-    return MixedSource(RingSource(places, tcp.poller), len(places), tcp, len(remote))
+        return Source(places)
+    demand = Demand(len(remote), queue_size=queue_size, count=count)
+    lanes: list[TcpLane] = []
+    try:
+        for address in remote:
+            lanes.append(TcpLane(address, demand))
+        return Source(places, lanes)
+    except BaseException as error:
+        # To end a context waits for all its sockets, and an interrupt may have left one half made.
+        demand.is_abandoned = not isinstance(error, ConfigurationError)
+        for lane in lanes:
+            lane.close()
+        demand.close()
+        raise

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from ..stream.merge import Source
 from ..stream.place import PrivatePlace
-from ..stream.sink import RingSink
-from ..stream.source import RingSource
-from ..stream.writer import Writer
+from ..stream.producer import DEFAULT_SEND_HWM, Producer
 
 
 class LocalStream:
@@ -14,17 +13,24 @@ class LocalStream:
     Args:
         send_hwm: messages that may wait, unclaimed, before publishing stalls.
         num_slots: slots per ring; default `send_hwm` + 6.
+
+    Example::
+
+        stream = LocalStream()
+        with stream.open_sink() as sink, stream.open_source() as source:
+            sink.publish({"i": 1})
+            print(source.receive(1.0).fields)
     """
 
-    def __init__(self, *, send_hwm: int = 10, num_slots: int | None = None) -> None:
-        self._place = PrivatePlace()
+    def __init__(self, *, send_hwm: int = DEFAULT_SEND_HWM, num_slots: int | None = None) -> None:
+        self.place = PrivatePlace()
         self._send_hwm = send_hwm
         self._num_slots = num_slots
 
-    def open_sink(self) -> RingSink:
+    def open_sink(self) -> Producer:
         """The producer's end."""
-        return RingSink(Writer(self._place, max_ready=self._send_hwm, num_slots=self._num_slots), trusted=True)
+        return Producer(self.place, send_hwm=self._send_hwm, num_slots=self._num_slots, trusted=True)
 
-    def open_source(self) -> RingSource:
+    def open_source(self) -> Source:
         """A consumer's end; any number of them share the messages."""
-        return RingSource([self._place])
+        return Source([self.place])

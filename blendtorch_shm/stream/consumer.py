@@ -1,0 +1,430 @@
+"""A consumer's half of a stream: claim a message, lease its slot for as long as its arrays live, release it.
+
+The slot table is the truth, and a consumer looks nowhere else: the oldest READY message is next. Numbers of slots only wake who
+sleeps. So a number sent to a consumer that just died costs a moment and no message, and the messages of a dead producer are
+found as well as those of a living one.
+
+A process that dies holds its leases no longer, as the kernel says by way of its member lock, and whoever notices makes them READY
+again (reclaim.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import operator
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..errors import SegmentError, WireError
+from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, STREAM_HEADER, word
+from ..memory.locks import slot_lock
+from ..memory.ring import Bytes, Ring
+from ..memory.segment import Segment
+from ..memory.states import State
+from ..message.wire import Decoder, Message
+from ..process import forks, interrupts, leaving
+from .control import RECLAIM_EVERY_S, RESERVE, Control
+from .lease import Calls, Claimed, Lease
+from .membership import Membership
+from .place import Place
+from .reclaim import reclaim_dead
+from .rings import Rings
+from .waiting import Sleepers
+
+log = logging.getLogger("blendtorch.stream")
+
+_LEASED, _READY = State.LEASED, State.READY
+_WAITING = word(STREAM_HEADER, "waiting")
+
+
+class Consumer:
+    """One consumer of one stream, from joining until its last lease has ended.
+
+    It is one *lane* of a :class:`~.merge.Source`; over TCP, the producer's forwarder is a consumer, too.
+
+    Args:
+        place: where the stream lives.
+        calls: those of the source that this is a lane of, so that messages of a call that was cut short are put back. None:
+            whoever made the consumer ends or gives back the leases itself.
+
+    Attributes:
+        place: where the stream lives.
+        key: of the stream; its slot numbers carry it.
+        sleepers: the consumers of the stream that sleep.
+
+    Raises:
+        SegmentError: the stream does not exist (yet), is of another version, or has as many consumers as it can have.
+    """
+
+    def __init__(self, place: Place, calls: Calls | None = None) -> None:
+        self.place = place
+        self._calls = calls if calls is not None else Calls()
+        self._control = Control.attach(place)
+        self._words = self._control.words
+        self.key: int = self._control.key
+        self._rings = Rings(place, self._control)
+        self._bell = place.open_bell()
+        self._decoder = Decoder(trusted=True)
+        self._leases: dict[int, Lease] = {}  # by id
+        self._closing = self._hoarding = self._complained = False
+        self._last_reclaim = 0.0
+        self.sleepers = Sleepers(place, self._control)
+        self._member = Membership(place, self._control, self._rings)
+        forks.register(self)
+        self.reclaim_dead()  # first of all, so that who replaces a dead consumer gets what that one held in its order
+
+    @property
+    def index(self) -> int:
+        """Which of the stream's consumers this is."""
+        return self._member.index
+
+    # -- taking messages ----------------------------------------------------------------------------------------
+
+    def take(self) -> Message | None:
+        """The oldest READY message of the stream, or None if there is none. One that makes no sense is counted and dropped."""
+        while True:
+            ring, slot = None, -1
+            for candidate in self._rings.now():
+                oldest = candidate.oldest_ready()
+                if oldest >= 0 and (ring is None or candidate.sequence(oldest) < ring.sequence(slot)):
+                    ring, slot = candidate, oldest
+            if ring is None:
+                return None
+            member = self._member
+            claimed = ring.try_claim(slot, member.owner, member.locks.fd)
+            if not claimed:
+                found = self._claim_oldest(tells=claimed is False)
+                if found is None:
+                    return None
+                ring, slot = found
+            if self._words[_WAITING]:
+                self._wake_producer_if_few(ring)
+            message = self._open(ring, slot)
+            if message is not None:
+                return message
+
+    def take_many(self, count: int) -> list[Message]:
+        """The oldest READY messages of the stream that lie in one ring, `count` at most. None of them is a copy: a third of the
+        slots that consumers may hold is left to other consumers, so that these need not copy either.
+        """
+        ready = self._ready()
+        if not ready:
+            return []
+        ring, slots = ready[0]
+        room = (ring.num_slots - RESERVE) * 2 // 3 - ring.count(_LEASED)
+        messages = []
+        for run in _neighbours(slots[: max(0, min(count, room))]):
+            claimed = self._claim_run(ring, run)
+            if len(claimed) < len(run):
+                self.pass_on()  # whoever looked while the others were locked in vain passed them over
+            self._wake_producer_if_few(ring)
+            for slot in claimed:
+                message = self._open(ring, slot)
+                if message is not None:
+                    messages.append(message)
+        return messages
+
+    def claim(self, *, copy: bool = True, local: bool = True) -> Claimed | None:
+        """The oldest READY message as bytes, or None if there is none; for who sends it on.
+
+        Args:
+            copy: whether a copy will do where too many slots are leased; otherwise such messages stay READY.
+            local: whether messages may be taken that must not leave this host.
+
+        Raises:
+            SegmentError: the slot's record makes no sense; its message is counted and dropped.
+        """
+        found = self._claim_oldest(copy=copy, local=local)
+        if found is None:
+            return None
+        self._wake_producer_if_few(found[0])
+        claimed = Claimed(*self._open_raw(*found, always_lease=True))
+        if claimed.lease is None:
+            ring, slot = found
+            self._release(ring, slot, ring.generation(slot))
+        return claimed
+
+    def _ready(self) -> list[tuple[Ring, list[int]]]:
+        """Where the READY messages lie, the oldest first: some slots of a ring, then some of another one."""
+        found = [(ring, slots) for ring in self._rings.now() if (slots := ring.ready())]
+        if len(found) < 2:
+            return found
+        in_order = sorted((ring.sequence(slot), i, slot) for i, (ring, slots) in enumerate(found) for slot in slots)
+        runs = itertools.groupby(in_order, key=operator.itemgetter(1))
+        return [(found[i][0], [slot for _, _, slot in run]) for i, run in runs]
+
+    def _claim_oldest(self, *, copy: bool = True, local: bool = True, tells: bool = False) -> tuple[Ring, int] | None:
+        """Claim the oldest message that nobody else is just claiming; see :meth:`claim`. None if there is none.
+
+        If it locks a slot that is not READY any more, it looks again before it gives up, and tells a sleeper of what it leaves
+        READY: while it held that lock, another consumer may have passed the slot over. `tells`: the caller has held such a lock.
+        """
+        member = self._member
+        in_vain = True
+        while in_vain:
+            in_vain = False
+            for ring, slots in self._ready():
+                for slot in slots:
+                    if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
+                        continue
+                    if not copy and ring.count(_LEASED) >= ring.num_slots - RESERVE:
+                        return None
+                    claimed = ring.try_claim(slot, member.owner, member.locks.fd)
+                    if claimed:
+                        if tells:
+                            self.pass_on()
+                        return ring, slot
+                    if claimed is False:
+                        in_vain = tells = True
+        return None
+
+    def _claim_run(self, ring: Ring, slots: list[int]) -> list[int]:
+        """Claim neighbouring slots under one lock, or one by one if somebody is at one of them; those that were READY still."""
+        owner, locks = self._member.owner, self._member.locks
+        number, count = slot_lock(ring.number, slots[0]), len(slots)
+        if count == 1 or not locks.try_lock(number, count):
+            return [slot for slot in slots if ring.try_claim(slot, owner, locks.fd)]
+        claimed = [slot for slot in slots if ring.claim(slot, ring.generation(slot), owner)]
+        locks.unlock(number, count)
+        return claimed
+
+    def _wake_producer_if_few(self, ring: Ring) -> None:
+        wake_below = self._control.waiting
+        if 0 < wake_below < FOR_A_SLOT and ring.count(_READY) < wake_below:
+            self._bell.ring()
+
+    def _open(self, ring: Ring, slot: int) -> Message | None:
+        """The message in a slot that was just claimed; None if it makes no sense."""
+        try:
+            header, payload, sequence, lease = self._open_raw(ring, slot)
+            try:
+                message = Message(sequence, self._decoder.decode(header, payload))
+            except WireError:
+                if lease is None:
+                    self._release(ring, slot, ring.generation(slot))
+                else:
+                    self.end(lease)
+                raise
+            if lease is None:
+                generation = ring.generation(slot)
+                self._calls.loose.append((message, ring, slot, generation))
+                self._release(ring, slot, generation)
+            return message
+        except (SegmentError, WireError) as error:
+            self._reject(error)
+            return None
+
+    def _open_raw(self, ring: Ring, slot: int, *, always_lease: bool = False) -> tuple[bytes, Bytes, int, Lease | None]:
+        """What a :class:`Claimed` has, of the message in a slot that was just claimed.
+
+        Without a lease, the caller releases the slot.
+
+        Args:
+            ring, slot: where it is.
+            always_lease: whether a message without arrays is leased as well, so that it can be given back.
+
+        Raises:
+            SegmentError: the record makes no sense; the slot is released.
+        """
+        member = self._member
+        member.delivered.add(1)
+        try:
+            header, payload_nbytes, generation, sequence, flags = ring.message(slot)
+        except SegmentError:
+            self._release(ring, slot, ring.generation(slot))
+            raise
+        payload = np.frombuffer(ring.memory(slot), np.uint8, payload_nbytes)
+        if flags & FLAG_AGAIN:
+            member.redelivered.add(1)
+        hoarding = ring.count(_LEASED) > ring.num_slots - RESERVE
+        if (payload_nbytes or always_lease) and not hoarding:
+            lease = Lease(payload, self._lease_ended)
+            lease.ring, lease.slot, lease.generation, lease.call = ring, slot, generation, self._calls.number
+            self._leases[id(lease)] = lease
+            return header, payload, sequence, lease
+        if hoarding and payload_nbytes:
+            member.copied.add(1)
+            self._say_hoarding(ring)
+        return header, payload.copy(), sequence, None
+
+    def reject(self, count: int = 1) -> None:
+        """Count what made no sense."""
+        self._member.rejected.add(count)
+
+    def _reject(self, error: Exception) -> None:
+        self.reject()
+        if not self._complained:
+            self._complained = True
+            # As text: the frames of the error's traceback hold messages, and a log may keep it.
+            log.error("A message of %s was dropped (later ones are counted silently): %s", self.place.name, str(error))
+
+    def _say_hoarding(self, ring: Ring) -> None:
+        if not self._hoarding:
+            self._hoarding = True
+            log.warning(
+                "%d of %d slots of %s are held by consumers; further messages arrive as copies until some are "
+                "released. Streaming goes on; to avoid the copies keep fewer items at a time, or raise send_hwm.",
+                ring.count(_LEASED),
+                ring.num_slots,
+                self.place.name,
+            )
+
+    # -- waiting ------------------------------------------------------------------------------------------------
+
+    def say_asleep(self, since_ns: int) -> None:
+        """Write since when this consumer sleeps; 0: it is awake. It must look once more after it said that it sleeps."""
+        self.sleepers.say(self._member.index, since_ns)
+
+    def pass_on(self) -> None:
+        """If a READY message is left and another consumer sleeps, send that one its number."""
+        self.sleepers.pass_on(self._rings.now())
+
+    def leasable(self) -> int:
+        """How many messages consumers may hold altogether, without copies."""
+        return max((ring.num_slots - RESERVE for ring in self._rings.now()), default=1)
+
+    def has_ready(self, *, local: bool = True) -> bool:
+        """Whether :meth:`claim` would find a message."""
+        return any(
+            local or not ring.flags(slot) & FLAG_LOCAL_ONLY for ring in self._rings.now() for slot in ring.ready()
+        )
+
+    def count_remote(self, consumers: int) -> None:
+        """Say how many consumers elsewhere this one sends to."""
+        self._member.count_remote(consumers)
+
+    # -- ending leases ------------------------------------------------------------------------------------------
+
+    def end(self, lease: Lease) -> None:
+        """End a lease: its slot is FREE again."""
+        if id(lease) not in self._leases:
+            return
+        self._release(lease.ring, lease.slot, lease.generation)
+        self._leases.pop(id(lease), None)  # after: a lease whose end was interrupted must be found again
+        if self._closing and not self._leases:
+            self._leave()
+
+    def give_back(self, lease: Lease) -> None:
+        """End a lease whose message was not used: it is READY again, for any consumer."""
+        if self._leases.pop(id(lease), None) is not None:
+            self._put_back(lease.ring, lease.slot)
+
+    def _lease_ended(self, lease: Lease) -> None:
+        """The last view of a message has gone: a callback, in any thread and in the middle of any statement."""
+        try:
+            if lease.call <= self._calls.handed:  # else its call was cut short, and `reconcile` puts it back
+                self.end(lease)
+        except BaseException as error:  # of a signal's handler, or Ctrl-C
+            interrupts.keep(error)
+
+    def _release(self, ring: Ring, slot: int, generation: int) -> None:
+        if ring.release(slot, generation, self._member.owner):
+            self._member.released.add(1)
+        if self._words[_WAITING] == FOR_A_SLOT:
+            self._bell.ring()
+
+    def _put_back(self, ring: Ring, slot: int) -> None:
+        """Make a slot that this consumer has leased READY again."""
+        locks, number = self._member.locks, slot_lock(ring.number, slot)
+        while not locks.try_lock(number):  # somebody looks whether we are dead
+            time.sleep(0.001)
+        if ring.reclaim(slot, self._member.owner):
+            self._member.delivered.add(-1)
+        locks.unlock(number)
+
+    def reconcile(self) -> None:
+        """After a call that was cut short: unlock all slots, and put back what it claimed and did not hand over.
+
+        What is LEASED to this consumer and has no lease of an earlier call was claimed by the one that was cut short.
+        """
+        if self._member.has_left():
+            return
+        handed = self._calls.handed
+        self._member.locks.unlock_slots()
+        leases = {key: lease for key, lease in list(self._leases.items()) if lease.call <= handed}
+        good = {(lease.ring.number, lease.slot, lease.generation) for lease in leases.values()}
+        rings = self._rings.now()
+        for _, loose_ring, slot, generation in self._calls.loose:
+            if loose_ring is not None and loose_ring in rings:  # noted, perhaps not released yet
+                self._release(loose_ring, slot, generation)
+        for ring in rings:
+            for slot, state in enumerate(ring.states()):
+                is_mine = state == _LEASED and ring.owner(slot) == self._member.owner
+                if is_mine and (ring.number, slot, ring.generation(slot)) not in good:
+                    self._put_back(ring, slot)
+        self._leases = leases
+        self.say_asleep(0)
+
+    def close(self) -> None:
+        """Take no more messages. Arrays that are still alive stay valid, and the membership lasts as long as they do."""
+        self._closing = True
+        if self._member.has_left():
+            return
+        self.say_asleep(0)
+        self.sleepers.close()
+        if not self._leases:
+            self._leave()
+
+    def finish(self) -> None:
+        """Close, and end all leases at once: the process is about to exit in good order.
+
+        A message of a call that never returned stays LEASED: as that of a dead owner, it is made READY again.
+        """
+        self._closing = True
+        for lease in list(self._leases.values()):
+            if lease.call <= self._calls.handed:
+                self.end(lease)
+        self._leave()
+
+    def _leave(self) -> None:
+        leaving.leave(self)
+        self._member.leave()
+        self._rings.forget()
+
+    def in_child(self) -> None:
+        """In a forked child: the leases are its parent's."""
+        self._leases = {}
+        self._closing = True
+
+    # -- what can wait ------------------------------------------------------------------------------------------
+
+    def look_after(self) -> None:
+        """Now and then: reclaim what dead consumers held, and tell a sleeper of it."""
+        if time.monotonic() - self._last_reclaim > RECLAIM_EVERY_S:
+            self.sleepers.forget_dead(self._member.locks)
+            if self.reclaim_dead():
+                self.pass_on()
+
+    def reclaim_dead(self) -> int:
+        """Make what dead consumers held READY again; how many messages that were."""
+        self._last_reclaim = time.monotonic()
+        for lease in list(self._leases.values()):
+            if (
+                lease() is None and lease.call <= self._calls.handed
+            ):  # an interrupt hit the call that should have ended it
+                self.end(lease)
+        reclaimed = reclaim_dead(self._rings.now(), self._member.locks)
+        if reclaimed:
+            self._member.reclaimed.add(reclaimed)
+            log.warning("Took back %d messages that a dead consumer of %s had held.", reclaimed, self.place.name)
+        return reclaimed
+
+    def segments(self) -> list[Segment]:
+        """The memory of the stream's rings."""
+        return [ring.segment for ring in self._rings.now()]
+
+    def explain(self) -> str:
+        """The state of the stream in one line, for messages to people."""
+        return self._control.explain(self.place.name, self._rings.now(), self._member.locks)
+
+    def __repr__(self) -> str:
+        return f"<Consumer {self.index} of {self.place.name}, {len(self._leases)} leases>"
+
+
+def _neighbours(slots: list[int]) -> Iterator[list[int]]:
+    """`slots`, in their order, in pieces of which each counts up by one."""
+    for _, piece in itertools.groupby(enumerate(slots), key=lambda entry: entry[1] - entry[0]):
+        yield [slot for _, slot in piece]

@@ -1,0 +1,60 @@
+"""A lease: a consumer's hold on a slot, for as long as any view of the slot's memory lives."""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+from ..memory.ring import Bytes, Ring
+from ..message.wire import Message
+
+
+class Lease(weakref.ref[Bytes]):
+    """Ends when the array that it refers to, on which all arrays of a message are built, has gone; in whatever thread."""
+
+    __slots__ = ("call", "generation", "ring", "slot")
+    ring: Ring
+    slot: int
+    generation: int
+    call: int
+    """In which call of ``receive`` it was made, see :class:`Calls`."""
+
+
+class Claimed(NamedTuple):
+    """A message that one consumer alone has, as bytes."""
+
+    header: bytes
+    payload: Bytes
+    """(n,) uint8. Either the slot itself, leased until the last view of this array has gone, or a copy."""
+    sequence: int
+    """Number of the message within its stream."""
+    lease: Lease | None
+    """None if the payload is a copy."""
+
+
+Loose = tuple[Message, Ring | None, int, int]
+"""A message that holds no slot; and the ring, slot and generation that it was in, if any: released once the message is noted."""
+
+
+class Calls:
+    """Which call of a source's ``receive`` runs, and which was the last that handed its messages over.
+
+    An interrupt is treated as a small death: a message of a call that never returned was not received, and is put back. A call
+    that is cut short leaves `number` and `handed` different; the next one finds that, and reconciles the consumer with the slot
+    table. To hand over is one store, the last thing that ``receive`` does, so there is no moment in between.
+
+    A message that holds no slot (a copy, one without large arrays, one that came over TCP) cannot be put back. It is noted here
+    before its slot is released, and the next call hands it out first.
+    """
+
+    __slots__ = ("cut", "given", "handed", "loose", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.handed = 0
+        self.cut = False
+        """Whether an exception ended the current call."""
+        self.loose: list[Loose] = []
+        """Messages of this call, and of earlier ones that were cut short, that hold no slot."""
+        self.given = 0
+        """How many of these this call hands out."""

@@ -1,0 +1,100 @@
+"""A slot in the producer's hands, and the arrays in it that a script was lent.
+
+A lent array lies in the slot that the next message is sent from, so to render into it is to render into shared memory. The
+message finds it *in place* and copies nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..memory.layout import align
+from ..memory.ring import Bytes, Ring
+from ..message.dtypes import Array
+from ..process import interrupts
+
+
+class Pin(weakref.ref[Bytes]):
+    """Knows until when arrays that a script was lent are alive; their slot is not loaned again before."""
+
+    __slots__ = ("ring", "slot")
+    ring: Ring
+    slot: int
+
+
+def _unpin(pin: Pin) -> None:
+    try:
+        if pin.ring.pins.get(pin.slot) is pin:
+            del pin.ring.pins[pin.slot]
+    except BaseException as error:  # of a signal's handler, or Ctrl-C
+        interrupts.keep(error)
+
+
+class Loan:
+    """A LOANED slot, until its message is committed.
+
+    Attributes:
+        ring, slot: which.
+        used: bytes at its start that lent arrays occupy.
+    """
+
+    def __init__(self, ring: Ring, slot: int) -> None:
+        self.ring = ring
+        self.slot = slot
+        self.used = 0
+        self._pin: Pin | None = None
+        self._lent: list[tuple[weakref.ref[Array], int]] = []  # arrays, and where in the slot
+
+    def root(self) -> Bytes | None:
+        """The array that all lent arrays are built on, while any of them is alive."""
+        return None if self._pin is None else self._pin()
+
+    def lend(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array | None:
+        """An uninitialised array in the slot, or None if there is not so much room."""
+        root = self.root()
+        if root is None:  # what was lent before is gone
+            self.used = 0
+            self._lent = []
+            root = np.frombuffer(self.ring.memory(self.slot), np.uint8)
+        offset = align(self.used)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if offset + nbytes > self.ring.slot_nbytes:
+            return None
+        if self.root() is not root:
+            pin = self._pin = Pin(root, _unpin)
+            pin.ring, pin.slot = self.ring, self.slot
+            self.ring.pins[self.slot] = pin
+        self.used = offset + nbytes
+        array: Array = np.ndarray(shape, dtype, root, offset)
+        self._lent = [entry for entry in self._lent if entry[0]() is not None]
+        self._lent.append((weakref.ref(array), offset))
+        return array
+
+    def shorten(self, lent: Array, length: int) -> Array:
+        """The first rows of an array that :meth:`lend` gave, to be published in its stead; the others are not used any more."""
+        rows = lent[:length]
+        offset = next((offset for ref, offset in self._lent if ref() is lent), None)
+        if offset is not None and lent.base is self.root():
+            self._lent.append((weakref.ref(rows), offset))
+            if offset + lent.nbytes == self.used:
+                self.used -= lent.nbytes - rows.nbytes
+        return rows
+
+    def in_place(self, arrays: Sequence[Array]) -> dict[int, int]:
+        """Of a message's arrays, by number, the offsets of those that lie in the slot already.
+
+        Only the very array that was lent counts, and once: a view of it would stay writable, so views are copied.
+        """
+        root = self.root()
+        found: dict[int, int] = {}
+        if root is not None:
+            for ref, offset in self._lent:
+                array = ref()
+                number = next((i for i, candidate in enumerate(arrays) if candidate is array), None)
+                if array is not None and number is not None and array.base is root:
+                    found[number] = offset
+        return found

@@ -1,0 +1,106 @@
+"""A consumer's place at a stream: its number, its lock, its counters."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import SegmentError
+from ..memory.layout import MAX_CONSUMERS, consumer_word
+from ..memory.locks import consumer_lock
+from ..memory.states import State
+from .control import Control
+from .place import Place
+from .reclaim import reclaim
+from .rings import Rings
+
+
+class Counter:
+    """A word in shared memory that only this process writes. Threads may lose a count to each other."""
+
+    __slots__ = ("_at", "_words")
+
+    def __init__(self, words: memoryview, at: int) -> None:
+        self._words = words
+        self._at = at
+
+    def add(self, n: int) -> None:
+        """Count `n` more."""
+        words, at = self._words, self._at
+        try:
+            words[at] += n
+        except ValueError:  # whatever stood there, it stays a word
+            words[at] = (words[at] + n) % 2**64
+
+
+class Membership:
+    """A consumer's place at a stream, from joining to leaving.
+
+    Args:
+        place: where the stream lives.
+        control: its control segment.
+        rings: its rings.
+
+    Attributes:
+        index: which of the stream's consumers this is.
+        owner: what stands in the record of a slot that it has leased.
+        locks: its description of the stream's lock file.
+        delivered, released, copied, rejected, reclaimed, redelivered: its counters, see ``layout.CONSUMER_RECORD``.
+
+    Raises:
+        SegmentError: the stream has :data:`~..memory.layout.MAX_CONSUMERS` consumers already.
+    """
+
+    def __init__(self, place: Place, control: Control, rings: Rings) -> None:
+        self._name = place.name
+        self._control = control
+        self._rings = rings
+        self.index = -1
+        self.locks = place.open_locks()
+        try:
+            taken_back = self._join()
+            self.owner = self.index + 1
+            self.delivered, self.released, self.copied, self.rejected, self.reclaimed, self.redelivered = (
+                Counter(control.words, consumer_word(self.index, name))
+                for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered")
+            )
+            self.reclaimed.add(taken_back)
+            control.words[consumer_word(self.index, "pid")] = os.getpid()
+            self.count_remote(0)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _join(self) -> int:
+        """Take the first free place; how many messages its last holder had left LEASED."""
+        for index in range(MAX_CONSUMERS):
+            if self.locks.hold(consumer_lock(index)):
+                self.index = index
+                taken_back = self._take_over(index + 1)
+                if taken_back is not None:
+                    self._control.asleep[index] = 0
+                    return taken_back
+                self.locks.drop(consumer_lock(index))
+                self.index = -1
+        raise SegmentError(f"{self._name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
+
+    def _take_over(self, owner: int) -> int | None:
+        """Reclaim what a dead member of the same number still held; None if somebody is just doing it."""
+        rings = self._rings.now()
+        taken_back = sum(reclaim(ring, self.locks, lambda found: found == owner) for ring in rings)
+        for ring in rings:
+            for slot, state in enumerate(ring.states()):
+                if state == State.LEASED and ring.owner(slot) == owner:
+                    return None
+        return taken_back
+
+    def count_remote(self, consumers: int) -> None:
+        """Say how many consumers elsewhere this one sends to."""
+        self._control.words[consumer_word(self.index, "remote")] = consumers
+
+    def leave(self) -> None:
+        """Give the place up. Everything that it leased must be released before."""
+        self.locks.close()
+
+    def has_left(self) -> bool:
+        """Whether the place may be another one's by now."""
+        return self.locks.fd < 0

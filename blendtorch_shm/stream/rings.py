@@ -1,0 +1,55 @@
+"""The rings of a stream, as its control segment counts them."""
+
+from __future__ import annotations
+
+import contextlib
+
+from ..errors import SegmentError
+from ..memory.layout import MAX_RINGS_AT_ONCE, STREAM_HEADER, word
+from ..memory.ring import Ring
+from .control import Control
+from .place import Place
+
+_FIRST_RING, _NEXT_RING = word(STREAM_HEADER, "first_ring"), word(STREAM_HEADER, "next_ring")
+
+
+class Rings:
+    """The rings of the stream at `place`, attached when they are first seen. Makes nobody a member.
+
+    Args:
+        place: where they are.
+        control: the stream's control segment.
+    """
+
+    def __init__(self, place: Place, control: Control) -> None:
+        self._place = place
+        self._control = control
+        self._known: dict[int, Ring] = {}
+        self._current: list[Ring] = []
+        self._first = self._next = 0  # what the control segment said when those were attached
+
+    def now(self) -> list[Ring]:
+        """Those that exist, oldest first."""
+        words = self._control.words
+        if words[_NEXT_RING] != self._next or words[_FIRST_RING] != self._first:
+            self._attach()
+        return self._current
+
+    def forget(self) -> None:
+        """Unmap them; arrays that lie in them keep what they need."""
+        self._known.clear()
+        self._current = []
+        self._first = self._next = 0
+
+    def _attach(self) -> None:
+        first, following = self._control.first_ring, self._control.next_ring
+        following = min(following, first + MAX_RINGS_AT_ONCE)
+        self._known = {number: ring for number, ring in self._known.items() if number >= first}
+        for number in range(first, following):
+            if number not in self._known:
+                with contextlib.suppress(SegmentError):  # removed meanwhile: all its messages have been consumed
+                    segment = self._place.attach(f".{number}")
+                    self._known[number] = Ring.attach(segment, self._control.key, number)
+        self._current = [self._known[number] for number in sorted(self._known)]
+        if len(self._current) == following - first:  # else try again: not every failure means that it was removed
+            self._first, self._next = first, following
