@@ -1,0 +1,342 @@
+"""The producer's end of TCP: a consumer of its own stream that sends what it takes to consumers elsewhere.
+
+It leases a slot when a consumer has room, and sends from the slot without a copy. So it competes fairly with the consumers that
+share the memory. What is said, and when, is in protocol.py. Consumers are unknown programs until they have greeted properly;
+beyond loopback they are not even heard without the keys of the launch (CURVE, launch/keys.py).
+
+A slot is released when the consumer says that it has taken the message. ZeroMQ may hold on to the memory a little longer, but no
+longer sends from it: a consumer says so only when it has the whole message, and messages of one connection come in order. (An
+earlier connection that broke may send on from a slot that has a new message by now. Nobody listens there: a consumer closes a
+connection before it greets on the next one.)
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
+
+from ...errors import ConfigurationError, PortInUse, SegmentError
+from ...launch.address import Address, is_loopback
+from ...launch.keys import ServerKeys
+from ...stream.bell import private_bell
+from ...stream.consumer import Consumer
+from ...stream.lease import Claimed
+from ...stream.place import Place
+from .protocol import REFUSAL, Action, GiveBack, ProducerSession, Refuse, Release, Send, Tell
+from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
+
+log = logging.getLogger("blendtorch.tcp")
+
+_PATIENCE_S = 120
+"""The other host is gone when it acknowledges no packet for so long; see lane.py."""
+_CLOSING_PATIENCE_S = 5.0
+"""How long a producer that closes waits for a message to be taken that is on its way to a consumer."""
+_LAST_CHANCE_S = 120.0
+"""How long it waits where messages are left that only consumers elsewhere may ever come for."""
+_WAIT_IN_SILENCE_S = 2.0
+"""A producer that closes says after so long what it waits for."""
+_LOOK_EVERY_MS = 100
+"""While consumers are connected: lost ones, dead ones and messages that somebody else gave back need a look this often."""
+_MAX_GREETING_NBYTES = 2**16
+_MAX_HEARD = 256
+"""Greetings and the like that are heard before messages are sent again, so that nobody keeps a producer busy by talking."""
+_ZAP_DOMAIN = b"blendtorch"
+
+
+class TcpForwarder:
+    """Sends the messages of a stream to consumers elsewhere.
+
+    Its thread works also while the script renders, and sleeps while nobody is connected.
+
+    Args:
+        place: the stream to take messages from.
+        address: ``tcp://`` endpoint to bind, with its keys if connections are to be authenticated.
+        lingerms: extra milliseconds that closing may wait for consumers, connected or not.
+
+    Attributes:
+        waits: whether it wants to know of the next commit: the producer calls :meth:`wake` then.
+
+    Raises:
+        PortInUse: somebody else listens there.
+        ConfigurationError: not an endpoint that can be bound, or one beyond loopback without keys.
+    """
+
+    def __init__(self, place: Place, address: Address, *, lingerms: int = 0) -> None:
+        keys = address.keys if isinstance(address.keys, ServerKeys) else None
+        _check_reach(address, keys)
+        self.waits = False
+        self.authenticated = keys is not None
+        self._address = address
+        self._lingerms = lingerms
+        self._returned: deque[Claimed] = deque()  # copies that somebody did not take
+        self._remote = 0
+        self._complained: set[str] = set()
+        self._closing = False
+        self._patient = True
+        self._told_what_is_left = False
+        self._bell = private_bell()
+        self._context = zmq.Context()
+        self._authenticator: Any = None
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.router_mandatory = 1  # a route that is gone is an error
+        self._socket.rcvhwm = 1000
+        self._socket.sndhwm = 0  # what is on its way is limited per consumer, in messages
+        self._socket.linger = 0
+        self._socket.maxmsgsize = _MAX_GREETING_NBYTES
+        self._socket.handshake_ivl = 10_000
+        limit_silence(self._socket, _PATIENCE_S)
+        self._monitor = monitor(self._socket, CONNECTION_ENDS)
+        try:
+            if keys is not None:
+                self._authenticate(keys)
+            self._bind()
+            self._consumer = Consumer(place)
+        except BaseException:
+            self._shut()
+            raise
+        self._session: ProducerSession[Claimed] = ProducerSession(self._consumer.key)
+        self._poller = zmq.Poller()
+        for source in (self._socket, self._monitor, self._bell.fd):
+            self._poller.register(source, zmq.POLLIN)
+        self._thread = threading.Thread(target=self._run, name=f"blendtorch {address}", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A message was committed. From any thread."""
+        self.waits = False  # first: whoever finds it False may rely on the bell
+        self._bell.ring()
+
+    def close(self, *, patient: bool = True) -> None:
+        """If `patient`, wait until consumers have taken what there is, for as long as they do take it; then stop."""
+        self._patient = patient
+        self._closing = True
+        self._bell.ring()
+        self._thread.join()
+
+    def __repr__(self) -> str:
+        return f"<TcpForwarder {self._address}, {self._remote} consumers{', closing' if self._closing else ''}>"
+
+    def _authenticate(self, keys: ServerKeys) -> None:
+        from zmq.auth.thread import ThreadAuthenticator  # here: it imports asyncio
+
+        self._authenticator = ThreadAuthenticator(self._context, log=logging.getLogger("blendtorch.zap"))
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _OneKey(keys.client_public))
+        self._socket.zap_domain = _ZAP_DOMAIN
+        self._socket.zap_enforce_domain = 1
+        keys.secure(self._socket)
+
+    def _bind(self) -> None:
+        try:
+            self._socket.bind(self._address)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(
+                    f"Cannot publish on {self._address}: another program listens there. Stop it, or choose another port "
+                    f"(start_port= of BlenderLauncher)."
+                ) from error
+            raise ConfigurationError(
+                f"Cannot publish on {str(self._address)!r}: {error}. Expected tcp://ADDRESS:PORT."
+            ) from error
+
+    def _shut(self, linger_ms: int = 0) -> None:
+        stop_monitor(self._socket)
+        for socket in (self._monitor, self._socket):
+            socket.close(linger=linger_ms)
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
+
+    # -- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        progress = 0.0  # when a consumer took something, while closing
+        try:
+            while True:
+                wants_more = self._send()
+                if self._closing:
+                    progress = progress or time.monotonic()
+                    idle_s = time.monotonic() - progress
+                    if self._is_done(idle_s):
+                        break
+                    if idle_s > _WAIT_IN_SILENCE_S:
+                        self._say_what_is_left()
+                if wants_more:
+                    self.waits = True
+                    self._send()  # what was committed before the producer saw that we wait
+                taken = self._wait()
+                self.waits = False
+                if taken:
+                    progress = 0.0
+                self._perform(self._session.time_passed(time.monotonic()))
+        except Exception:
+            log.exception("Consumers elsewhere get nothing more from %s.", self._address)
+        finally:
+            self.waits = False
+            self._perform(self._session.end())
+            self._perform(self._session.dismiss_unreachable())
+            self._say_what_is_lost()
+            linger_s = _LAST_CHANCE_S if self._patient else _WAIT_IN_SILENCE_S
+            self._shut(linger_ms=int(linger_s * 1000) + self._lingerms)
+            self._consumer.close()
+            self._consumer.finish()  # what is sent is its consumers'
+
+    def _is_done(self, idle_s: float) -> bool:
+        """Whether closing need not wait any longer, `idle_s` seconds after a consumer took something."""
+        patience_s = 0.0
+        if not self._patient:
+            return True
+        peers = self._session.peers
+        if self._returned or self._consumer.has_ready(local=self.authenticated):
+            if peers or not is_loopback(self._address):
+                patience_s = _LAST_CHANCE_S
+        elif any(peer.sent for peer in peers):
+            patience_s = _CLOSING_PATIENCE_S
+        else:
+            return True
+        return idle_s >= patience_s + self._lingerms / 1000
+
+    def _say_what_is_left(self) -> None:
+        if not self._told_what_is_left:
+            self._told_what_is_left = True
+            log.warning(
+                "%s closes, and waits for up to %.0f s until its last messages are taken; %d consumers are connected.",
+                self._address,
+                _LAST_CHANCE_S + self._lingerms / 1000,
+                len(self._session.peers),
+            )
+
+    def _say_what_is_lost(self) -> None:
+        if self._returned:
+            log.warning(
+                "%s closed: %d messages that were sent and not taken are lost.", self._address, len(self._returned)
+            )
+        if self._patient and self._address.twin is None and self._consumer.has_ready(local=self.authenticated):
+            log.warning("%s closed: messages that nobody came for are lost.", self._address)
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; whether a consumer took a message."""
+        events = dict(self._poller.poll(_LOOK_EVERY_MS if self._session.peers or self._closing else None))
+        if self._bell.fd in events:
+            self._bell.clear()
+        if self._monitor in events:
+            self._hear_of_connections()
+        if not events:
+            self._consumer.look_after()
+        return self._socket in events and self._hear()
+
+    def _hear(self) -> bool:
+        """Hear what consumers say; whether one took a message."""
+        taken = False
+        for _ in range(_MAX_HEARD):
+            try:
+                route, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            actions = self._session.hear(route, frames)
+            taken = taken or any(isinstance(action, Release) for action in actions)
+            self._perform(actions)
+        return taken
+
+    def _hear_of_connections(self) -> None:
+        while self._monitor.poll(0):
+            event = next_event(self._monitor)
+            if event == zmq.EVENT_DISCONNECTED:
+                self._session.connection_ended(time.monotonic())
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._complain(f"A program that does not have the keys of this launch was refused at {self._address}.")
+            else:
+                self._complain(f"A program was refused at {self._address}: it does not speak as consumers here do.")
+
+    def _send(self) -> bool:
+        """Send what there is to those who have room; whether one of them waits for more."""
+        self._perform(self._session.send_again())
+        # Of the slots, so that who takes nothing starves nobody.
+        share = max(1, self._consumer.leasable() // max(1, len(self._session.peers)))
+        while (peer := self._session.hungriest(share)) is not None:
+            claimed = self._take(copy=not peer.sent)  # a copy would die with this process, so only for who has nothing
+            if claimed is None:
+                return True
+            self._perform(self._session.assign(peer, claimed))
+        return False
+
+    def _take(self, copy: bool) -> Claimed | None:
+        if self._returned:
+            return self._returned.popleft()
+        try:
+            return self._consumer.claim(copy=copy, local=self.authenticated)
+        except SegmentError as error:
+            self._complain(f"A message was not sent: {error}")
+            return None
+
+    def _perform(self, actions: Sequence[Action[Claimed]]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._try_send(action.route, action.stamp, action.message.header, action.message.payload)
+            elif isinstance(action, Tell):
+                self._try_send(action.route, action.remark)
+            elif isinstance(action, Release):
+                if action.message.lease is not None:
+                    self._consumer.end(action.message.lease)
+            elif isinstance(action, GiveBack):
+                if action.message.lease is not None:
+                    self._consumer.give_back(action.message.lease)
+                    self._consumer.pass_on()
+                else:
+                    self._returned.append(action.message)
+            else:
+                if isinstance(action, Refuse):
+                    self._try_send(action.route, REFUSAL + action.why.encode())
+                self._complain(
+                    f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {action.why!r}."
+                )
+        remote = len(self._session.peers)
+        if remote != self._remote:
+            self._remote = remote
+            self._consumer.count_remote(remote)
+
+    def _try_send(self, route: bytes, *frames: Any) -> None:
+        try:
+            self._socket.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._session.unreachable(route, time.monotonic())
+
+    def _complain(self, text: str) -> None:
+        """Count, and log each text once."""
+        self._consumer.reject()
+        if text not in self._complained and len(self._complained) < 16:
+            self._complained.add(text)
+            log.warning("%s Later ones are counted silently.", text)
+
+
+def _check_reach(address: Address, keys: ServerKeys | None) -> None:
+    """See whether strangers could connect, and were meant to."""
+    if keys is None and not is_loopback(address):
+        if not address.unauthenticated:
+            raise ConfigurationError(
+                f"Publishing on {address} would let every program that reaches this host read from it. Start the script "
+                f"through BlenderLauncher, which makes keys, or say allow_unauthenticated=True."
+            )
+        log.warning("%s is open to every program that reaches this host: connections are not authenticated.", address)
+
+
+class _OneKey:
+    """The one client key that an authenticator accepts."""
+
+    def __init__(self, client_public: str) -> None:
+        self._key = client_public.encode()
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether `key` (Z85) may connect."""
+        return secrets.compare_digest(key, self._key)

@@ -1,0 +1,261 @@
+"""The consumer's end of TCP: one connection to one producer. What is said, and when, is in protocol.py."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+import zmq
+
+from ...errors import ConfigurationError, WireError
+from ...launch.address import Address
+from ...launch.keys import ClientKeys
+from ...memory.ring import Bytes
+from ...message.wire import Decoder, Message
+from .frames import Frames
+from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Say, encode
+from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
+
+log = logging.getLogger("blendtorch.tcp")
+
+_PATIENCE_S = 60
+"""The other host is gone when it acknowledges no packet for so long. A consumer drops the connection before the producer does: it
+knows then that what it has not taken may go to others.
+"""
+_MAX_MESSAGE_NBYTES = 2**33
+_LINGER_MS = 1000
+
+
+class Demand:
+    """What the lanes of one source share: a ZeroMQ context, and how many messages the source will still take. Towards the end its
+    lanes ask for no more than that, so that other consumers get theirs.
+
+    Args:
+        num_lanes: how many lanes there will be.
+        queue_size: messages that may queue up here, per producer.
+        count: messages that will be taken in all.
+
+    Attributes:
+        context: of the lanes' sockets.
+        remaining: messages that will still be taken.
+        lanes: how many lanes share this demand.
+        is_abandoned: leave the context to the garbage collector.
+    """
+
+    def __init__(self, num_lanes: int = 1, *, queue_size: int = 10, count: int = 2**31) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=max(1, min(4, num_lanes)))
+        self.queue_size = max(1, min(queue_size, MAX_QUEUE))
+        self.remaining = count
+        self.lanes = 0
+        self.is_abandoned = False
+
+    def close(self) -> None:
+        """End the context, if no lane is left. What the lanes said last is sent still."""
+        if self.lanes == 0 and not self.is_abandoned:
+            self.context.term()
+
+    @property
+    def room(self) -> int:
+        """Messages that may be on their way to each lane."""
+        return max(1, min(self.queue_size, -(-self.remaining // max(1, self.lanes))))
+
+
+class TcpLane:
+    """One lane of a source: the messages of one producer elsewhere. One thread at a time may use it.
+
+    Arrays lie in the buffers that ZeroMQ received them in, and stay valid after :meth:`close`.
+
+    Args:
+        address: ``tcp://`` endpoint to connect to, with its keys if it has some; it need not exist yet.
+        demand: shared by all lanes of the source.
+
+    Attributes:
+        sockets: one of them is readable when :meth:`take` may have something, for a ``zmq.Poller``.
+
+    Raises:
+        ConfigurationError: not an endpoint.
+
+    Example::
+
+        lane = TcpLane(Address("tcp://10.0.0.2:11000"), Demand())
+        while (message := lane.take()) is None:
+            zmq.select(lane.sockets, [], [])
+        lane.close()
+    """
+
+    def __init__(self, address: Address, demand: Demand) -> None:
+        self._address = address
+        self._demand = demand
+        self._decoder = Decoder(trusted=isinstance(address.keys, ClientKeys))
+        self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size)
+        self._frames = Frames()
+        self._rejected = 0
+        self._is_inside = False  # a call; if the next one finds that, an interrupt cut it short
+        self._opened: tuple[Arrived, Message] | None = None  # decoded, not handed over yet
+        self._many: list[Message] = []  # taken by take_many, not handed over yet
+        self._closed = False
+        self.sockets: list[zmq.Socket[bytes]] = []
+        try:
+            self._socket = demand.context.socket(zmq.DEALER)
+            self.sockets.append(self._socket)
+            self._socket.rcvhwm = 0  # what is on its way is limited by the room that the session says
+            self._socket.linger = _LINGER_MS
+            self._socket.maxmsgsize = _MAX_MESSAGE_NBYTES
+            self._socket.reconnect_ivl = 50
+            self._socket.reconnect_ivl_max = 1000
+            limit_silence(self._socket, _PATIENCE_S)
+            if isinstance(address.keys, ClientKeys):
+                address.keys.secure(self._socket)
+            self._monitor = monitor(self._socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | CONNECTION_ENDS)
+            self.sockets.append(self._monitor)
+            self._connect()
+        except BaseException:
+            for socket in self.sockets:
+                socket.close(linger=0)
+            raise
+        demand.lanes += 1
+
+    def _connect(self) -> None:
+        try:
+            if not self._address.startswith("tcp://") or "[" in self._address:
+                raise ValueError("not a TCP endpoint")
+            self._socket.connect(self._address)
+        except (zmq.ZMQError, ValueError) as error:
+            raise ConfigurationError(
+                f"{str(self._address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
+            ) from error
+
+    def take(self) -> Message | None:
+        """The next message, if it is here already. What raised in the last call, such as Ctrl-C, cost no message."""
+        if self._many:
+            message = self._many[0]
+            del self._many[0]
+            return message
+        return self._take()
+
+    def take_many(self, count: int) -> list[Message]:
+        """The messages that are here already, `count` at most. As for :meth:`take`, an interrupt costs none."""
+        while len(self._many) < count and (message := self._take()) is not None:
+            self._many.append(message)
+        messages, self._many = self._many, []
+        return messages
+
+    def explain(self) -> str:
+        """The state of the connection in one line, for messages to people."""
+        rejected = f"; {self._rejected} messages were rejected" if self._rejected else ""
+        return f"{self._address}: {self._session.explain()}{rejected}"
+
+    def close(self) -> None:
+        """Take no more: what was received and not taken goes to others."""
+        if self._closed:
+            return
+        if not self._socket.closed:
+            self._say(self._session.bye())
+            stop_monitor(self._socket)
+        for socket in self.sockets:  # not left to the context: the garbage collector may have taken its list of them
+            socket.close()
+        self._closed = True
+        self._frames.close()
+        self._demand.lanes -= 1
+        self._demand.close()
+
+    def __repr__(self) -> str:
+        return f"<TcpLane {self.explain()}{', closed' if self._closed else ''}>"
+
+    # -- between the session and the sockets --------------------------------------------------------------------
+
+    def _take(self) -> Message | None:
+        self._frames.free()
+        if self._is_inside:
+            self._reconcile()
+        self._is_inside = True
+        self._session.room = self._demand.room
+        self._listen()
+        if self._opened is None:
+            self._opened = self._open_next()
+        if self._opened is None:
+            self._is_inside = False
+            return None
+        arrived, message = self._opened
+        self._say(self._session.accept(arrived))
+        # From here on, Python looks for no signals until the caller has the message.
+        self._demand.remaining -= 1
+        self._opened = None
+        self._is_inside = False
+        return message
+
+    def _open_next(self) -> tuple[Arrived, Message] | None:
+        while True:
+            step = self._session.next()
+            if isinstance(step, Arrived):
+                try:
+                    return step, Message(step.sequence, self._decoder.decode(step.header, step.payload))
+                except WireError as error:
+                    self._reject(str(error))
+                    self._say(self._session.accept(step))  # else it would come again, for ever
+            elif step is not None:
+                self._say(step)
+            else:
+                frames = self._read()
+                if frames is None:
+                    return None
+                problem = self._session.receive(frames, time.monotonic())
+                if problem is not None:
+                    self._reject(problem.why)
+
+    def _listen(self) -> None:
+        """Hear of the connection, and greet if that is due."""
+        while self._monitor.poll(0):
+            event = next_event(self._monitor)
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._drain()
+                self._say(self._session.connected())
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._drain()
+                self._session.disconnected()
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._session.refused(WRONG_KEYS)
+            elif event:
+                self._session.refused(NOT_UNDERSTOOD)
+        self._say(self._session.time_passed(time.monotonic()))
+
+    def _reconcile(self) -> None:
+        """The last call was cut short."""
+        if self._opened is not None:
+            self._session.accept(self._opened[0])  # the greeting says so
+        self._drain()
+        self._say(self._session.resume())
+
+    def _drain(self) -> None:
+        """Tell the session what else was received. What makes no sense is not counted: it may be the rest of a message of which
+        an interrupt cost the beginning.
+        """
+        while (frames := self._read()) is not None:
+            self._session.receive(frames, time.monotonic())
+
+    def _read(self) -> list[bytes | Bytes] | None:
+        """The frames of what was received next, the third as an array in ZeroMQ's memory; None if nothing was."""
+        try:
+            frames: list[bytes | Bytes] = [self._socket.recv(zmq.NOBLOCK)]
+        except zmq.Again:
+            return None
+        while self._socket.getsockopt(zmq.RCVMORE):
+            if len(frames) == 2:
+                frames.append(self._frames.array(self._socket.recv(copy=False)))
+            else:
+                frames.append(self._socket.recv())
+        return frames
+
+    def _say(self, say: Say | None) -> None:
+        if say is None:
+            return
+        try:
+            self._socket.send(encode(say.what), zmq.NOBLOCK)
+        except zmq.Again:  # not connected: the next greeting says it
+            pass
+
+    def _reject(self, why: str) -> None:
+        self._rejected += 1
+        if self._rejected == 1:
+            log.error("A message from %s was dropped (later ones are counted silently): %s", self._address, why)

@@ -1,0 +1,634 @@
+"""The protocol between a producer and the consumers that do not share its memory, without I/O.
+
+Theory of operation
+-------------------
+A consumer opens one connection per producer (DEALER to ROUTER). It greets, takes messages, and says which it has taken::
+
+    consumer                                                        producer
+    Hello(session, generation, room, taken)        ───────────►     knows the session, begins one, or refuses it
+                       ◄───────────  stamp, header, payload         at most as many untaken ones as there is room for
+    Taken(sequence, room)                          ───────────►     releases the slot of that message
+    Bye()                                          ───────────►     gives back what was not taken: it is READY again
+                       ◄───────────  END                            closes: what was sent is the consumer's
+
+So a message stays the producer's until a consumer has it. What was on its way to a consumer that died, that closed, or that the
+network lost, is delivered again, here or elsewhere.
+
+Nothing is received twice. A consumer greets after each interruption, and counts its greetings: that is the *generation*. Each
+message carries the generation in which it was sent. A greeting names what the consumer has taken lately; all else that the
+producer sent to it and that is not taken, the producer sends again in the new generation. The consumer drops what was sent in an
+earlier generation, unless END followed: then nobody sends it again, and the consumer keeps it. Sequence numbers tell what a
+consumer has taken already, even when a producer that was killed is followed by one that goes on with its stream.
+
+There is one limit. A consumer may be unable to say that it took a message, because its connection broke or its producer was
+killed at that moment. If another consumer asks for that message before the first one is back (:data:`LOST_S`), both get it.
+
+The producer's end: a :class:`Peer` for each consumer
+-----------------------------------------------------
+=========  ==============  ==============  =========  ==========  ===========  ============  ===========
+state      newer Hello     older Hello     Taken      Bye         unreachable  LOST_S later  route reused
+=========  ==============  ==============  =========  ==========  ===========  ============  ===========
+UNKNOWN    PRESENT         --              --         --          --           --            --
+PRESENT    PRESENT, again  --              release    UNKNOWN, b  LOST         --            UNKNOWN, b
+LOST       PRESENT, again  --              release    UNKNOWN, b  --           UNKNOWN, b    UNKNOWN, b
+=========  ==============  ==============  =========  ==========  ===========  ============  ===========
+
+*again*: release what the greeting says was taken, send the rest again. *b*: give back what was sent and not taken. *--*: nothing
+happens. A Hello of another version, or one too many, is refused and changes nothing. :data:`PEER_TRANSITIONS` is this table.
+
+The consumer's end: a :class:`ConsumerSession`
+----------------------------------------------
+=========  ============  ============  =======  ==================  =========
+state      handshake     disconnected  refused  GREET_AGAIN_S later  message
+=========  ============  ============  =======  ==================  =========
+UNREACHED  CONNECTED, g  REFUSED       REFUSED  --                  CONNECTED
+CONNECTED  CONNECTED, g  LOST          REFUSED  --                  CONNECTED
+LOST       CONNECTED, g  REFUSED       REFUSED  --                  CONNECTED
+REFUSED    CONNECTED, g  REFUSED       REFUSED  CONNECTED, g        CONNECTED
+=========  ============  ============  =======  ==================  =========
+
+*g*: greet. A connection that ends before its handshake was refused by whoever listens there. :data:`CONSUMER_TRANSITIONS` is this
+table.
+
+Interrupts (Ctrl-C) may cut any call on a :class:`ConsumerSession` short. Nothing here undoes half a call: each method stores what
+matters in one step and may be repeated, and :meth:`ConsumerSession.resume` greets again. (A producer's session lives in a thread,
+where no signal's handler runs.)
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Generic, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from ...errors import WireError
+from ...memory.layout import MAX_CONSUMERS, VERSION
+from ...memory.ring import Bytes
+
+LOST_S = 2.0
+"""How long a producer waits for a consumer whose connection closed; then its messages go to others."""
+PROBE_FOR_S, PROBE_EVERY_S = 1.0, 0.05
+"""After a connection closed, each consumer is sent a probe, so often and for so long: sending fails where it was whose it was."""
+GREET_AGAIN_S = 5.0
+"""A consumer that was refused asks again after so long."""
+MAX_QUEUE = 1024
+"""Most messages on their way to one consumer."""
+
+STAMP = struct.Struct("<QQQ")
+"""First frame of each message: the generation that it was sent in, its sequence number, and the key of its stream."""
+PROBE = b""
+"""A producer's question whether a consumer's connection still exists; ZeroMQ answers it. Consumers ignore it."""
+END = b"end"
+"""The producer's last word to a consumer: it closed."""
+REFUSAL = b"refused: "
+"""What a refusal begins with; the reason follows."""
+
+
+# -- what a consumer says ---------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The first message of each connection.
+
+    Attributes:
+        version: of the wire format.
+        session: random, the consumer's for as long as it lives.
+        generation: counts the greetings of the session.
+        room: messages that may be on their way, or wait at the consumer.
+        stream: key of the stream that it has taken messages of; 0 for none.
+        taken: sequence numbers of those taken last.
+    """
+
+    version: int
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    generation: Annotated[int, msgspec.Meta(ge=0)]
+    room: Annotated[int, msgspec.Meta(ge=1)]
+    stream: int
+    taken: list[int]
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The consumer has taken a message.
+
+    Attributes:
+        sequence: its number.
+        room: see :class:`Hello`; it may change.
+    """
+
+    sequence: int
+    room: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Bye(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The consumer takes no more."""
+
+
+Said = Hello | Taken | Bye
+
+
+class _AnyHello(msgspec.Struct, array_like=True, frozen=True, tag="Hello"):
+    """A greeting of whatever version: they have this much in common. The session tells it from noise, which gets no answer."""
+
+    version: int
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+
+
+encode = msgspec.msgpack.Encoder().encode
+"""What a consumer says, as bytes."""
+_decoder = msgspec.msgpack.Decoder(Said)
+_any_hello_decoder = msgspec.msgpack.Decoder(_AnyHello)
+
+
+def parse(frames: Sequence[bytes]) -> Said | _AnyHello:
+    """What a consumer said. A greeting of another version is an ``_AnyHello``.
+
+    Raises:
+        WireError: it is nothing that a consumer says.
+    """
+    if len(frames) != 1:
+        raise WireError(f"it sent {len(frames)} frames")
+    try:
+        said: Said | _AnyHello = _decoder.decode(frames[0])
+    except Exception as error:  # whatever a stranger may say
+        try:
+            said = _any_hello_decoder.decode(frames[0])
+        except Exception:
+            raise WireError(str(error)) from error
+        if said.version == VERSION:
+            raise WireError(str(error)) from error
+    return said
+
+
+# -- the producer's end -----------------------------------------------------------------------------------------
+
+
+class Numbered(Protocol):
+    """A message that a producer sends. Its header, payload and slot are not this module's business."""
+
+    @property
+    def sequence(self) -> int:
+        """Its number within the stream."""
+
+
+M = TypeVar("M", bound=Numbered)
+
+
+@dataclass(frozen=True)
+class Send(Generic[M]):
+    """Send `message` to `route` behind the frame `stamp`. If that route is gone, tell :meth:`ProducerSession.unreachable`."""
+
+    route: bytes
+    stamp: bytes
+    message: M
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Send one frame, :data:`PROBE` or :data:`END`, to `route`. If that route is gone: as for :class:`Send`."""
+
+    route: bytes
+    remark: bytes
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Tell `route`, if it is still there, that it gets nothing, and why."""
+
+    route: bytes
+    why: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that was received makes no sense; count it."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Release(Generic[M]):
+    """A consumer has taken `message`: its slot is FREE."""
+
+    message: M
+
+
+@dataclass(frozen=True)
+class GiveBack(Generic[M]):
+    """`message` was sent and not taken: it is READY again."""
+
+    message: M
+
+
+class PeerState(enum.Enum):
+    """What a producer knows of a consumer."""
+
+    UNKNOWN = enum.auto()
+    PRESENT = enum.auto()
+    LOST = enum.auto()
+
+
+class PeerEvent(enum.Enum):
+    """What happens to a :class:`Peer`."""
+
+    HELLO = enum.auto()
+    TAKEN = enum.auto()
+    BYE = enum.auto()
+    UNREACHABLE = enum.auto()
+    PATIENCE_IS_OVER = enum.auto()
+    ROUTE_IS_REUSED = enum.auto()
+
+
+PEER_TRANSITIONS: dict[PeerState, dict[PeerEvent, PeerState]] = {
+    PeerState.UNKNOWN: {
+        PeerEvent.HELLO: PeerState.PRESENT,
+    },
+    PeerState.PRESENT: {
+        PeerEvent.HELLO: PeerState.PRESENT,
+        PeerEvent.TAKEN: PeerState.PRESENT,
+        PeerEvent.BYE: PeerState.UNKNOWN,
+        PeerEvent.UNREACHABLE: PeerState.LOST,
+        PeerEvent.ROUTE_IS_REUSED: PeerState.UNKNOWN,
+    },
+    PeerState.LOST: {
+        PeerEvent.HELLO: PeerState.PRESENT,
+        PeerEvent.TAKEN: PeerState.LOST,
+        PeerEvent.BYE: PeerState.UNKNOWN,
+        PeerEvent.UNREACHABLE: PeerState.LOST,
+        PeerEvent.PATIENCE_IS_OVER: PeerState.UNKNOWN,
+        PeerEvent.ROUTE_IS_REUSED: PeerState.UNKNOWN,
+    },
+}
+
+
+@dataclass
+class Peer(Generic[M]):
+    """A consumer that has greeted."""
+
+    session: bytes
+    route: bytes
+    generation: int
+    room: int
+    state: PeerState = PeerState.UNKNOWN
+    sent: dict[int, M] = field(default_factory=dict)
+    """By sequence number, in the order they were sent: what it has not taken yet."""
+    must_send_again: bool = False
+    """It greeted: all of `sent` is to be sent in this generation."""
+    lost_at: float = 0.0
+    """When its route was found gone."""
+
+    def move(self, event: PeerEvent) -> None:
+        self.state = PEER_TRANSITIONS[self.state][event]
+
+
+Action = Send[M] | Tell | Refuse | Reject | Release[M] | GiveBack[M]
+
+
+class ProducerSession(Generic[M]):
+    """All consumers of one producer.
+
+    Each method is an event. It returns the actions that the caller performs, in their order.
+
+    Args:
+        stream: key of the producer's stream.
+    """
+
+    def __init__(self, stream: int) -> None:
+        self._stream = stream
+        self._peers: dict[bytes, Peer[M]] = {}  # by route; who waits longest for a message is first
+        self._probe_until = self._probed_at = 0.0
+
+    @property
+    def peers(self) -> Sequence[Peer[M]]:
+        """The consumers that have greeted and not left, also those that are lost and may come back."""
+        return list(self._peers.values())
+
+    # -- what consumers say
+
+    def hear(self, route: bytes, frames: Sequence[bytes]) -> list[Action[M]]:
+        """A message came from the connection `route`."""
+        try:
+            said = parse(frames)
+        except WireError as error:
+            return [Reject(str(error))]
+        if isinstance(said, _AnyHello) or (isinstance(said, Hello) and said.version != VERSION):
+            why = (
+                f"the consumer speaks version {said.version} of the wire format, the producer version {VERSION}: "
+                f"use the same version of blendtorch-shm on both sides"
+            )
+            return [Refuse(route, why)]
+        if isinstance(said, Hello):
+            return self._hear_hello(route, said)
+        peer = self._peers.get(route)
+        if peer is None:
+            return []  # said to an earlier connection; the greeting that follows says it again
+        if isinstance(said, Taken):
+            peer.move(PeerEvent.TAKEN)
+            peer.room = min(said.room, MAX_QUEUE)
+            return self._release(peer, [said.sequence])
+        return self._dismiss(peer, PeerEvent.BYE)
+
+    def _hear_hello(self, route: bytes, hello: Hello) -> list[Action[M]]:
+        peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
+        if peer is not None and hello.generation <= peer.generation:
+            return []  # of an earlier connection, overtaken
+        if peer is None and len(self._peers) >= MAX_CONSUMERS:
+            return [Refuse(route, f"there are {MAX_CONSUMERS} consumers already")]
+        actions: list[Action[M]] = []
+        if peer is None:
+            peer = Peer(hello.session, route, hello.generation, 0)
+        else:
+            del self._peers[peer.route]
+        if route in self._peers:  # another session of the same connection, which none of our consumers would begin
+            actions += self._dismiss(self._peers[route], PeerEvent.ROUTE_IS_REUSED)
+        self._peers[route] = peer
+        peer.route, peer.generation, peer.room = route, hello.generation, min(hello.room, MAX_QUEUE)
+        peer.move(PeerEvent.HELLO)
+        if hello.stream == self._stream:
+            actions += self._release(peer, hello.taken)
+        peer.must_send_again = True
+        return actions
+
+    # -- messages for them
+
+    def send_again(self) -> list[Action[M]]:
+        """There is time to send: what those who greeted since have not taken. Before anything new."""
+        actions: list[Action[M]] = []
+        for peer in self._peers.values():
+            if peer.must_send_again and peer.state is PeerState.PRESENT:
+                peer.must_send_again = False
+                actions += [self._send(peer, message) for message in peer.sent.values()]
+        return actions
+
+    def hungriest(self, share: int) -> Peer[M] | None:
+        """Who gets the next message: of those that are present and have room, the one with the fewest messages on their way; of
+        equals, the one that has waited longest.
+
+        Args:
+            share: messages that one consumer may hold.
+        """
+        with_room = [
+            peer
+            for peer in self._peers.values()
+            if peer.state is PeerState.PRESENT and len(peer.sent) < min(peer.room, share)
+        ]
+        return min(with_room, key=lambda peer: len(peer.sent), default=None)
+
+    def assign(self, peer: Peer[M], message: M) -> list[Action[M]]:
+        """The producer has a message for the :meth:`hungriest`."""
+        self._peers[peer.route] = self._peers.pop(peer.route)  # it has waited longest no more
+        peer.sent[message.sequence] = message
+        return [] if peer.must_send_again else [self._send(peer, message)]
+
+    def _send(self, peer: Peer[M], message: M) -> Send[M]:
+        return Send(peer.route, STAMP.pack(peer.generation, message.sequence, self._stream), message)
+
+    # -- who is gone
+
+    def connection_ended(self, now: float) -> None:
+        """A connection ended; ZeroMQ does not say whose it was."""
+        self._probe_until = now + PROBE_FOR_S
+
+    def unreachable(self, route: bytes, now: float) -> None:
+        """Something could not be sent: this route is gone."""
+        peer = self._peers.get(route)
+        if peer is not None and peer.state is PeerState.PRESENT:
+            peer.move(PeerEvent.UNREACHABLE)
+            peer.lost_at = now
+
+    def time_passed(self, now: float) -> list[Action[M]]:
+        """Look for those who are gone, and give the messages of those to others who did not come back."""
+        actions = self._dismiss_lost(now - LOST_S)
+        if now < self._probe_until and now - self._probed_at > PROBE_EVERY_S:
+            self._probed_at = now
+            actions += self._tell_all(PROBE)
+        return actions
+
+    def end(self) -> list[Action[M]]:
+        """The producer closes. After these actions, :meth:`dismiss_unreachable`."""
+        return [*self.send_again(), *self._tell_all(END)]
+
+    def dismiss_unreachable(self) -> list[Action[M]]:
+        """The producer has closed: whoever could not be told gets nothing more. What the others were sent is theirs."""
+        return self._dismiss_lost(float("inf"))
+
+    def _tell_all(self, remark: bytes) -> list[Action[M]]:
+        return [Tell(peer.route, remark) for peer in self._peers.values() if peer.state is PeerState.PRESENT]
+
+    def _dismiss_lost(self, before: float) -> list[Action[M]]:
+        lost = [peer for peer in self._peers.values() if peer.state is PeerState.LOST and peer.lost_at < before]
+        return [action for peer in lost for action in self._dismiss(peer, PeerEvent.PATIENCE_IS_OVER)]
+
+    def _dismiss(self, peer: Peer[M], event: PeerEvent) -> list[Action[M]]:
+        peer.move(event)
+        del self._peers[peer.route]
+        untaken = list(peer.sent.values())
+        peer.sent.clear()
+        return [GiveBack(message) for message in untaken]
+
+    def _release(self, peer: Peer[M], sequences: Sequence[int]) -> list[Action[M]]:
+        return [Release(peer.sent.pop(sequence)) for sequence in sequences if sequence in peer.sent]
+
+
+# -- the consumer's end -----------------------------------------------------------------------------------------
+
+
+class ConsumerState(enum.Enum):
+    """What a consumer knows of its producer; the value is what it says to people."""
+
+    UNREACHED = "not reached yet"
+    CONNECTED = "connected"
+    LOST = "the connection was lost"
+    REFUSED = "refused"
+
+
+class ConsumerEvent(enum.Enum):
+    """What happens to a :class:`ConsumerSession`."""
+
+    HANDSHAKE = enum.auto()
+    DISCONNECTED = enum.auto()
+    REFUSED = enum.auto()
+    PATIENCE_IS_OVER = enum.auto()
+    MESSAGE = enum.auto()
+
+
+_S, _E = ConsumerState, ConsumerEvent
+CONSUMER_TRANSITIONS: dict[ConsumerState, dict[ConsumerEvent, ConsumerState]] = {
+    state: {
+        _E.HANDSHAKE: _S.CONNECTED,
+        _E.DISCONNECTED: _S.LOST if state is _S.CONNECTED else _S.REFUSED,
+        _E.REFUSED: _S.REFUSED,
+        _E.MESSAGE: _S.CONNECTED,
+        **({_E.PATIENCE_IS_OVER: _S.CONNECTED} if state is _S.REFUSED else {}),
+    }
+    for state in ConsumerState
+}
+
+NOT_UNDERSTOOD = (
+    "the two ends do not understand each other. Is it blendtorch-shm of the same version that listens there? "
+    "Connections from other hosts need the keys in the launch information of the launch that runs there"
+)
+WRONG_KEYS = "these are not the keys of the launch that runs there. Load its launch information"
+
+
+@dataclass(frozen=True)
+class Say:
+    """Say this to the producer. If it is not connected, nothing is lost: the next greeting says it."""
+
+    what: Said
+
+
+class Arrived(NamedTuple):
+    """A message that was received. Decode it, then :meth:`~ConsumerSession.accept` it, even if it made no sense."""
+
+    generation: int
+    sequence: int
+    stream: int
+    header: bytes
+    payload: Bytes
+
+
+class ConsumerSession:
+    """One consumer's dealings with one producer.
+
+    Args:
+        session: 16 random bytes.
+        room: messages that may be on their way, or wait here.
+
+    Attributes:
+        room: may be changed; the next :class:`Taken` or :class:`Hello` says it.
+        state: what is known of the producer.
+    """
+
+    def __init__(self, session: bytes, room: int) -> None:
+        self.room = room
+        self.state = ConsumerState.UNREACHED
+        self._why_refused = ""
+        self._refused_at: float | None = None  # by the producer itself, on a connection that still exists
+        self._session = session
+        self._generation = 0
+        self._ended_generation = -1  # what was sent up to this one is ours: END followed
+        self._arrived: deque[Arrived] = deque()
+        self._max_taken = room
+        self._taken: deque[int] = deque(maxlen=room)  # sequence numbers
+        self._taken_from = 0  # key of the stream that they are of
+
+    def explain(self) -> str:
+        """What is known of the producer, for people."""
+        return f"refused: {self._why_refused}" if self.state is ConsumerState.REFUSED else self.state.value
+
+    # -- the connection. Before each of these events, everything that was received must have been told.
+
+    def connected(self) -> Say:
+        """The connection is made."""
+        self._drop()
+        return self._greet(ConsumerEvent.HANDSHAKE)
+
+    def disconnected(self) -> None:
+        """The connection has ended, or came to nothing."""
+        self._refused_at = None  # the next connection begins with a greeting anyway
+        if not self._why_refused:
+            self._why_refused = NOT_UNDERSTOOD
+        self._move(ConsumerEvent.DISCONNECTED)
+        self._drop()
+
+    def refused(self, why: str) -> None:
+        """There was no connection, because of `why`."""
+        self._why_refused = why
+        self._move(ConsumerEvent.REFUSED)
+
+    def time_passed(self, now: float) -> Say | None:
+        """Greet again, if the producer refused some time ago."""
+        if self._refused_at is None or now - self._refused_at <= GREET_AGAIN_S:
+            return None
+        return self._greet(ConsumerEvent.PATIENCE_IS_OVER)
+
+    def resume(self) -> Say:
+        """An interrupt cut a call short, with a message in hand perhaps, or in the middle of its frames: greet again. The
+        producer sends again what is not said to be taken. Until it does, what is here is not dropped: END may follow.
+        """
+        return self._greet(None)
+
+    def bye(self) -> Say | None:
+        """The consumer closes."""
+        return Say(Bye()) if self.state is ConsumerState.CONNECTED else None
+
+    def _greet(self, event: ConsumerEvent | None) -> Say:
+        self._generation += 1
+        self._refused_at = None
+        if event is not None:
+            self._why_refused = ""
+            self._move(event)
+        taken = list(self._taken)
+        return Say(Hello(VERSION, self._session, self._generation, self.room, self._taken_from, taken))
+
+    def _move(self, event: ConsumerEvent) -> None:
+        self.state = CONSUMER_TRANSITIONS[self.state][event]
+
+    # -- messages
+
+    def receive(self, frames: Sequence[bytes | Bytes], now: float) -> Reject | None:
+        """Something came: a remark of one frame, or a message of three, the last of which is an array."""
+        first = frames[0]
+        if len(frames) == 1 and isinstance(first, bytes):
+            return self._hear(first, now)
+        if len(frames) != 3 or len(first) != STAMP.size:
+            return Reject(f"{len(frames)} frames are no message (is it blendtorch-shm that sends?).")
+        _, header, payload = frames
+        assert isinstance(header, bytes)
+        assert not isinstance(payload, bytes)
+        generation, sequence, stream = STAMP.unpack(first)
+        arrived = Arrived(generation, sequence, stream, header, payload)
+        if self._ended_generation < arrived.generation <= self._generation:
+            if self._arrived and self._arrived[-1].generation < arrived.generation:
+                self._drop()  # the producer has heard a newer greeting, and sends those again
+            if arrived.generation == self._generation:
+                self._move(ConsumerEvent.MESSAGE)
+            self._arrived.append(arrived)
+        return None
+
+    def _hear(self, remark: bytes, now: float) -> Reject | None:
+        if remark == END:
+            if self._arrived:
+                self._ended_generation = self._arrived[-1].generation
+        elif remark.startswith(REFUSAL):
+            self._refused_at = now
+            self.refused(remark[len(REFUSAL) : 200].decode(errors="replace"))
+        elif remark != PROBE:
+            return Reject("1 frame is no message (is it blendtorch-shm that sends?).")
+        return None
+
+    def next(self) -> Arrived | Say | None:
+        """The next message that may be taken; what to say first, if it was taken before; None if there is none."""
+        while self._arrived:
+            arrived = self._arrived[0]
+            if not self._is_ours(arrived) and arrived.generation != self._generation:
+                return None
+            if arrived.stream != self._taken_from or arrived.sequence not in self._taken:
+                return arrived
+            say = self.accept(arrived)  # again: the producer cannot know
+            if say is not None:
+                return say
+        return None
+
+    def accept(self, arrived: Arrived) -> Say | None:
+        """The consumer has taken this message, or has seen that it makes no sense. Saying so twice does no harm."""
+        if arrived.stream != self._taken_from:
+            self._taken, self._taken_from = deque(maxlen=self._max_taken), arrived.stream
+        if arrived.sequence not in self._taken:
+            self._taken.append(arrived.sequence)
+        if self._arrived and self._arrived[0] is arrived:
+            self._arrived.popleft()
+        return None if self._is_ours(arrived) else Say(Taken(arrived.sequence, self.room))
+
+    def _is_ours(self, arrived: Arrived) -> bool:
+        """Whether nobody sends it again: its producer has closed."""
+        return arrived.generation <= self._ended_generation
+
+    def _drop(self) -> None:
+        """Of what an earlier connection left here, keep what is ours. The producer sends the rest again."""
+        self._arrived = deque(arrived for arrived in self._arrived if self._is_ours(arrived))
