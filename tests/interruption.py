@@ -14,19 +14,26 @@ from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+from .selection import stride_and_offset
 
-def everywhere(run: Callable[[], object], files: Collection[str], *, without: Collection[str] = ()) -> Iterator[str]:
-    """Call `run` again and again; KeyboardInterrupt ends each call at the next place, until a call ends by itself.
+
+def everywhere(
+    run: Callable[[], object], files: Collection[str], *, without: Collection[str] = (), stride: int | None = None
+) -> Iterator[str]:
+    """Call `run` again and again; KeyboardInterrupt ends each call at a later place, until a call ends by itself.
 
     Args:
         run: what to interrupt. It must not catch the interrupt.
         files: paths of the source files with the places.
         without: names of functions in them that are left out.
+        stride: how far apart the places are that are tried; 1: each. None: each in `make soak`, else every fifth one, from
+            another one on each day (selection.py).
 
     Yields:
         after each interrupted call, where that was.
     """
-    reached = number = 0
+    step, number = (stride, 0) if stride is not None else stride_and_offset()
+    reached = 0
     place = ""
     last: dict[FrameType | None, str] = {}  # what each frame did last
 
@@ -54,7 +61,7 @@ def everywhere(run: Callable[[], object], files: Collection[str], *, without: Co
         try:
             sys.settrace(trace)
             run()
-            assert number, "nowhere to interrupt: does what runs come from these files?"
+            assert reached, "nowhere to interrupt: does what runs come from these files?"
             return
         except KeyboardInterrupt:
             pass
@@ -62,7 +69,7 @@ def everywhere(run: Callable[[], object], files: Collection[str], *, without: Co
             sys.settrace(tracing)
             last.clear()  # frames hold what was in them
         yield place
-        number += 1
+        number += step
 
 
 @functools.cache

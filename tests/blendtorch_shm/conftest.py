@@ -11,8 +11,9 @@ import blendtorch_shm
 from blendtorch_shm.launch.address import Address, Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.keys import make_keys
-from blendtorch_shm.stream.sink import Sink
-from blendtorch_shm.stream.source import Source
+from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Sink
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
 
@@ -30,6 +31,12 @@ def launch_directory() -> Iterator[LaunchDirectory]:
 @pytest.fixture
 def twin(launch_directory: LaunchDirectory) -> Twin:
     return launch_directory.twin("DATA", 0)
+
+
+@pytest.fixture
+def place(twin: Twin) -> SharedPlace:
+    """Where one stream lives in shared memory."""
+    return SharedPlace(twin)
 
 
 @dataclass

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from blendtorch_shm.errors import ConfigurationError, PublishError, StreamClosed
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
-from blendtorch_shm.stream.sink import RingSink
-from blendtorch_shm.stream.source import Source
+from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.transport.local import LocalStream
 
 from .conftest import Transport
@@ -33,7 +33,7 @@ def receive(source: Source) -> dict[str, Any]:
 
 def clips_over(transport: Transport, frames_per_clip: int, once: tuple[str, ...] = (), **kwargs: Any) -> ClipSink:
     sink = transport.open_sink(**kwargs)
-    assert isinstance(sink, RingSink)
+    assert isinstance(sink, Producer)
     return ClipSink(sink, frames_per_clip, once=once)
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from blendtorch_shm.launch.address import Address, Twin
-from blendtorch_shm.stream.source import Source
+from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.stats import StreamStats, stats
 from blendtorch_shm.transport import open_sink, open_source
 

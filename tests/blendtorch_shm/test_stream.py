@@ -1,78 +1,146 @@
 """A stream in shared memory, seen from both sides."""
 
 import gc
+import itertools
 import os
+import platform
+import re
+import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.launch.address import Address, Twin, beacon_path
+from blendtorch_shm.errors import SegmentError, StreamClosed
+from blendtorch_shm.launch.address import Twin, beacon_path
 from blendtorch_shm.launch.directory import LaunchDirectory
-from blendtorch_shm.memory import segment
-from blendtorch_shm.memory.layout import MAX_CONSUMERS, consumer_word
-from blendtorch_shm.memory.locks import open_locks, slot_lock
+from blendtorch_shm.memory import layout, segment
+from blendtorch_shm.memory.layout import VERSION, word
+from blendtorch_shm.memory.locks import Locks, slot_lock
 from blendtorch_shm.memory.states import State
-from blendtorch_shm.stream.control import attach_control
+from blendtorch_shm.message.wire import Parts
+from blendtorch_shm.stream.control import Control
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
-from blendtorch_shm.stream.reader import Reader
-from blendtorch_shm.stream.source import Source
-from blendtorch_shm.transport import open_sink, open_source
+from blendtorch_shm.stream.producer import Producer
+from blendtorch_shm.stream.rings import Rings
+from blendtorch_shm.transport.local import LocalStream
 
 from ..interruption import everywhere
 from .conftest import SOURCES
+from .members import PATIENCE_S, asleep, when
+
+NBYTES = 9000
+"""Of an array that is large enough to lie in the slot."""
 
 
-def test_a_stream_says_what_it_waits_for(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    source = open_source([address])
-    assert "not attached" in source.explain()
-    sink = open_sink(address)
-    sink.publish({"i": 1})
-    sink.publish({"meta": {1, 2}})
-    assert source.receive(10) is not None
-    assert "its producer is alive and has published 2 messages, the last one" in source.explain()
-    assert "(1 of them contain pickles, which only consumers on this host may take)" in source.explain()
-    sink.close()
-    assert "its producer has finished" in source.explain()
-    source.close()
+@pytest.fixture
+def sink(place: SharedPlace) -> Iterator[Producer]:
+    with Producer(place, trusted=True) as sink:
+        yield sink
 
 
-def test_the_next_producer_goes_on_where_the_last_one_ended(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    first = open_sink(address)
-    for i in range(3):
-        first.publish({"i": i})
-    first.close()
-    second = open_sink(address)
-    second.publish({"i": 3})
-    source = open_source([address])
-    received = [source.receive(10) for _ in range(4)]
-    assert [(m.sequence, m.fields["i"]) for m in received if m is not None] == [(i, i) for i in range(4)]
-    source.close()
-    second.close()
+@pytest.fixture
+def source(place: SharedPlace, sink: Producer) -> Iterator[Source]:
+    with Source([place]) as source:
+        yield source
 
 
-def test_a_forked_child_that_closes_what_it_inherited_leaves_its_parents_stream_alone(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
+@pytest.fixture
+def places(launch_directory: LaunchDirectory) -> list[SharedPlace]:
+    """Where some streams live."""
+    return [SharedPlace(launch_directory.twin("DATA", btid)) for btid in range(3)]
+
+
+def picture(i: int) -> np.ndarray:
+    return np.full(NBYTES, i % 256, np.uint8)
+
+
+def receive_all(source: Source) -> list[int]:
+    """The numbers of the messages that are here; their pictures show them."""
+    found = []
+    while (message := source.receive(0)) is not None:
+        found.append(message.fields["i"])
+        if "image" in message.fields:
+            np.testing.assert_array_equal(message.fields["image"], picture(found[-1]))
+        del message
+    return found
+
+
+def assert_at_rest(place: SharedPlace, *, ready: int = 0, leased: int = 0) -> None:
+    """Nobody is in the middle of anything: but for so many READY and LEASED slots all are FREE, none is locked, nobody waits."""
+    seen = inspect(place)
+    assert (seen.count(State.READY), seen.count(State.LEASED), seen.count(State.LOANED)) == (ready, leased, 0)
+    assert [ring.locked for ring in seen.rings] == [[]] * len(seen.rings)
+    assert (seen.asleep, seen.waiting) == ({}, 0)
+
+
+# -- both ends ------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_says_what_it_waits_for(place: SharedPlace) -> None:
+    with Source([place]) as source:
+        assert "not attached" in source.explain()
+        sink = Producer(place, trusted=True)
+        sink.publish({"i": 1})
+        sink.publish({"meta": {1, 2}})
+        assert source.receive(PATIENCE_S) is not None
+        assert "its producer is alive and has published 2 messages, the last one" in source.explain()
+        assert "(1 of them contain pickles, which only consumers on this host may take)" in source.explain()
+        sink.close()
+        assert "its producer has finished" in source.explain()
+
+
+def test_the_next_producer_goes_on_where_the_last_one_ended(place: SharedPlace) -> None:
+    with Producer(place, trusted=True) as first:
+        for i in range(3):
+            first.publish({"i": i})
+    with Producer(place, trusted=True) as second, Source([place]) as source:
+        second.publish({"i": 3})
+        received = [source.receive(PATIENCE_S) for _ in range(4)]
+        assert [(m.sequence, m.fields["i"]) for m in received if m is not None] == [(i, i) for i in range(4)]
+
+
+def test_a_second_living_producer_is_refused(place: SharedPlace, sink: Producer, source: Source) -> None:
+    with pytest.raises(SegmentError, match="Another living process publishes as .*a socket name of its own"):
+        Producer(place, trusted=True)
     sink.publish({"i": 0})
+    assert receive_all(source) == [0]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the child ends at once
+def test_a_forked_child_that_closes_what_it_inherited_leaves_its_parents_stream_alone(
+    place: SharedPlace, sink: Producer, source: Source
+) -> None:
+    sink.publish({"i": 0, "image": picture(0)})
+    held = source.receive(PATIENCE_S)
+    assert held is not None
     child = os.fork()
     if child == 0:
-        sink.close()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert "its producer is alive" in source.explain()
+        status = 1
+        try:
+            sink.close()
+            try:
+                source.receive(0)
+            except StreamClosed:
+                status = 0
+            source.close()
+            del held
+            gc.collect()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    seen = inspect(place)
+    assert (seen.has_producer, len(seen.consumers), seen.count(State.LEASED)) == (True, 1, 1)
     sink.publish({"i": 1})
-    assert [m.fields["i"] for m in (source.receive(10), source.receive(10)) if m is not None] == [0, 1]
-    source.close()
-    sink.close()
+    assert receive_all(source) == [1]
 
 
-def test_a_ring_that_could_not_be_attached_is_tried_again(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
+def test_a_ring_that_could_not_be_attached_is_tried_again(
+    sink: Producer, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attach = segment.attach
 
     def fail_for_rings(name: str) -> segment.Segment:
@@ -84,200 +152,423 @@ def test_a_ring_that_could_not_be_attached_is_tried_again(twin: Twin, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(segment, "attach", fail_for_rings)
         assert source.receive(0) is None
-    message = source.receive(10)
-    assert message is not None
-    assert message.fields == {"i": 0}
-    source.close()
-    sink.close()
+    assert receive_all(source) == [0]
 
 
-def test_a_stream_that_begins_late_is_not_starved_by_one_that_always_has_something(
-    launch_directory: LaunchDirectory,
+def test_messages_of_any_size_travel_in_order_through_several_rings(
+    place: SharedPlace, sink: Producer, source: Source
 ) -> None:
-    early, late = (Address("tcp://127.0.0.1:*", launch_directory.twin("DATA", btid)) for btid in range(2))
-    source = open_source([early, late])
-    busy = open_sink(early)
-    busy.publish({"from": "early"})
-    assert source.receive(20) is not None
-    quiet = open_sink(late)
-    quiet.publish({"from": "late"})
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        busy.publish({"from": "early"})  # there is never nothing to take
-        message = source.receive(20)
+    sizes = [1_000, 2_000_000, 5_000, 300_000, 9_000_000]
+    for i, size in enumerate(sizes):
+        sink.publish({"i": i, "image": np.full(size, i, np.uint8)})
+    assert len(inspect(place).rings) > 1
+    for i, size in enumerate(sizes):
+        message = source.receive(PATIENCE_S)
         assert message is not None
-        if message.fields["from"] == "late":
-            break
-    else:
-        pytest.fail("nothing came of the stream that began late")
-    source.close()
-    for sink in (busy, quiet):
-        sink.close()
+        assert (message.fields["i"], message.fields["image"].size) == (i, size)
+        assert (message.fields["image"] == i).all()
+        del message
+    sink.publish({"i": 5})
+    assert receive_all(source) == [5]
+    assert len(inspect(place).rings) == 1, "the others were removed when they were empty"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
+def test_what_belongs_to_another_user_is_not_trusted(place: SharedPlace, twin: Twin, sink: Producer) -> None:
+    path = f"/dev/shm{twin.prefix}"
+    os.chown(path, 65534, 65534)
+    with pytest.raises(SegmentError, match="belongs to another user"):
+        Control.attach(place)
+    os.chown(path, 0, 0)
+    assert twin.is_here()
+    os.chown(beacon_path(twin.launch), 65534, 65534)
+    assert not twin.is_here()
+
+
+# -- turns ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_begins_late_is_not_starved_by_one_that_always_has_something(places: list[SharedPlace]) -> None:
+    early, late = places[:2]
+    with Source([early, late]) as source, Producer(early, trusted=True) as busy:
+        busy.publish({"from": "early"})
+        assert source.receive(PATIENCE_S) is not None
+        with Producer(late, trusted=True) as quiet:
+            quiet.publish({"from": "late"})
+            deadline = time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline:
+                busy.publish({"from": "early"})  # there is never nothing to take
+                message = source.receive(PATIENCE_S)
+                assert message is not None
+                if message.fields["from"] == "late":
+                    return
+            pytest.fail("nothing came of the stream that began late")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_streams_take_turns_however_few_messages_are_taken_at_once(
-    launch_directory: LaunchDirectory, count: int
-) -> None:
-    addresses = [Address("tcp://127.0.0.1:*", launch_directory.twin("DATA", btid)) for btid in range(3)]
-    sinks = [open_sink(address) for address in addresses]
-    source = open_source(addresses)
-    waiting, taken = [0] * 3, [0] * 3
-    for _ in range(12):
-        for btid, sink in enumerate(sinks):  # there is never nothing to take, of any of them
-            while waiting[btid] < 5:
-                sink.publish({"from": btid})
-                waiting[btid] += 1
-        for message in source.receive_many(count, 20):
-            waiting[message.fields["from"]] -= 1
-            taken[message.fields["from"]] += 1
+def test_streams_take_turns_however_few_messages_are_taken_at_once(places: list[SharedPlace], count: int) -> None:
+    sinks = [Producer(place, trusted=True) for place in places]
+    with Source(places) as source:
+        waiting, taken = [0] * 3, [0] * 3
+        for _ in range(12):
+            for btid, sink in enumerate(sinks):  # there is never nothing to take, of any of them
+                while waiting[btid] < 5:
+                    sink.publish({"from": btid})
+                    waiting[btid] += 1
+            for message in source.receive_many(count, PATIENCE_S):
+                waiting[message.fields["from"]] -= 1
+                taken[message.fields["from"]] += 1
     assert sum(taken) == 12 * count
     assert max(taken) - min(taken) <= 2
-    source.close()
     for sink in sinks:
         sink.close()
 
 
-def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itself(
-    twin: Twin, monkeypatch: pytest.MonkeyPatch
+def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_left_to_him(
+    twin: Twin, sink: Producer, source: Source
 ) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink = open_sink(address, send_hwm=10, num_slots=11)
+    for i in range(4):
+        sink.publish({"i": i})
+    with Locks(twin.lock_path) as locks:
+        assert locks.try_lock(slot_lock(0, 1))
+        assert [message.fields["i"] for message in source.receive_many(4, PATIENCE_S)] == [0, 2, 3]
+        assert source.receive_many(4, 0.01) == []
+        locks.unlock(slot_lock(0, 1))
+        assert [message.fields["i"] for message in source.receive_many(4, PATIENCE_S)] == [1]
+
+
+# -- what makes no sense --------------------------------------------------------------------------------------
+
+
+def test_of_many_messages_taken_at_once_one_that_makes_no_sense_costs_only_itself(
+    place: SharedPlace, sink: Producer, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for i in range(4):
         with monkeypatch.context() as patch:
             if i == 1:
-                patch.setattr("blendtorch_shm.stream.sink.encode_header", lambda *arguments: b"no header")
-            sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
-    source = open_source([address])
-    messages = source.receive_many(4, 10)
+                patch.setattr(Parts, "header", lambda parts: b"no header")
+            sink.publish({"i": i, "image": picture(i)})
+    messages = source.receive_many(4, PATIENCE_S)
     assert [message.fields["i"] for message in messages] == [0, 2, 3]
     assert all((message.fields["image"] == message.fields["i"]).all() for message in messages)
-    source.close()
-    sink.close()
+    assert_at_rest(place, leased=3)
 
 
-def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_left_to_him(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
-    locks = open_locks(twin.lock_path)
-    for i in range(4):
-        sink.publish({"i": i})
-    assert locks.try_lock(slot_lock(0, 1))
-    assert [message.fields["i"] for message in source.receive_many(4, 10)] == [0, 2, 3]
-    assert source.receive_many(4, 0.01) == []
-    locks.unlock(slot_lock(0, 1))
-    assert [message.fields["i"] for message in source.receive_many(4, 10)] == [1]
-    locks.close()
-    source.close()
-    sink.close()
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_ctrl_c_anywhere_while_messages_are_taken_loses_only_what_was_taken_already(twin: Twin, count: int) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
-
-    def publish() -> None:
-        for i in range(count):
-            sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
-
-    publish()
-    (ring,) = source._readers[0]._all_rings()
-    lost = []
-    for place in everywhere(lambda: source.receive_many(count, 10), SOURCES):
-        left = []
-        while (message := source.receive(0)) is not None:
-            left.append(message.fields["i"])
-            assert (message.fields["image"] == left[-1]).all()
-        del message
-        lost.append(count - len(left))
-        assert left == list(range(lost[-1], count)), place
-        assert ring.count(State.FREE) == ring.num_slots, place
-        publish()
-    assert lost[0] == 0
-    assert lost[-1] == count
-    source.close()
-    sink.close()
-
-
-def test_ctrl_c_anywhere_while_a_stream_is_opened_leaves_no_member_behind(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink = open_sink(address)
-    sink.publish({"i": 1})
-    locks = open_locks(twin.lock_path)
-    held = set(locks._held)
-    sources: list[Source] = []
-    for place in everywhere(lambda: sources.append(open_source([address])), SOURCES):
-        while sources:
-            sources.pop().close()
-        assert locks._held == held, place
-    sources.pop().close()
-    locks.close()
-    sink.close()
-
-
-def test_a_publish_whose_handler_closed_the_sink_leaves_the_next_producer_alone(
-    twin: Twin, monkeypatch: pytest.MonkeyPatch
+def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(
+    place: SharedPlace, sink: Producer, source: Source
 ) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
-    sink.publish({"image": np.zeros(9000, np.uint8)})
-    successors = []
-
-    def replace_and_raise(*_: object) -> None:
-        monkeypatch.undo()
-        sink.close(patient=False)
-        successors.append(open_sink(address))
-        successors.append(successors[0].lend((9000,), np.uint8))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("blendtorch_shm.stream.sink.encode_header", replace_and_raise)
-    with pytest.raises(KeyboardInterrupt):
-        sink.publish({"image": np.zeros(9000, np.uint8)})
-    successor, lent = successors
-    lent[...] = 7
-    successor.publish({"image": lent})
-    assert source.receive(10) is not None
-    message = source.receive(10)
-    assert message is not None
-    assert (message.fields["image"] == 7).all()
-    source.close()
-    successor.close()
-
-
-def test_messages_that_make_no_sense_keep_no_slot_of_those_that_came_with_them(twin: Twin) -> None:
-    address = Address("tcp://127.0.0.1:*", twin)
-    sink, source = open_sink(address), open_source([address])
-    reader = Reader(SharedPlace(twin))
     gc.disable()
     try:
         for bad in ([1], [0, 1, 2, 3]):
             for i in range(4):
-                sink.publish({"i": i, "image": np.full(9000, i, np.uint8)})
-            (ring,) = reader._all_rings()
+                sink.publish({"i": i, "image": picture(i)})
+            (ring,) = Rings(place, Control.attach(place)).now()
             for slot in (ring.ready()[i] for i in bad):
-                ring._payload_nbytes[slot] = 2**40
+                field = word(layout.SLOT_RECORD, "payload_nbytes")
+                record = layout.records_offset(ring.num_slots) + slot * layout.SLOT_RECORD.itemsize
+                ring.segment.words[record // 8 + field] = 2**40
             good = [message.fields["i"] for message in source.receive_many(4, 0.05)]
             assert good == [i for i in range(4) if i not in bad]
-            assert ring.count(State.FREE) == ring.num_slots
+            assert_at_rest(place)
     finally:
         gc.enable()
-    words = attach_control(SharedPlace(twin)).words
-    assert sum(words[consumer_word(index, "rejected")] for index in range(MAX_CONSUMERS)) == 5
-    reader.finish()
-    source.close()
-    sink.close()
+    control = Control.attach(place)
+    (consumer,) = inspect(place).consumers
+    assert control.words[layout.consumer_word(consumer, "rejected")] == 5
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to somebody else")
-def test_what_belongs_to_another_user_is_not_trusted(twin: Twin) -> None:
-    sink = open_sink(Address("tcp://127.0.0.1:*", twin))
-    segment = f"/dev/shm{twin.prefix}"
-    os.chown(segment, 65534, 65534)
-    with pytest.raises(SegmentError, match="belongs to another user"):
-        attach_control(SharedPlace(twin))
-    os.chown(segment, 0, 0)
-    assert twin.is_here()
-    os.chown(beacon_path(twin.launch), 65534, 65534)
-    assert not twin.is_here()
+# -- another program on the other side ------------------------------------------------------------------------
+
+
+def make_it_another_version(memory: segment.Segment, header: np.dtype[np.void]) -> None:
+    memory.words[word(header, "version")] = VERSION + 1
+
+
+def both_versions(name: str) -> str:
+    return re.escape(
+        f"{name} has memory layout {VERSION + 1}, this program understands {VERSION}: use the same version"
+    )
+
+
+def test_a_stream_of_another_version_is_an_error_that_names_both(place: SharedPlace) -> None:
+    with Producer(place, trusted=True) as sink:
+        sink.publish({"i": 0})
+        make_it_another_version(Control.attach(place).segment, layout.STREAM_HEADER)
+        with pytest.raises(SegmentError, match=both_versions(place.name)):
+            Control.attach(place)
+        with Source([place]) as source:
+            assert source.receive(0) is None
+            assert re.search(f"not attached.*{both_versions(place.name)}", source.explain())
+
+
+def test_a_producer_leaves_a_stream_of_another_version_alone(place: SharedPlace) -> None:
+    """Its consumers would wait for ever at memory that is no longer the stream's."""
+    with Producer(place, trusted=True) as sink:
+        sink.publish({"i": 0})
+    memory = Control.attach(place).segment
+    make_it_another_version(memory, layout.STREAM_HEADER)
+    with pytest.raises(SegmentError, match=both_versions(place.name)):
+        Producer(place, trusted=True)
+    memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
+    with Producer(place, trusted=True) as sink, Source([place]) as source:
+        sink.publish({"i": 1})
+        assert receive_all(source) == [0, 1]
+
+
+def test_a_ring_of_another_version_is_not_read(place: SharedPlace, sink: Producer, source: Source) -> None:
+    sink.publish({"i": 0})
+    memory = place.attach(".0")
+    make_it_another_version(memory, layout.RING_HEADER)
+    assert source.receive(0) is None
+    memory.words[word(layout.RING_HEADER, "version")] = VERSION
+    assert receive_all(source) == [0]
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64", "ppc64le"])
+def test_shared_memory_is_refused_on_a_processor_that_may_reorder_stores(
+    place: SharedPlace, sink: Producer, monkeypatch: pytest.MonkeyPatch, machine: str
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    why = rf"this processor \({machine}\) may reorder stores.*plain tcp:// addresses work on any"
+    with pytest.raises(SegmentError, match=why):
+        Control.attach(place)
+    with Source([place]) as source:
+        assert re.search(f"not attached.*{why}", source.explain())
     sink.close()
+    with pytest.raises(SegmentError, match=why):
+        Producer(place, trusted=True)
+    monkeypatch.undo()
+    assert not inspect(place).has_producer
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
+def test_shared_memory_works_on_x86(place: SharedPlace, monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with Producer(place, trusted=True) as sink, Source([place]) as source:
+        sink.publish({"i": 0})
+        assert receive_all(source) == [0]
+
+
+def test_a_stream_within_one_process_works_on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    stream = LocalStream()
+    with stream.open_sink() as sink, stream.open_source() as source:
+        sink.publish({"i": 0})
+        assert receive_all(source) == [0]
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("many", [True, False])
+def test_ctrl_c_anywhere_while_messages_are_taken_loses_nothing(
+    place: SharedPlace, sink: Producer, source: Source, count: int, many: bool
+) -> None:
+    """What the call did not return, the next one does."""
+
+    def publish() -> None:
+        for i in range(count):
+            sink.publish({"i": i, "image": picture(i)})
+
+    publish()
+    take = (lambda: source.receive_many(count, PATIENCE_S)) if many else (lambda: source.receive(PATIENCE_S))
+    for where in everywhere(take, SOURCES):
+        assert receive_all(source) == list(range(count)), where
+        assert_at_rest(place)
+        publish()
+    assert receive_all(source) == list(range(count if many else 1, count))
+    assert_at_rest(place)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("many", [True, False])
+def test_ctrl_c_anywhere_while_a_consumer_sleeps_and_is_woken_loses_nothing(
+    place: SharedPlace, sink: Producer, source: Source, many: bool
+) -> None:
+    def take() -> None:
+        over = threading.Event()
+        publishing = when(lambda: over.is_set() or asleep(place), lambda: sink.publish({"i": 0, "image": picture(0)}))
+        try:
+            if many:
+                source.receive_many(4, PATIENCE_S)
+            else:
+                source.receive(PATIENCE_S)
+        finally:
+            over.set()
+            publishing.join()
+
+    for where in everywhere(take, SOURCES):
+        assert receive_all(source) == [0], where
+        assert_at_rest(place)
+    assert receive_all(source) == []
+    assert_at_rest(place)
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_while_a_consumer_waits_in_vain_leaves_nobody_asleep(
+    place: SharedPlace, sink: Producer, source: Source
+) -> None:
+    for where in everywhere(lambda: source.receive(0.001), SOURCES):
+        assert receive_all(source) == [], where
+        assert_at_rest(place)
+        sink.publish({"i": 0})
+        assert receive_all(source) == [0], where
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lends", [False, True])
+@pytest.mark.parametrize("somebody_sleeps", [False, True])
+def test_ctrl_c_anywhere_while_publishing_publishes_all_of_a_message_or_nothing(
+    place: SharedPlace, sink: Producer, source: Source, lends: bool, somebody_sleeps: bool
+) -> None:
+    numbers = itertools.count()
+    control = Control.attach(place)
+    received: list[int] = []
+
+    def publish() -> None:
+        i = next(numbers)
+        image = sink.lend((NBYTES,), np.uint8) if lends else None
+        if image is None:
+            image = np.empty(NBYTES, np.uint8)
+        image[:] = i % 256
+        sink.publish({"i": i, "image": image})
+
+    publish()
+    received += receive_all(source)
+    for where in everywhere(publish, SOURCES):
+        last = next(numbers)
+        sink.publish({"i": last, "image": picture(last)})
+        found = receive_all(source)
+        assert found in ([last], [last - 1, last]), where
+        received += found
+        control.asleep[200] = 0
+        assert_at_rest(place)
+        assert inspect(place).published == len(received), where
+        if somebody_sleeps:  # for each call anew; it has no inbox
+            control.asleep[200] = last + 1
+    control.asleep[200] = 0
+    received += receive_all(source)
+    assert inspect(place).published == len(received)
+    assert_at_rest(place)
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_while_an_array_is_lent_keeps_no_slot(
+    place: SharedPlace, sink: Producer, source: Source
+) -> None:
+    sink.publish({"i": 0, "image": picture(0)})
+    receive_all(source)
+    for where in everywhere(lambda: sink.lend((NBYTES,), np.uint8), SOURCES):
+        sink.publish({"i": 1, "image": picture(1)})
+        assert receive_all(source) == [1], where
+        assert_at_rest(place)
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_while_a_producer_waits_for_room_lets_the_next_call_go_on(place: SharedPlace) -> None:
+    with Producer(place, send_hwm=1, trusted=True) as sink, Source([place]) as source:
+
+        def publish() -> None:
+            over = threading.Event()
+            taking = when(lambda: over.is_set() or inspect(place).waiting, lambda: received.extend(receive_all(source)))
+            try:
+                sink.publish({"i": 1})
+            finally:
+                over.set()
+                taking.join()
+
+        received: list[int] = []
+        sink.publish({"i": 0})
+        for where in everywhere(publish, SOURCES):
+            received += receive_all(source)
+            sink.publish({"i": 2})
+            received += receive_all(source)
+            assert received in ([0, 2], [0, 1, 2]), where
+            assert_at_rest(place)
+            received.clear()
+            sink.publish({"i": 0})
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_while_a_source_is_opened_leaves_no_member_behind(place: SharedPlace, sink: Producer) -> None:
+    sink.publish({"i": 1})
+    sources: list[Source] = []
+    for where in everywhere(lambda: sources.append(Source([place])), SOURCES):
+        while sources:
+            sources.pop().close()
+        assert inspect(place).consumers == [], where
+        assert_at_rest(place, ready=1)
+    sources.pop().close()
+    with Source([place]) as source:
+        assert receive_all(source) == [1]
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_while_a_source_is_closed_leaves_no_member_behind_once_it_is_closed_again(
+    place: SharedPlace, twin: Twin, sink: Producer
+) -> None:
+    sink.publish({"i": 1})
+    sources: list[Source] = [Source([place])]
+    for where in everywhere(lambda: sources[0].close(), SOURCES):
+        sources.pop().close()
+        assert inspect(place).consumers == [], where
+        assert not os.path.exists(twin.inbox_path(0)), where
+        assert_at_rest(place, ready=1)
+        sources.append(Source([place]))
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_in_a_producers_life_lets_the_next_one_go_on(place: SharedPlace) -> None:
+    """From its opening to its end, with a new ring in between."""
+    sinks: list[Producer] = []
+    numbers = itertools.count()
+
+    def live() -> None:
+        sinks.append(Producer(place, trusted=True))
+        i = next(numbers)
+        sinks[0].publish({"i": i, "image": picture(i)})
+        sinks[0].close()
+
+    Producer(place, trusted=True).close()
+    with Source([place]) as source:
+        received: list[int] = []
+        for where in everywhere(live, SOURCES):
+            for sink in sinks:
+                sink.close()
+            sinks.clear()
+            assert not inspect(place).has_producer, where
+            with Producer(place, trusted=True) as successor:
+                last = next(numbers)
+                successor.publish({"i": last, "image": picture(last)})
+            found = receive_all(source)
+            assert found in ([last], [last - 1, last]), where
+            received += found
+            assert inspect(place).published == len(received), where
+            assert_at_rest(place)
+
+
+def test_a_publish_whose_handler_closed_the_sink_leaves_the_next_producer_alone(
+    place: SharedPlace, sink: Producer, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.publish({"i": 0, "image": picture(0)})
+    successors: list[Producer] = []
+    lent: list[np.ndarray] = []
+
+    def replace_and_raise(_: Parts) -> bytes:
+        monkeypatch.undo()
+        sink.close(patient=False)
+        successors.append(Producer(place, trusted=True))
+        lent.append(successors[0].lend((NBYTES,), np.uint8))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "header", replace_and_raise)
+    with pytest.raises(KeyboardInterrupt):
+        sink.publish({"i": 1, "image": picture(1)})
+    lent[0][...] = 2
+    successors[0].publish({"i": 2, "image": lent[0]})
+    lent.clear()
+    assert receive_all(source) == [0, 2]
+    successors[0].close()
+    assert_at_rest(place)

@@ -28,13 +28,12 @@ from ledger import Board, Ledger, What
 
 from blendtorch_shm.errors import SegmentError
 from blendtorch_shm.launch.address import Address, Twin
-from blendtorch_shm.memory import layout
-from blendtorch_shm.memory.locks import PRODUCER_LOCK, consumer_lock, open_locks, slot_lock
-from blendtorch_shm.memory.ring import Ring
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Message
-from blendtorch_shm.stream.control import FIRST_RING, NEXT_RING, PUBLISHED, attach_control, attach_rings, explain
+from blendtorch_shm.stream.control import Control
+from blendtorch_shm.stream.inspection import Inspection, inspect
 from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.rings import Rings
 from blendtorch_shm.transport import open_sink, open_source
 
 QUEUE_SIZE = 3
@@ -164,7 +163,6 @@ def _drain(part: Part, ledger: Ledger, board: Board) -> None:
     source = open_source([part.address(stream) for stream in range(len(part.twins))])
     deadline = time.monotonic() + 20
     places = part.places()
-    streams = [(place, attach_control(place)) for place in places]
     while True:
         message = source.receive(0.02)
         if message is not None:
@@ -172,38 +170,31 @@ def _drain(part: Part, ledger: Ledger, board: Board) -> None:
             _read(message, ledger)
             del message
             continue
-        rings = [list(attach_rings(place, control, {})) for place, control in streams]
-        busy = [ring for of_stream in rings for ring in of_stream if ring.count(State.FREE) != ring.num_slots]
-        if not busy or time.monotonic() > deadline:
+        if not any(_not_free(inspect(place)) for place in places) or time.monotonic() > deadline:
             break
     source.close()
-    report = []
-    for (place, control), of_stream in zip(streams, rings, strict=True):
-        words = control.words
-        locks = open_locks(place.twin.lock_path)
-        numbers = {PRODUCER_LOCK: "producer"}
-        numbers |= {consumer_lock(index): f"consumer {index}" for index in range(layout.MAX_CONSUMERS)}
-        numbers |= {
-            slot_lock(r.number, i): f"slot {i} of ring {r.number}" for r in of_stream for i in range(r.num_slots)
-        }
-        expected = {place.name, *(f"{place.name}.{number}" for number in range(words[FIRST_RING], words[NEXT_RING]))}
-        there = {f"/{name}" for name in os.listdir("/dev/shm") if f"/{name}.".startswith(f"{place.name}.")}
-        report.append(
-            {
-                "published": words[PUBLISHED],
-                "rings": words[NEXT_RING],
-                "not free": [str(ring.info(slot)) for ring in of_stream for slot in _not_free(ring)],
-                "held locks": [what for number, what in numbers.items() if locks.is_held(number)],
-                "surplus segments": sorted(there - expected),
-            }
-        )
-        locks.close()
     with open(f"{part.folder}/drained", "w", encoding="utf-8") as file:
-        json.dump(report, file)
+        json.dump([_left_of(place) for place in places], file)
 
 
-def _not_free(ring: Ring) -> list[int]:
-    return [slot for slot, state in enumerate(ring.states()) if state != State.FREE]
+def _left_of(place: SharedPlace) -> dict[str, Any]:
+    """What a stream looks like when all are gone."""
+    seen, control = inspect(place), Control.attach(place)
+    held = [*(["the producer"] if seen.has_producer else []), *(f"consumer {index}" for index in seen.consumers)]
+    held += [f"slot {slot} of ring {ring.number}" for ring in seen.rings for slot in ring.locked]
+    expected = {place.name, *(f"{place.name}.{number}" for number in range(control.first_ring, control.next_ring))}
+    there = {f"/{name}" for name in os.listdir("/dev/shm") if f"/{name}.".startswith(f"{place.name}.")}
+    return {
+        "published": seen.published,
+        "rings": control.next_ring,
+        "not free": _not_free(seen),
+        "held locks": held,
+        "surplus segments": sorted(there - expected),
+    }
+
+
+def _not_free(seen: Inspection) -> list[str]:
+    return [str(slot) for ring in seen.rings for slot in ring.slots if slot.state != State.FREE]
 
 
 def explain_all(part: Part) -> str:
@@ -211,19 +202,20 @@ def explain_all(part: Part) -> str:
     lines = []
     for place in part.places():
         try:
-            control = attach_control(place)
+            seen, control = inspect(place), Control.attach(place)
         except SegmentError as error:
             lines.append(str(error))
             continue
-        locks = place.open_locks()
-        rings = list(attach_rings(place, control, {}))
-        lines.append(explain(place, control, rings, locks))
-        for ring in rings:
-            lines.append(f"  ring {ring.number}: {ring.states().hex()}")
-            for slot in _not_free(ring):
-                lock = slot_lock(ring.number, slot)
-                lines.append(f"    {ring.info(slot)}{', locked' if locks.is_held(lock) else ''}")
-        locks.close()
+        with place.open_locks() as locks:
+            lines.append(control.explain(place.name, Rings(place, control).now(), locks))
+        lines.append(
+            f"  consumers {list(seen.consumers)}, asleep {seen.asleep} (now {time.monotonic_ns()}), waiting {seen.waiting}"
+        )
+        for ring in seen.rings:
+            lines.append(
+                f"  ring {ring.number}: {bytes(slot.state for slot in ring.slots).hex()}, locked {ring.locked}"
+            )
+        lines += [f"    {slot}" for slot in _not_free(seen)]
     return "\n".join(lines)
 
 

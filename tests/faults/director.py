@@ -36,11 +36,13 @@ from judge import Life, judge
 from ledger import RECORD, Board, Ledger, What, records
 
 from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.stream.control import RECLAIM_EVERY_S
 
 PATIENCE_S = 30.0
 """A round in which nothing at all happened for so long has come to a standstill."""
 NUM_SLOTS = 64
 """So many that nobody is handed copies, which die with whoever has them."""
+_LATE_S = 3 * RECLAIM_EVERY_S
 _FIRST_PORT, _LAST_PORT = 20000, 32000  # below those that the kernel hands out, which a client may get in between
 _prctl = ctypes.CDLL(None).prctl
 
@@ -60,6 +62,7 @@ class Settings:
         pace_s: average time between two deeds of the director.
         fresh: probability that a process is started afresh instead of forked.
         num_slots: of a ring.
+        late: probability that a dead consumer is replaced only when the living have taken back what it held.
     """
 
     seed: int
@@ -72,6 +75,7 @@ class Settings:
     pace_s: float = 0.02
     fresh: float = 0.0
     num_slots: int = NUM_SLOTS
+    late: float = 0.0
 
 
 @dataclass
@@ -131,6 +135,7 @@ class Round:
         self.lives: dict[int, Life] = {}  # by actor
         self.outcome = Outcome(rounds=1)
         self.finishing: set[str] = set()
+        self.missing: list[float] = []  # when a consumer is to be replaced that died
         self.seen = 0  # records of the ledger
         self.began = self.moved = time.monotonic()
 
@@ -194,7 +199,7 @@ class Round:
             endpoints=self.endpoints,
             arm={} if role == "drainer" or role in self.finishing else self._arm(role),
             num_slots=settings.num_slots,
-            keep=chance.choice([0, 0, 0, 1, 2]),
+            keep=chance.choice([0, 0, 0, 1, 2]) if settings.late < 1 else 2,
             growth=0.2 if settings.point is not None else 0.02,
         )
         process = Process(part.actor, role, stream)
@@ -237,7 +242,8 @@ class Round:
                 return {point.after: (2, signal.SIGKILL)}
             if reached[point.name] or role not in point.roles:
                 return {}
-            return {point.name: (1 if point.after or point.last else chance.choice([1, 1, 2, 3]), settings.signal)}
+            at_once = point.after or point.last or point.unreplaced
+            return {point.name: (1 if at_once else chance.choice([1, 1, 2, 3]), settings.signal)}
         if chance.random() < 0.35:
             return {}
         # Those that have been reached least come first.
@@ -258,6 +264,11 @@ class Round:
             if process.stopped_until is not None and process.stopped_until < now:
                 process.stopped_until = None
                 os.kill(process.pid, signal.SIGCONT)
+        if "consumer" in self.finishing:
+            self.missing.clear()
+        while self.missing and self.missing[0] < now:
+            del self.missing[0]
+            self.start("consumer")
         count = os.path.getsize(f"{self.folder}/ledger") // RECORD.itemsize
         if count != self.seen:
             self._read_faults(count)
@@ -302,7 +313,9 @@ class Round:
             elif status:
                 raise Standstill(f"{process.role} {process.actor} ended with status {status}. {self._explain()}")
             again = process.killed if process.role in self.finishing else process.role != "drainer"
-            if again and (process.role == "producer" or process.role not in self.finishing):
+            if process.killed and process.role == "consumer" and self.chance.random() < self.settings.late:
+                self.missing.append(time.monotonic() + _LATE_S)
+            elif again and (process.role == "producer" or process.role not in self.finishing):
                 self.start(process.role, process.stream)
 
     def _do_something(self) -> None:
@@ -315,6 +328,8 @@ class Round:
         if self.settings.point is not None:  # it is what matters; the rest brings about that it is reached
             point = points.BY_NAME[self.settings.point]
             disturb = not point.after and not point.last
+            if point.unreplaced:  # a consumer at a time, while it holds something
+                disturb = process.role == "consumer" and not self.missing
             choice = 0.0 if disturb and choice < 0.08 else 0.85 if disturb and choice < 0.16 else 1.0
         if choice < 0.45:
             process.doomed = True
@@ -329,7 +344,8 @@ class Round:
     def _is_enough(self) -> bool:
         if self.settings.point is not None:
             point = points.BY_NAME[self.settings.point]
-            late = time.monotonic() - self.began > (0.2 if point.last else 8.0)
+            # So long that only a point which cannot be reached is given up, however busy the machine is.
+            late = time.monotonic() - self.began > (0.2 if point.last else 100.0)
             return late or self.outcome.reached[point.name] > 0
         return sum(self.outcome.kills.values()) >= self.settings.kills
 
@@ -366,9 +382,10 @@ class Round:
     def _left(self) -> list[str]:
         """What is there although everybody is gone, except for what the launch removes."""
         left = []
-        inodes = {os.stat(twin).st_ino for twin in Path(self.launch.streams).glob("DATA-*.lock")}
+        found = map(os.stat, Path(self.launch.streams).glob("DATA-*.lock"))
+        files = {f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}" for file in found}
         for line in Path("/proc/locks").read_text().splitlines():
-            if int(line.split()[5].rpartition(":")[2]) in inodes and "->" not in line:
+            if "->" not in line and line.split()[5] in files:
                 left.append(f"a lock is left: {line}")
         with contextlib.suppress(ChildProcessError):
             left.append(f"a process is left: {os.waitpid(-1, os.WNOHANG)}")
@@ -401,8 +418,13 @@ def at_points(names: list[str]) -> dict[str, Any]:
     for number, name in enumerate(names):
         outcome = Outcome()
         for kind in (signal.SIGKILL, signal.SIGSTOP):
-            remotes = 1 if points.BY_NAME[name].tcp else 0
-            settings = Settings(seed=number, point=name, signal=kind, remotes=remotes, consumers=1 if remotes else 2)
+            point = points.BY_NAME[name]
+            settings = Settings(seed=number, point=name, signal=kind, consumers=2)
+            if point.tcp:
+                settings.remotes = settings.consumers = 1
+            elif point.unreplaced:
+                settings.late = 1.0
+                settings.consumers = 3 if "consumer" in point.roles else 1  # else the producer has nothing to wait for
             outcome.add(Round(settings).play())
         print(f"{name}: {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
         if outcome.reached[name] < 2:
@@ -419,7 +441,7 @@ def by_chance(kills: int, seconds: float, seed: int, num_slots: int) -> Outcome:
         dict(streams=1, consumers=3, remotes=0),
         dict(streams=2, consumers=2, remotes=1),
         dict(streams=1, consumers=1, remotes=0),
-        dict(streams=2, consumers=3, remotes=0, fresh=0.05),
+        dict(streams=2, consumers=3, remotes=0, fresh=0.05, late=0.2),
         dict(streams=1, consumers=1, remotes=2),
     ]
     while sum(total.kills.values()) < kills and time.monotonic() - start < seconds and not total.wrong:

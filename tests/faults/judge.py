@@ -77,7 +77,7 @@ def judge(
         invented = sorted(sequences - set(range(state["published"])))
         gone += len(lost)
         if gone > taken_along:
-            wrong.append(f"stream {stream} lost {lost[:10]} of {state['published']}")
+            wrong.append(f"stream {stream} lost {len(lost)}: {lost[:20]} of {state['published']}")
         if invented:
             wrong.append(f"stream {stream} delivered {invented[:10]}, and published only {state['published']}")
         for what in ("not free", "held locks", "surplus segments"):

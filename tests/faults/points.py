@@ -23,148 +23,263 @@ class Point(NamedTuple):
         name: as people say it.
         roles: who gets there: "producer", "consumer" (shared memory), "remote" (a consumer over TCP).
         function: ``module:qualified.name``.
-        before: how the line starts in front of which the moment is; the only such line of the function.
+        before: how the line starts in front of which the moment is.
+        which: of how many such lines of the function it is which.
         tcp: whether there has to be a consumer over TCP.
         after: the point at which somebody has to be killed first.
         last: whether it is reached only when the stream ends.
+        unreplaced: whether the dead are replaced so late that the living have to take back what they held.
     """
 
     name: str
     roles: tuple[str, ...]
     function: str
     before: str
+    which: tuple[int, int] = (1, 1)
     tcp: bool = False
     after: str = ""
     last: bool = False
+    unreplaced: bool = False
 
 
 def _table() -> list[Point]:
-    producer, consumer, remote, both = ("producer",), ("consumer",), ("remote",), ("consumer", "producer")
-    writer, reader, sink, stream = (f"blendtorch_shm.stream.{name}" for name in ("writer", "reader", "sink", "control"))
-    ring, segment = (f"blendtorch_shm.memory.{name}" for name in ("ring", "segment"))
-    wire, tcp = "blendtorch_shm.message.wire", "blendtorch_shm.transport.tcp"
-    publish, commit, open_ring = f"{sink}:RingSink._publish", f"{ring}:Ring.commit", f"{writer}:Writer._open_ring"
-    create, retire = f"{writer}:Writer._create_or_adopt", f"{writer}:Writer._retire_rings"
-    claim, take, opens = (f"{reader}:Reader.{name}" for name in ("_claim", "_take", "_open"))
+    ours, consumers, remotes, members = ("producer",), ("consumer",), ("remote",), ("consumer", "producer")
+    stream, memory = "blendtorch_shm.stream", "blendtorch_shm.memory"
+    producer, consumer, source = f"{stream}.producer:Producer", f"{stream}.consumer:Consumer", f"{stream}.merge:Source"
+    sleepers, membership = f"{stream}.waiting:Sleepers", f"{stream}.membership:Membership"
+    inbox, outbox = f"{stream}.inbox:Inbox", f"{stream}.inbox:Outbox"
+    forwarder, lane = (f"blendtorch_shm.transport.tcp.{name}" for name in ("forwarder:TcpForwarder", "lane:TcpLane"))
+    protocol = "blendtorch_shm.transport.tcp.protocol"
+    control, ring = f"{stream}.control:Control", f"{memory}.ring:Ring"
+    commit, publish, wait = f"{ring}.commit", f"{producer}._commit", f"{producer}._wait"
+    open_ring, retire, sleep = f"{producer}._open_ring", f"{producer}._retire_rings", f"{source}._sleep"
     return [
         # A producer starts.
-        Point("the producer's lock is taken", producer, f"{writer}:Writer.__init__", "self._bell = place.open_bell"),
-        Point("a segment exists and is empty", producer, f"{segment}:create", "os.posix_fallocate("),
-        Point("the control segment is zeroed", producer, create, "control.words[KEY] ="),
+        Point("the producer's lock is taken", ours, f"{producer}.__init__", "self._bell = place.open_bell"),
+        Point("a segment exists and is empty", ours, f"{memory}.segment:create", "os.posix_fallocate("),
+        Point(
+            "the control segment is zeroed",
+            ours,
+            f"{control}.create",
+            'memory.words[word(layout.STREAM_HEADER, "key")]',
+        ),
         Point(
             "the control segment lacks its magic",
-            producer,
-            create,
-            'control.words[word(layout.STREAM_HEADER, "magic")]',
+            ours,
+            f"{control}.create",
+            'memory.words[word(layout.STREAM_HEADER, "magic")]',
         ),
-        Point("the control segment is made", producer, create, "control.words[EPOCH] += 1"),
-        Point("rings are adopted, loans are not void yet", producer, f"{writer}:Writer.recover", "ring.abort_all()"),
+        Point("the control segment is made", ours, f"{producer}._adopt_or_create", "control.epoch += 1"),
+        Point("an epoch has begun", ours, f"{producer}._adopt_or_create", "control.closed = 0"),
+        Point("rings are adopted", ours, f"{producer}._adopt_rings", "self.place.unlink("),
         Point(
-            "a loan is void, its slot not free yet",
-            producer,
-            f"{ring}:Ring.abort",
+            "what is READY is published, loans are not void yet",
+            ours,
+            f"{producer}._recover",
+            "ring.abort_all()",
+        ),
+        Point(
+            "a loan is void, its slot not FREE yet",
+            ours,
+            f"{ring}.abort",
             "self._move(slot, Event.ABORT)",
             after="the sequence number is stored",
         ),
         Point(
             "all is adopted, nobody has heard of it yet",
-            producer,
+            ours,
             "blendtorch_shm.transport:open_sink",
-            "forwarder = TcpForwarder(",
+            "sink.forwarder = TcpForwarder(",
             after="the sequence number is stored",
         ),
         # A producer publishes.
-        Point("a slot is found, not loaned yet", producer, f"{ring}:Ring.loan", "self._move(slot, Event.LOAN)"),
-        Point("a slot is loaned", producer, publish, "for i in lent:"),
-        Point("arrays are being copied", producer, f"{wire}:copy_arrays", "np.copyto("),
-        Point("the header is in the slot", producer, commit, "generation = self._generation[slot] + 1"),
-        Point("the generation is stored", producer, commit, "self._sequence[slot] ="),
-        Point("the sequence number is stored", producer, commit, "self._owner[slot] ="),
-        Point("the record is written, the slot not READY yet", producer, commit, "self._move(slot, Event.COMMIT)"),
-        Point("the slot is READY, not published yet", producer, f"{writer}:Writer.commit", "words[PUBLISHED] ="),
-        Point("the message is published", producer, f"{writer}:Writer.commit", "words[LAST_NS] ="),
-        Point("the message is committed, nobody is woken yet", producer, publish, "writer.wake_a_consumer("),
-        Point("the producer waits", producer, f"{writer}:Writer._wait", "self._bell.wait("),
+        Point("a slot is found, not loaned yet", ours, f"{ring}.loan", "self._move(slot, Event.LOAN)"),
+        Point("a slot is loaned", ours, f"{producer}.publish", "for i in in_place:"),
+        Point("arrays are being copied", ours, "blendtorch_shm.message.wire:Parts.copy_into", "np.copyto("),
+        Point("the header is in the slot", ours, commit, "generation = self._generation[slot] + 1"),
+        Point("the generation is stored", ours, commit, "self._sequence[slot] ="),
+        Point("the sequence number is stored", ours, commit, "self._owner[slot] ="),
+        Point("the record is written, the slot not READY yet", ours, commit, "self._move(slot, Event.COMMIT)"),
+        Point("the slot is READY, not published yet", ours, publish, "control.published = sequence + 1"),
+        Point("the message is published", ours, publish, "control.last_published_ns ="),
+        Point("the message is committed, nobody is told yet", ours, publish, "if self._sleepers.anyone():"),
+        Point("a sleeper is to be told", ours, publish, "self._sleepers.tell("),
+        Point("the message is out, its call not over yet", ours, f"{producer}.publish", "self._is_in_call = False"),
+        # A producer waits.
+        Point("the producer is to wait", ours, wait, "control.waiting = wake_below"),
+        Point("the producer has said that it waits, not looked yet", ours, wait, "if enough():"),
+        Point("the producer waits", ours, wait, "self._bell.wait("),
+        Point("the producer has waited, and not said so yet", ours, wait, "control.waiting = 0"),
         # A producer opens a ring and removes one.
-        Point("a ring is needed", producer, open_ring, "num_slots = self.num_slots"),
-        Point("a ring's memory is there", producer, open_ring, "self._rings.append("),
-        Point(
-            "a ring lacks its magic",
-            producer,
-            f"{ring}:Ring.format",
-            'segment.words[word(layout.RING_HEADER, "magic")]',
-        ),
-        Point("a ring is made, consumers not told yet", producer, open_ring, "self._words[NEXT_RING] ="),
-        Point("a ring is open", producer, open_ring, "self._retire_rings()"),
-        Point("an old ring is unlinked", producer, retire, "self._rings.remove(ring)"),
-        Point("an old ring is removed, consumers not told yet", producer, retire, "self._words[FIRST_RING] ="),
+        Point("a ring is needed", ours, open_ring, "num_slots = self.num_slots"),
+        Point("a ring's memory is there", ours, open_ring, "ring = Ring.format("),
+        Point("a ring lacks its magic", ours, f"{ring}.format", 'segment.words[word(layout.RING_HEADER, "magic")]'),
+        Point("a ring is made, consumers not told yet", ours, open_ring, "self._control.next_ring ="),
+        Point("a ring is open", ours, open_ring, "self._retire_rings()"),
+        Point("an old ring is unlinked", ours, retire, "self._rings.remove(ring)"),
+        Point("an old ring is removed, consumers not told yet", ours, retire, "self._control.first_ring ="),
         # A producer leaves.
-        Point("the producer closes", producer, f"{writer}:Writer.close", "self._words[CLOSED] = 1", last=True),
-        Point(
-            "the producer has closed",
-            producer,
-            f"{writer}:Writer.close",
-            "self._locks.unlock(PRODUCER_LOCK)",
-            last=True,
-        ),
+        Point("the producer closes", ours, f"{producer}.close", "self._control.closed = 1", last=True),
+        Point("the producer has closed", ours, f"{producer}.close", "self._sleepers.close()", last=True),
         # A consumer joins; a producer's forwarder does, too.
-        Point("a member's lock is taken", both, f"{reader}:Reader._join", "if self._take_over("),
-        Point("a pipe is made, not open yet", both, "blendtorch_shm.stream.bell:open_bell", "fd = os.open("),
-        Point("a member has no bell yet", both, f"{reader}:Reader.__init__", "self.bell = place.open_bell"),
+        Point("a pipe is made, not open yet", members, f"{stream}.bell:open_bell", "fd = os.open("),
+        Point("a consumer has no bell yet", members, f"{consumer}.__init__", "self._bell = place.open_bell"),
+        Point("a member's lock is taken", members, f"{membership}._join", "taken_back = self._take_over("),
         Point(
-            "a dead member's leases are taken over", both, f"{reader}:Reader._join", "self.sleepers.say(index, False)"
+            "a dead member's leases are taken over", members, f"{membership}._join", "self._control.asleep[index] = 0"
         ),
         Point(
-            "a consumer has joined", both, f"{reader}:Reader.__init__", 'self._words[consumer_word(self._index, "pid")]'
+            "a consumer has joined",
+            members,
+            f"{membership}.__init__",
+            'control.words[consumer_word(self.index, "pid")]',
         ),
+        Point("a consumer has no inbox yet", consumers, f"{inbox}.bind", "self.socket.bind(endpoint)"),
+        Point("an inbox is bound", consumers, f"{inbox}.bind", "self._bound.add(endpoint)"),
+        # A consumer sleeps.
+        Point("a consumer is to sleep", consumers, sleep, "stream.say_asleep(since_ns)"),
+        Point("a consumer has said that it sleeps, not looked yet", consumers, sleep, "message = self._take()", (1, 2)),
+        Point("a consumer sleeps", consumers, sleep, "heard ="),
+        Point("a consumer has slept, and not said so yet", consumers, sleep, "stream.say_asleep(0)", (1, 2)),
+        Point("a consumer is awake, its inbox not read yet", consumers, sleep, "if inbox is not None and heard:"),
+        Point("a number is read, not used yet", consumers, f"{source}._read_number", "if number is not None:"),
+        Point("a consumer is awake, and has not looked yet", consumers, sleep, "message = self._take()", (2, 2)),
+        Point("a consumer that was to sleep found a message", consumers, sleep, "stream.say_asleep(0)", (2, 2)),
+        Point("what is left is to be passed on", consumers, sleep, "stream.pass_on()"),
+        Point("a message that is left is passed on", members, f"{sleepers}.pass_on", "self.tell(ring, slot)"),
+        # Somebody tells a sleeper.
+        Point("a connection to an inbox is made", members, f"{outbox}._connect", "socket.connect("),
+        Point("a number is about to be pushed", members, f"{sleepers}.tell", "if self._outbox.push("),
+        Point("a number is pushed", members, f"{sleepers}.tell", "self._told[consumer] ="),
         # A consumer takes a message.
-        Point("a consumer sleeps", consumer, "blendtorch_shm.stream.source:RingSource._take_or_sleep", "heard ="),
-        Point("a slot is locked, not claimed yet", both, claim, "generation = ring.generation("),
-        Point("a slot may be claimed", both, f"{ring}:Ring.claim", "self._owner[slot] = owner"),
-        Point("a claim's owner is stored", both, f"{ring}:Ring.claim", "self._move(slot, Event.CLAIM)"),
-        Point("a slot is LEASED, still locked", both, f"{ring}:Ring.claim", "return True"),
-        Point("one of some slots is claimed, the next one not yet", both, claim, "claims.append("),
-        Point("slots are claimed, the producer not woken yet", both, take, "wake_below ="),
-        Point("a slot is claimed and unlocked", both, opens, "header, payload_nbytes, flags ="),
-        Point("a lease is made, not registered yet", both, opens, "self._leases[id(lease)] ="),
-        Point("a lease is registered", both, opens, "if flags & FLAG_AGAIN:"),
-        Point("a message is being used", consumer, "actors:_consume", "held.append("),
+        Point("a slot is locked, not claimed yet", members, f"{ring}.try_claim", "claimed = self.claim("),
+        Point("a slot may be claimed", members, f"{ring}.claim", "self._owner[slot] = owner"),
+        Point("a claim's owner is stored", members, f"{ring}.claim", "self._states[slot] = _LEASED"),
+        Point("a slot is LEASED, still locked", members, f"{ring}.claim", "return True"),
+        Point("a slot is claimed and unlocked", members, f"{ring}.try_claim", "return claimed"),
+        Point("some slots are locked, none claimed yet", consumers, f"{consumer}._claim_run", "claimed = [slot"),
+        Point("some slots are claimed, all still locked", consumers, f"{consumer}._claim_run", "locks.unlock("),
+        Point(
+            "slots are claimed, the producer not woken yet",
+            members,
+            f"{consumer}._wake_producer_if_few",
+            "wake_below =",
+        ),
+        Point(
+            "the message is not looked at yet",
+            members,
+            f"{consumer}._open_raw",
+            "header, payload_nbytes, generation, sequence, flags =",
+        ),
+        Point("a lease is made, not registered yet", members, f"{consumer}._open_raw", "self._leases[id(lease)] ="),
+        Point(
+            "a lease is registered",
+            members,
+            f"{consumer}._open_raw",
+            "return header, payload, sequence, lease",
+        ),
+        Point(
+            "a message is claimed, not handed over yet",
+            consumers,
+            f"{source}.receive",
+            "calls.handed = calls.number",
+        ),
+        Point(
+            "some messages are claimed, not handed over yet",
+            consumers,
+            f"{source}.receive_many",
+            "calls.handed = calls.number",
+        ),
+        Point("a message is being used", consumers, "actors:_consume", "held.append("),
         # A consumer is done with it.
-        Point("a lease ends", both, f"{reader}:Reader.end", "_, ring, slot, generation = lease.terms"),
-        Point("a slot may be released", both, f"{ring}:Ring.release", "self._move(slot, Event.RELEASE)"),
-        Point("a slot is released", both, f"{reader}:Reader._release", "self._released.add(1)"),
-        Point("a consumer leaves", both, f"{reader}:Reader._leave", "self._locks.unlock(", last=True),
+        Point("a lease ends", members, f"{consumer}.end", "self._release("),
+        Point("a slot may be released", members, f"{ring}.release", "self._states[slot] = _FREE"),
+        Point("a slot is released, not counted yet", members, f"{consumer}._release", "self._member.released.add(1)"),
+        Point(
+            "a slot is released, the producer not woken yet",
+            members,
+            f"{consumer}._release",
+            "if self._words[_WAITING] == FOR_A_SLOT:",
+        ),
+        Point("a lease has ended, and is not forgotten yet", members, f"{consumer}.end", "self._leases.pop("),
+        Point("an inbox is to be closed", consumers, f"{inbox}.close", "for endpoint in", last=True),
+        Point("a consumer leaves", members, f"{consumer}._leave", "self._member.leave()", last=True),
+        Point("a consumer has left", members, f"{consumer}._leave", "self._rings.forget()", last=True),
         # Somebody takes back what a dead consumer held.
-        Point("a dead owner's slot is locked", both, f"{stream}:reclaim", "reclaimed +="),
-        Point("a slot may be reclaimed", both, f"{ring}:Ring.reclaim", "self._flags[slot] |="),
-        Point("a reclaimed slot is flagged", both, f"{ring}:Ring.reclaim", "self._move(slot, Event.RECLAIM)"),
+        Point(
+            "a dead sleeper is to be forgotten", members, f"{sleepers}.forget_dead", "self._asleep[", unreplaced=True
+        ),
+        Point("a dead owner's slot is locked", members, f"{stream}.reclaim:reclaim", "reclaimed +=", unreplaced=True),
+        Point("a slot may be reclaimed", members, f"{ring}.reclaim", "self._flags[slot] |=", unreplaced=True),
+        Point(
+            "a reclaimed slot is flagged",
+            members,
+            f"{ring}.reclaim",
+            "self._move(slot, Event.RECLAIM)",
+            unreplaced=True,
+        ),
         Point(
             "a slot is READY again, owner not forgotten yet",
-            both,
-            f"{ring}:Ring.reclaim",
+            members,
+            f"{ring}.reclaim",
             "self._owner[slot] = 0",
+            unreplaced=True,
         ),
-        Point("a slot is reclaimed, still locked", both, f"{ring}:Ring.reclaim", "return True"),
-        # A message goes over TCP.
-        Point("the forwarder has claimed", producer, f"{tcp}:TcpForwarder._send", "self._peers[peer.route] = ", True),
-        Point("the forwarder has sent", producer, f"{tcp}:TcpForwarder._send_next", "peer.unsent.popleft()", True),
+        Point("a slot is reclaimed, still locked", members, f"{ring}.reclaim", "return True", unreplaced=True),
         Point(
-            "the forwarder hears that it was taken",
-            producer,
-            f"{tcp}:TcpForwarder._hear",
-            "return peer.sent.pop(",
-            True,
+            "a living consumer has reclaimed, a sleeper is not told yet",
+            consumers,
+            f"{consumer}.look_after",
+            "self.pass_on()",
+            unreplaced=True,
         ),
+        Point(
+            "the producer has reclaimed, a sleeper is not told yet",
+            ours,
+            f"{producer}._look_after",
+            "self._sleepers.pass_on(",
+            unreplaced=True,
+        ),
+        # A message goes over TCP.
+        Point("the forwarder has claimed", ours, f"{forwarder}._send", "self._perform(self._session.assign(", tcp=True),
+        Point(
+            "the forwarder has assigned, not sent yet",
+            ours,
+            f"{protocol}:ProducerSession.assign",
+            "return []",
+            tcp=True,
+        ),
+        Point("the forwarder has sent or given back", ours, f"{forwarder}._perform", "remote = len(", tcp=True),
+        Point(
+            "the forwarder hears that it was taken", ours, f"{protocol}:ProducerSession._release", "return [", tcp=True
+        ),
+        Point("the forwarder has heard that it was taken", ours, f"{forwarder}._hear", "self._perform(", tcp=True),
         Point(
             "the forwarder gives back",
-            producer,
-            f"{tcp}:TcpForwarder._dismiss",
-            "self._reader.give_back(",
+            ours,
+            f"{forwarder}._perform",
+            "self._consumer.give_back(",
             tcp=True,
             after="a message is here, not acknowledged yet",
         ),
-        Point("a message is here, not acknowledged yet", remote, f"{tcp}:_Connection._open", "if not is_kept", True),
-        Point("a remote consumer greets", remote, f"{tcp}:_Connection._greet", "self._say(Hello(", True),
+        Point(
+            "what the forwarder gave back is not passed on yet",
+            ours,
+            f"{forwarder}._perform",
+            "self._consumer.pass_on()",
+            tcp=True,
+            after="a message is here, not acknowledged yet",
+        ),
+        Point("a message is here, not acknowledged yet", remotes, f"{lane}._take", "self._say(", tcp=True),
+        Point(
+            "a message is acknowledged, not handed over yet",
+            remotes,
+            f"{lane}._take",
+            "self._demand.remaining",
+            tcp=True,
+        ),
+        Point("a remote consumer greets", remotes, f"{lane}._listen", "self._say(self._session.connected())", tcp=True),
+        Point("a remote consumer says good-bye", remotes, f"{lane}.close", "self._say(", tcp=True, last=True),
     ]
 
 
@@ -205,7 +320,7 @@ def install() -> None:
     """Put all points into this process and those that it forks.
 
     Raises:
-        LookupError: a line that the table names is not there, or is there twice.
+        LookupError: a line that the table names is not there, or not as often as it says.
     """
     functions: dict[str, list[Point]] = {}
     for point in POINTS:
@@ -216,16 +331,18 @@ def install() -> None:
         function: Any = module
         for part in qualified.split("."):
             function = getattr(function, part)
+        function = getattr(function, "__func__", function)
         lines = textwrap.dedent(inspect.getsource(function)).splitlines()
         for point in points:
             found = [i for i, line in enumerate(lines) if line.strip().startswith(point.before)]
-            if len(found) != 1:
+            which, count = point.which
+            if len(found) != count:
                 raise LookupError(
-                    f"{name} has {len(found)} lines that start with {point.before!r}, the point {point.name!r} needs one."
+                    f"{name} has {len(found)} lines that start with {point.before!r}, the point {point.name!r} needs {count}."
                 )
-            line = lines[found[0]]
-            indent = line[: len(line) - len(line.lstrip())]
-            lines.insert(found[0], f"{indent}reach({point.name!r})")
+            at = found[which - 1]
+            indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+            lines.insert(at, f"{indent}reach({point.name!r})")
         module.__dict__.setdefault("reach", reach)
         made: dict[str, Any] = {}
         # As the modules themselves are compiled: their annotations are not evaluated.

@@ -49,7 +49,8 @@ _POOL: list[Any] = [
     *_NUMBERS,
     *_TEXTS,
     *(None, True, [], {}, b"", bytes(16), bytes(100)),
-    *([None, "|u1", [9], -1], ["image", "<f8", [2, 3], 8], [None, "|u1", [2**40, 0], 0], [None, "<u8", [500], 3]),
+    *(["label", "|u1", [9], False], ["image", "<f8", [2, 3], True]),
+    *([None, "|u1", [2**40, 0], True], [None, "<u8", [500], True]),
     *(
         msgspec.msgpack.Ext(code, msgspec.msgpack.encode(inner))
         for code in range(9)
@@ -66,6 +67,32 @@ def message_pack(data: bytes, random: Random) -> bytes:
         return msgspec.msgpack.encode(_change(msgspec.msgpack.decode(data), random, _POOL))
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
         return raw(data, random)
+
+
+def message_header(data: bytes, random: Random) -> bytes:
+    """Of a message's header: version, length of the specs, specs, offsets, fields."""
+    start = 8 + int.from_bytes(data[4:8], "little")
+    specs = data[8:start]
+    try:
+        count = sum(is_large is True for *_, is_large in msgspec.msgpack.decode(specs))
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError):
+        return raw(data, random)
+    offsets = bytearray(data[start : start + 8 * count])
+    fields = data[start + 8 * count :]
+    how = random.random()
+    if how < 0.3:
+        specs = message_pack(specs, random)
+    elif how < 0.6:
+        fields = message_pack(fields, random)
+    elif how < 0.8 and count:
+        at = 8 * random.randrange(count)
+        value = random.choice([0, 1, 64, 8192, 12287, 12288, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
+        offsets[at : at + 8] = value.to_bytes(8, "little")
+    elif how < 0.9:  # more or fewer of them than there are arrays
+        offsets = random.choice([offsets[:-8], offsets + bytes(8)])
+    else:
+        return raw(data, random)
+    return data[:4] + len(specs).to_bytes(4, "little") + specs + bytes(offsets) + fields
 
 
 def json_text(data: bytes, random: Random) -> bytes:
@@ -92,14 +119,14 @@ def hexadecimal_lines(data: bytes, random: Random) -> bytes:
 
 
 def framed(data: bytes, random: Random) -> bytes:
-    """Of frames, each after its length in two bytes; the second is a msgpack value."""
+    """Of frames, each after its length in two bytes; the second is a message's header."""
     parts = []
     while len(data) >= 2:
         nbytes = int.from_bytes(data[:2], "little")
         parts.append(data[2 : 2 + nbytes])
         data = data[2 + nbytes :]
     if len(parts) > 1 and random.random() < 0.8:
-        parts[1] = message_pack(parts[1], random)
+        parts[1] = message_header(parts[1], random)
     elif parts:
         at = random.randrange(len(parts))
         parts[at : at + 1] = random.choice([[], [parts[at]] * 2, [raw(parts[at], random)]])

@@ -27,17 +27,20 @@ import zmq
 
 from blendtorch_shm.errors import ConfigurationError, PublishError, RecordingError, SegmentError, WireError
 from blendtorch_shm.launch.address import ENVIRONMENT_VARIABLE, Address, Twin, describe, resolve
-from blendtorch_shm.launch.directory import instance_reports, write_status
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
-from blendtorch_shm.memory.layout import VERSION, align
+from blendtorch_shm.launch.notes import instance_reports, write_status
+from blendtorch_shm.memory.layout import MAX_SLOTS, VERSION, align
 from blendtorch_shm.memory.states import State
-from blendtorch_shm.message import wire
-from blendtorch_shm.stream.control import activity, attach_control, attach_rings
+from blendtorch_shm.message import dtypes, token, values, wire
+from blendtorch_shm.stream import inbox
+from blendtorch_shm.stream.consumer import Consumer
+from blendtorch_shm.stream.control import activity
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import PrivatePlace
-from blendtorch_shm.stream.reader import Reader
-from blendtorch_shm.stream.writer import Writer
-from blendtorch_shm.transport import tcp
+from blendtorch_shm.stream.producer import Producer
+from blendtorch_shm.transport.tcp import TcpForwarder, protocol
 from torch_side.recording import FileReader, FileRecorder
 
 from . import mutations
@@ -70,11 +73,18 @@ class Target:
 # -- messages ---------------------------------------------------------------------------------------------------
 
 
-def header_of(fields: dict[str, Any], sequence: int = 0) -> bytes:
+def header_of(fields: dict[str, Any]) -> bytes:
     """The header of a message, its arrays in place."""
-    parts = wire.take_apart(fields, trusted=True)
+    parts = wire.Encoder(trusted=True).take_apart(fields)
     assert parts.nbytes <= PAYLOAD_NBYTES
-    return wire.encode_header(sequence, parts)
+    return parts.header()
+
+
+def forged_header(specs: list[Any], offsets: list[int], fields: Any) -> bytes:
+    """A header by hand."""
+    encoded = msgspec.msgpack.encode(specs)
+    prefix = wire._PREFIX.pack(VERSION, len(encoded))
+    return prefix + encoded + struct.pack(f"<{len(offsets)}Q", *offsets) + msgspec.msgpack.encode(fields)
 
 
 def header_from_a_stranger(data: bytes) -> None:
@@ -83,26 +93,34 @@ def header_from_a_stranger(data: bytes) -> None:
 
 def header_from_a_friend(data: bytes) -> None:
     """Trusted means that pickles are read, which may do anything: here none is."""
-    with mock.patch.object(wire, "pickle", mock.Mock(loads=mock.Mock(side_effect=ValueError("a pickle")))):
+    with mock.patch.object(values, "pickle", mock.Mock(loads=mock.Mock(side_effect=ValueError("a pickle")))):
         _decode(data, trusted=True)
 
 
 def _decode(data: bytes, *, trusted: bool) -> None:
     payload = np.zeros(PAYLOAD_NBYTES, np.uint8)
+    decoder = wire.Decoder(trusted=trusted)
+    decoder.decode(_usual_header, payload)
     try:
-        fields = wire.decode(data, payload, trusted=trusted).fields
+        fields = decoder.decode(data, payload)
     except WireError:
+        with contextlib.suppress(WireError):
+            decoder.decode(data, payload)
+            raise AssertionError("refused, and understood when it came again") from None
+        decoder.decode(_usual_header, payload)
         return
     _check(fields)
+    again = decoder.decode(data, payload)
+    _check(again)
+    assert list(again) == list(fields)
     with contextlib.suppress(PublishError):  # nested deeper than can be published, for example
-        wire.encode_header(0, wire.take_apart(fields, trusted=False))
+        wire.Encoder(trusted=False).take_apart(fields).header()
 
 
 def _check(value: Any) -> None:
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        assert not isinstance(value, wire._Reference)
         if isinstance(value, np.ndarray):
             assert value.dtype.itemsize > 0
             assert not value.dtype.hasobject
@@ -116,13 +134,20 @@ def _check(value: Any) -> None:
 
 def dtype(data: bytes) -> None:
     try:
-        found = wire.dtype_of.__wrapped__(data.decode(errors="replace"))
+        found = dtypes.dtype_of.__wrapped__(data.decode(errors="replace"))
     except WireError:
         return
     assert found.itemsize > 0
     assert not found.hasobject
-    if name := wire.dtype_name.__wrapped__(found):
-        assert wire.dtype_of.__wrapped__(name) == found
+    if name := dtypes.dtype_name.__wrapped__(found):
+        assert dtypes.dtype_of.__wrapped__(name) == found
+
+
+def token_of_a_slot(data: bytes) -> None:
+    found = token.unpack(data)
+    if found is not None:
+        assert found.slot < MAX_SLOTS
+        assert token.pack(*found) == data
 
 
 # -- TCP --------------------------------------------------------------------------------------------------------
@@ -138,31 +163,30 @@ class _Nowhere:
 def greetings(data: bytes) -> None:
     """Each line is what a consumer says on one of four connections, `1:hexadecimal`. No slot may be lost over it."""
     place = PrivatePlace()
-    writer = Writer(place, max_ready=4)
+    producer = Producer(place, trusted=True)
     for _ in range(3):
-        loan = writer.loan(100)
-        writer.commit(loan, 10, b"header", 0)
-    forwarder = object.__new__(tcp.TcpForwarder)
+        producer.publish({"image": FIELDS["image"]})
+    forwarder = object.__new__(TcpForwarder)
     forwarder.authenticated = True
     forwarder._address = Address("tcp://127.0.0.1:1")
-    forwarder._peers, forwarder._returned, forwarder._complained = {}, deque(), set()
+    forwarder._returned, forwarder._complained, forwarder._remote = deque(), set(), 0
     forwarder._socket = _Nowhere()
-    forwarder._reader = Reader(place)
+    forwarder._consumer = Consumer(place)
+    session = forwarder._session = protocol.ProducerSession(1)
     try:
         for line in data.splitlines()[:20]:
             route, _, said = line.partition(b":")
             frames = [unhex(frame) for frame in said.split(b",")]
-            forwarder._hear(route[:1], frames)
+            forwarder._perform(session.hear(route[:1], frames))
             forwarder._send()
-        sent = sum(len(peer.sent) for peer in forwarder._peers.values())
-        ring = next(attach_rings(place, attach_control(place), {}))
-        assert ring.count(State.LEASED) == sent
-        for peer in list(forwarder._peers.values()):
-            forwarder._dismiss(peer)
-        assert ring.count(State.LEASED) == 0
+        sent = sum(len(peer.sent) for peer in session.peers)
+        assert inspect(place).count(State.LEASED) == sent
+        for peer in session.peers:
+            forwarder._perform(session.hear(peer.route, [protocol.encode(protocol.Bye())]))
+        assert inspect(place).count(State.LEASED) == 0
     finally:
-        forwarder._reader.finish()
-        writer.close()
+        forwarder._consumer.close()
+        producer.close()
 
 
 def unhex(text: bytes) -> bytes:
@@ -173,19 +197,23 @@ def unhex(text: bytes) -> bytes:
 
 def frames(data: bytes) -> None:
     """What a consumer receives: frames, each after its length in two bytes."""
-    connection = tcp._Connection(_Nowhere(), Address("tcp://127.0.0.1:1"), 4)
-    split = []
+    session = protocol.ConsumerSession(bytes(16), 4)
+    session.connected()
+    split: list[Any] = []
     while len(data) >= 2 and len(split) < 5:
         nbytes = int.from_bytes(data[:2], "little")
-        split.append(zmq.Frame(data[2 : 2 + nbytes]))
+        frame = data[2 : 2 + nbytes]
+        split.append(np.frombuffer(frame, np.uint8) if len(split) == 2 else frame)
         data = data[2 + nbytes :]
-    for _ in range(2):
-        try:
-            message = connection._open(split, False)
-        except WireError:
-            continue
-        if message is not None:
-            _check(message.fields)
+    for _ in range(2 if split else 0):
+        session.receive(split, 0.0)
+        while (step := session.next()) is not None:
+            if isinstance(step, protocol.Arrived):
+                try:
+                    _check(wire.Decoder(trusted=False).decode(step.header, step.payload))
+                except WireError:
+                    pass
+                session.accept(step)
 
 
 def framed(*parts: bytes) -> bytes:
@@ -232,12 +260,9 @@ EDIT = struct.Struct("<BHQ")
 
 def _example_stream() -> dict[str, bytes]:
     place = PrivatePlace()
-    writer = Writer(place, num_slots=4)
-    for sequence in range(3):
-        header = header_of({"image": FIELDS["image"], "nested": FIELDS["nested"]}, sequence)
-        loan = writer.loan(PAYLOAD_NBYTES + len(header))
-        writer.commit(loan, PAYLOAD_NBYTES, header, 0)
-    writer.close()
+    with Producer(place, num_slots=4, trusted=True) as producer:
+        for _ in range(3):
+            producer.publish({"image": FIELDS["image"], "nested": FIELDS["nested"]})
     return {suffix: bytes(segment.view) for suffix, segment in place._segments.items()}
 
 
@@ -256,25 +281,61 @@ def stream(data: bytes) -> None:
         words = place.attach(names[which % len(names)]).words
         words[at % len(words)] = value
     activity(place)
+    with contextlib.suppress(SegmentError):
+        inspect(place)
     try:
-        reader = Reader(place)
+        consumer = Consumer(place)
     except SegmentError:
         return
     try:
-        reader.explain()
-        for local in (True, False, True, True):
+        consumer.explain()
+        for local in (True, False):
             with contextlib.suppress(SegmentError, WireError):
-                reader.has_ready(local=local)
-                claimed = reader.take(local=local, lease=True)
+                consumer.has_ready(local=local)
+                claimed = consumer.claim(local=local)
                 if claimed is not None:
                     assert len(claimed.payload) <= len(_segments[".0"])
-                    _check(wire.decode(claimed.header, claimed.payload, trusted=False).fields)
+                    _check(wire.Decoder(trusted=False).decode(claimed.header, claimed.payload))
         claimed = None
-        reader.reject()
-        reader.reclaim_dead()
-        reader.explain()
+        consumer.reject()
+        consumer.reclaim_dead()
+        consumer.pass_on()
+        consumer.explain()
     finally:
-        reader.finish()
+        consumer.close()
+    with Source([place]) as source:
+        messages = [source.receive(0.001), *source.receive_many(2, 0.001), source.receive(0.001)]
+        for message in messages:
+            _check(None if message is None else message.fields)
+        source.explain()
+
+
+def numbers_at_an_inbox(data: bytes) -> None:
+    """What is pushed to a consumer that sleeps: messages of one or two frames, each frame after its length in one byte."""
+    place = PrivatePlace()
+    with Producer(place, trusted=True) as producer, Source([place]) as source:
+        producer.publish({"image": FIELDS["image"]})
+        assert source.receive(0) is not None
+        somebody = inbox._context.socket(zmq.PUSH)
+        try:
+            somebody.connect(place.inbox(0))
+            numbers = rejected = 0
+            while data and numbers < 20:
+                nbytes = data[0] & 127
+                frames = [data[1 : 1 + nbytes], *([b"more"] if data[0] & 128 else [])]
+                somebody.send_multipart(frames, zmq.DONTWAIT)
+                number = token.unpack(frames[0])
+                rejected += len(frames) > 1 or number is None or number.key != source._streams[0].key
+                data = data[1 + nbytes :]
+                numbers += 1
+            assert source.receive(0.001) is None
+            producer.publish({"number": numbers})
+            message = source.receive(1.0)
+            assert message is not None
+            assert message.fields == {"number": numbers}
+            assert bool(rejected) == ("no slot numbers" in source.explain()), source.explain()
+        finally:
+            somebody.close()
 
 
 # -- recordings -------------------------------------------------------------------------------------------------
@@ -318,7 +379,7 @@ def _example_status() -> bytes:
 def _said(route: bytes, kind: type[msgspec.Struct], **fields: Any) -> bytes:
     """A line of :func:`greetings`; fields that are not given are 1."""
     said = kind(**{field: fields.get(field, 1) for field in kind.__struct_fields__})
-    return route + b":" + tcp._encode(said).hex().encode()
+    return route + b":" + protocol.encode(said).hex().encode()
 
 
 def _example_greetings() -> bytes:
@@ -326,17 +387,17 @@ def _example_greetings() -> bytes:
     second: dict[str, Any] = dict(version=VERSION, session=bytes(range(16)))
     return b"\n".join(
         [
-            _said(b"1", tcp.Hello, **first, queue_size=2, taken=[]),
-            _said(b"1", tcp.Taken, sequence=0),
-            _said(b"2", tcp.Hello, **first, generation=2, queue_size=2, taken=[1]),
-            _said(b"2", tcp.Hello, **second, queue_size=9, taken=[]),
-            _said(b"2", tcp.Bye),
+            _said(b"1", protocol.Hello, **first, room=2, taken=[]),
+            _said(b"1", protocol.Taken, sequence=0),
+            _said(b"2", protocol.Hello, **first, generation=2, room=2, taken=[1]),
+            _said(b"2", protocol.Hello, **second, room=9, taken=[]),
+            _said(b"2", protocol.Bye),
         ]
     )
 
 
 def _example_frames() -> bytes:
-    stamp = tcp._STAMP.pack(*range(1, tcp._STAMP.size // 8 + 1))
+    stamp = protocol.STAMP.pack(*range(1, protocol.STAMP.size // 8 + 1))
     return framed(stamp, header_of(FIELDS), bytes(PAYLOAD_NBYTES))
 
 
@@ -357,31 +418,33 @@ def _example_headers() -> list[bytes]:
     for _ in range(50):
         deep = ext(3, msgspec.msgpack.encode([deep]))
     by_hand = [
-        [
-            VERSION,
-            0,
-            [["a", "<f8", [2**62, 4], 0], [None, "|V0", [2**40], 0], [None, "|u1", [9], -1]],
+        forged_header(
+            [["a", "<f8", [2**62, 4], True], [None, "|V0", [2**40], True], [None, "|u1", [9], False]],
+            [0, 0],
             {"": b"123456789"},
-        ],
-        [VERSION, 0, [[None, "<f8", [1000], 1]] * 3, {"a": ext(1, b"\0"), "b": ext(6, b"\x80"), "c": deep}],
-        [VERSION, 0, [], {"a": {0: ext(5, msgspec.msgpack.encode([[ext(1, b"\0"), ext(7, bytes(40))]]))}}],
+        ),
+        forged_header(
+            [[None, "<f8", [100], True]] * 3, [1, 2, 3], {"a": ext(1, b"\0"), "b": ext(6, b"\x80"), "c": deep}
+        ),
+        forged_header([], [], {"a": {0: ext(5, msgspec.msgpack.encode([[ext(1, b"\0"), ext(7, bytes(40))]]))}}),
     ]
     return [
         header_of(FIELDS),
         *(header_of({key: FIELDS[key]}) for key in FIELDS),
-        *map(msgspec.msgpack.encode, by_hand),
+        *by_hand,
     ]
 
 
 _headers = _example_headers()
+_usual_header = _headers[0]
 TARGETS = {
-    "header_from_a_stranger": Target(header_from_a_stranger, _headers, mutations.message_pack),
-    "header_from_a_friend": Target(header_from_a_friend, _headers, mutations.message_pack),
+    "header_from_a_stranger": Target(header_from_a_stranger, _headers, mutations.message_header),
+    "header_from_a_friend": Target(header_from_a_friend, _headers, mutations.message_header),
     "dtype": Target(
         dtype,
         [
             *(
-                wire.dtype_name(np.dtype(d)).encode()
+                dtypes.dtype_name(np.dtype(d)).encode()
                 for d in ("f8", ">i2", "?", "U7", "V9", "M8[25us]", "m8", FIELDS["points"].dtype)
             ),
             b"V99999999999",
@@ -391,10 +454,21 @@ TARGETS = {
         ],
         mutations.json_text,
     ),
+    "token_of_a_slot": Target(
+        token_of_a_slot, [token.pack(2**64 - 1, 2**32 - 1, MAX_SLOTS - 1, 2**64 - 1), b"\xff" * 24], mutations.raw
+    ),
+    "numbers_at_an_inbox": Target(
+        numbers_at_an_inbox,
+        [
+            b"".join(bytes([len(number)]) + number for number in (token.pack(1, 2, 3, 4), b"", b"?" * 30)),
+            bytes([24]) + b"\xff" * 24 + bytes([24 + 128]) + bytes(24),
+        ],
+        mutations.raw,
+    ),
     "greetings": Target(greetings, [_example_greetings()], mutations.hexadecimal_lines),
     "frames": Target(
         frames,
-        [_example_frames(), framed(b"", b""), framed(bytes(tcp._STAMP.size), *_headers[:1], b"")],
+        [_example_frames(), framed(b"", b""), framed(bytes(protocol.STAMP.size), *_headers[:1], b"")],
         mutations.framed,
     ),
     "launch_info": Target(

@@ -18,14 +18,16 @@ from blendtorch_shm.errors import ConfigurationError, SegmentError, WireError
 from blendtorch_shm.launch.address import Twin, beacon_path, streams_path
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.keys import ClientKeys
-from blendtorch_shm.memory.layout import VERSION
-from blendtorch_shm.message.wire import decode, dtype_name, dtype_of
-from blendtorch_shm.stream.control import FIRST_RING, NEXT_RING, attach_control, attach_rings
+from blendtorch_shm.memory.layout import ASLEEP_OFFSET
+from blendtorch_shm.message.dtypes import dtype_name, dtype_of
+from blendtorch_shm.message.wire import Decoder
+from blendtorch_shm.stream.consumer import Consumer
+from blendtorch_shm.stream.control import Control
 from blendtorch_shm.stream.place import PrivatePlace
-from blendtorch_shm.stream.reader import Reader
-from blendtorch_shm.stream.writer import Writer
+from blendtorch_shm.stream.producer import Producer
+from blendtorch_shm.stream.rings import Rings
 
-from .targets import TARGETS
+from .targets import TARGETS, forged_header
 
 CONSTANT_NBYTES = 4_000_000
 TIMES = 500
@@ -76,37 +78,44 @@ def test_random_bytes_are_understood_or_refused(name: str, data: bytes) -> None:
     assert peak_nbytes(TARGETS[name].run, data) <= CONSTANT_NBYTES
 
 
-def header(arrays: list[Any], fields: dict[str, Any]) -> bytes:
-    return msgspec.msgpack.encode([VERSION, 0, arrays, fields])
+def decode(header: bytes, payload_nbytes: int) -> dict[str, Any]:
+    return Decoder(trusted=False).decode(header, np.zeros(payload_nbytes, np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("arrays", "fields"),
+    ("specs", "offsets", "fields"),
     [
-        ([[None, "<f8", [12_500], 1]] * 1000, {}),
-        ([["a", "|u1", [100_000], 0]] * 1000, {}),
-        ([[None, "|u1", [100_000], -1]] * 1000, {"": bytes(100_000)}),
-        ([["a", "|u1", [2**63 - 1] * 100_000, 0]], {}),
-        ([["a", "[" + "1+" * 100_000 + "1]", [1], 0]], {}),
+        ([[None, "<f8", [12_500], True]] * 1000, [1] * 1000, {}),
+        ([["a", "|u1", [100_000], True]] * 1000, [0] * 1000, {}),
+        ([["", "|u1", [100_000], False]] * 1000, [], {"": bytes(100_000)}),
+        ([["a", "|u1", [2**63 - 1] * 100_000, True]], [0], {}),
+        ([["a", "[" + "1+" * 100_000 + "1]", [1], True]], [0], {}),
     ],
     ids=["unaligned copies", "overlapping", "one small array many times", "many dimensions", "a long dtype"],
 )
-def test_a_message_cannot_ask_for_more_memory_than_it_has_bytes(arrays: list[Any], fields: dict[str, Any]) -> None:
-    data = header(arrays, fields)
+def test_a_message_cannot_ask_for_more_memory_than_it_has_bytes(
+    specs: list[Any], offsets: list[int], fields: dict[str, Any]
+) -> None:
+    data = forged_header(specs, offsets, fields)
 
     def refuse() -> None:
         with pytest.raises(WireError):
-            decode(data, np.zeros(100_008, np.uint8), trusted=False)
+            decode(data, 100_008)
 
     assert peak_nbytes(refuse) < 10_000_000
 
 
-def test_a_placeholder_of_an_array_that_is_not_there_never_arrives() -> None:
+def test_the_number_of_an_array_that_is_not_there_is_refused() -> None:
     reference = msgspec.msgpack.Ext(1, b"\0")
     key = msgspec.msgpack.Ext(5, msgspec.msgpack.encode([[reference, 0]]))
-    for arrays, value in ([], reference), ([], [[reference]]), ([[None, "|u1", [4], 0]], key):
+    deep = [[None, "|u1", [4], True]]
+    field = [["b", "|u1", [4], True]]
+    for specs, value in ([], reference), ([], [[reference]]), (deep, key), (field, reference):
         with pytest.raises(WireError):
-            decode(header(arrays, {"a": value}), np.zeros(100, np.uint8), trusted=False)
+            decode(forged_header(specs, [0] * len(specs), {"a": value}), 100)
+    for number in (1, -1):
+        with pytest.raises(WireError):
+            decode(forged_header(deep, [0], {"a": msgspec.msgpack.Ext(1, msgspec.msgpack.encode(number))}), 100)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +146,7 @@ def test_what_describes_a_dtype_is_never_more_than_a_reader_takes() -> None:
 def test_a_text_beyond_unicode_is_refused() -> None:
     scalar = msgspec.msgpack.Ext(4, msgspec.msgpack.encode(["<U1", b"\xff\xff\xff\xff"]))
     with pytest.raises(WireError):
-        decode(header([], {"a": scalar}), np.zeros(0, np.uint8), trusted=False)
+        decode(forged_header([], [], {"a": scalar}), 0)
 
 
 def test_a_key_that_says_too_large_a_number_is_no_key() -> None:
@@ -165,41 +174,41 @@ def test_a_pipe_in_place_of_a_beacon_is_not_waited_for() -> None:
 @pytest.fixture
 def place() -> Iterator[PrivatePlace]:
     place = PrivatePlace()
-    writer = Writer(place)
-    writer.commit(writer.loan(100), 100, b"header", 0)
+    producer = Producer(place, trusted=True)
+    producer.publish({"image": np.arange(9000)})
     yield place
-    writer.close()
+    producer.close()
 
 
 @pytest.mark.parametrize(("first", "following"), [(0, 2**64 - 1), (2**64 - 1, 0), (2**63, 2**64 - 1)])
 def test_a_stream_that_claims_countless_rings_is_looked_through_quickly(
     place: PrivatePlace, first: int, following: int
 ) -> None:
-    words = attach_control(place).words
-    words[FIRST_RING], words[NEXT_RING] = first, following
-    reader = Reader(place)
-    assert (reader.take() is None) == (first > 0)
-    reader.finish()
+    control = Control.attach(place)
+    control.first_ring, control.next_ring = first, following
+    consumer = Consumer(place)
+    assert (consumer.take() is None) == (first > 0)
+    consumer.close()
 
 
 def test_a_ring_under_another_number_is_refused(place: PrivatePlace) -> None:
     place.create(".1", len(place.attach(".0").view)).view[:] = place.attach(".0").view
-    control = attach_control(place)
-    control.words[NEXT_RING] = 2
-    assert [ring.number for ring in attach_rings(place, control, {})] == [0]
+    control = Control.attach(place)
+    control.next_ring = 2
+    assert [ring.number for ring in Rings(place, control).now()] == [0]
 
 
 def test_states_and_counters_that_cannot_be_are_survived(place: PrivatePlace) -> None:
-    control = attach_control(place)
-    ring = next(attach_rings(place, control, {}))
-    control.view[512:] = b"\xff" * (len(control.view) - 512)
+    control = Control.attach(place)
+    (ring,) = Rings(place, control).now()
+    control.segment.view[ASLEEP_OFFSET:] = b"\xff" * (control.segment.nbytes - ASLEEP_OFFSET)
     ring._states[1:] = b"\7" * (ring.num_slots - 1)
     with pytest.raises(SegmentError, match="7 is not a valid State"):
         ring.info(1)
-    reader = Reader(place)
-    assert "1 hold messages" in reader.explain()
-    claimed = reader.take()
-    assert claimed is not None
-    assert claimed.header == b"header"
-    del claimed
-    reader.finish()
+    consumer = Consumer(place)
+    assert "1 hold messages" in consumer.explain()
+    message = consumer.take()
+    assert message is not None
+    assert (message.fields["image"] == np.arange(9000)).all()
+    del message
+    consumer.close()

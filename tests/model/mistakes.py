@@ -1,0 +1,325 @@
+"""Protocols with one planted mistake each, which the model has to find: a model that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+from .protocol import (
+    AFTER_POLL,
+    AFTER_SLEEP_STORE,
+    CHANGED,
+    HEAD,
+    INBOX,
+    LEASED,
+    MADE,
+    PC,
+    PHASE,
+    READY,
+    REL_PC,
+    TRIED,
+    C,
+    P,
+    Protocol,
+    R,
+    Setting,
+    Step,
+)
+
+FAULTLESS = Setting(messages=2, idle_look=False)
+
+
+class Mistake(Protocol):
+    """A protocol that is wrong in one thing.
+
+    Attributes:
+        setting_to_fail: a small setting in which the model finds it.
+        finds: what it says then.
+    """
+
+    setting_to_fail = FAULTLESS
+    finds = ""
+
+    def __init__(self) -> None:
+        super().__init__(self.setting_to_fail)
+
+
+class OwnerStoredAfterLeased(Mistake):
+    """A consumer that dies in between leaves a lease that nobody can reclaim."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer dies",))
+    finds = "no order of steps"
+
+    def claim_lock(self, s: bytearray, c: int) -> bool:
+        super().claim_lock(s, c)
+        if s[c + PC] == C.OWNER:
+            s[c + PC] = C.LEASED
+        return True
+
+    def claim_leased(self, s: bytearray, c: int) -> bool:
+        super().claim_leased(s, c)
+        s[c + PC] = C.OWNER
+        return True
+
+    def claim_owner(self, s: bytearray, c: int) -> bool:
+        super().claim_owner(s, c)
+        s[c + PC] = C.UNLOCK
+        return True
+
+    def consumer_steps(self) -> dict[int, list[Step]]:
+        return super().consumer_steps() | {C.OWNER: [Step("claim: store owner", self.claim_owner)]}
+
+
+class NoLookAfterSayingAsleep(Mistake):
+    """A message that came between the look and the store of `asleep` wakes nobody."""
+
+    finds = "sleeps while"
+
+    def sleep(self, s: bytearray, c: int) -> bool:
+        super().sleep(s, c)
+        s[c + PC] = C.POLL
+        return True
+
+
+class TellsBeforeReady(Mistake):
+    """Who is told looks, finds nothing, and sleeps again."""
+
+    finds = "sleeps while"
+
+    def record(self, s: bytearray, p: int) -> bool:
+        super().record(s, p)
+        s[p + PC] = P.WHO_SLEEPS
+        return True
+
+    def _told(self, s: bytearray, p: int) -> None:
+        s[p + PC] = P.COMMIT
+
+    def published(self, s: bytearray, p: int) -> bool:
+        super().published(s, p)
+        s[p + PC] = P.ROOM
+        return True
+
+
+class ClaimsWithoutLock(Mistake):
+    """Two consumers claim one slot."""
+
+    finds = "is claimed and not READY"
+
+    def claim_lock(self, s: bytearray, c: int) -> bool:
+        slot = s[c + HEAD] - 1
+        s[c + PC] = C.OWNER if s[self.state + slot] == READY and not s[c + CHANGED] else C.MISSED
+        return True
+
+
+class DoesNotLookAgainAfterAMiss(Mistake):
+    """Who found the slot locked meanwhile sleeps, and who locked it in vain goes away."""
+
+    finds = "sleeps while"
+
+    def claim_missed(self, s: bytearray, c: int) -> bool:
+        slot = s[c + HEAD] - 1
+        super().claim_missed(s, c)
+        s[c + TRIED] = 1 << slot
+        return True
+
+
+class ReleasesAnyGeneration(Mistake):
+    """A release that an interrupt cut after its store is repeated when the slot has another message."""
+
+    setting_to_fail = Setting(messages=2, slots=1, max_ready=1, threads=True, faults=1, kinds=("consumer interrupted",))
+    finds = "is freed while a user has its message"
+
+    def _may_release(self, s: bytearray, c: int, slot: int) -> bool:
+        return s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c]
+
+
+class ReleasesWhatWasNotHandedOver(Mistake):
+    """An interrupt between the lease's making and the return drops the message, and the lease's end frees the slot."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
+    finds = "is freed and was not delivered"
+
+    def consumer_interrupted(self, s: bytearray, c: int) -> bool:
+        made = [slot for slot in range(self.count) if s[c + self.lease + slot] == MADE]
+        if not super().consumer_interrupted(s, c):
+            return False
+        for slot in made:
+            self._free(s, slot)
+        return True
+
+
+class KeepsALeaseWhoseEndWasCut(Mistake):
+    """The next call takes the slot for one that was not handed over, and puts it back."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
+    finds = "is delivered twice"
+
+    def release_interrupted(self, s: bytearray, c: int) -> bool:
+        if not super().release_interrupted(s, c):
+            return False
+        self._released(s, c)
+        return True
+
+
+class PutsBackNothingAfterAnInterrupt(Mistake):
+    """What a call had claimed that did not return stays LEASED."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
+    finds = "no order of steps"
+
+    def settle(self, s: bytearray, c: int) -> bool:
+        if s[c + REL_PC] == R.CUT:
+            return super().settle(s, c)
+        return self._settled(s, c)
+
+
+class KeepsItsLockAfterAnInterrupt(Mistake):
+    """Nobody else can claim the slot. The slot is never FREE and unlocked again."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
+    finds = "no order of steps"
+
+    def reconcile(self, s: bytearray, c: int) -> bool:
+        s[c + PC] = C.SETTLE
+        return True
+
+
+class RecoverCountsNothing(Mistake):
+    """A producer that dies between READY and `published` leaves a number that its successor gives again."""
+
+    setting_to_fail = Setting(messages=2, faults=1, kinds=("producer dies",))
+    finds = "gets the sequence number"
+
+    def _is_trace(self, state: int) -> bool:
+        return False
+
+
+class RecoverCountsReadyOnly(RecoverCountsNothing):
+    """A consumer may have the message by then, or have released it."""
+
+    def _is_trace(self, state: int) -> bool:
+        return state == READY
+
+
+class RecoverAbortsNothing(Mistake):
+    """The slot stays LOANED."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("producer interrupted",))
+    finds = "no order of steps"
+
+    def recover(self, s: bytearray, p: int) -> bool:
+        super().recover(s, p)
+        s[p + PC] = P.ROOM
+        return True
+
+
+class NumberNotPassedOn(Mistake):
+    """A consumer that was told by two producers takes one message, and leaves the other while somebody sleeps."""
+
+    setting_to_fail = Setting(streams=2, messages=1, slots=1, max_ready=1, idle_look=False)
+    finds = "sleeps while"
+
+    def _taken(self, s: bytearray, c: int) -> None:
+        super()._taken(s, c)
+        if s[c + PC] == C.PASS:
+            s[c + PC] = C.HAND_OVER
+
+    def awake(self, s: bytearray, c: int) -> bool:
+        super().awake(s, c)
+        if s[c + PC] == C.PASS:
+            s[c + PC] = C.HAND_OVER
+        return True
+
+
+class AwakeStoredAfterTheLastLook(Mistake):
+    """A message that comes in between is told to nobody, for the producer has told this sleep before."""
+
+    finds = "sleeps while"
+
+    def poll(self, s: bytearray, c: int) -> bool:
+        if not s[c + INBOX]:
+            return False
+        s[c + PC], s[c + PHASE] = C.READ, AFTER_POLL
+        return True
+
+    def _next_stream(self, s: bytearray, c: int) -> None:
+        super()._next_stream(s, c)
+        if s[c + PC] == C.SLEEP and s[c + PHASE] == AFTER_POLL:
+            s[c + PC] = C.AWAKE
+
+    def _taken(self, s: bytearray, c: int) -> None:
+        s[c + PC] = C.HAND_OVER if s[c + PHASE] not in (AFTER_POLL, AFTER_SLEEP_STORE) else C.AWAKE
+
+    def awake(self, s: bytearray, c: int) -> bool:
+        super().awake(s, c)
+        if s[c + PC] == C.READ:
+            s[c + PC] = C.SLEEP
+        return True
+
+
+class ProducerDoesNotLookAgain(Mistake):
+    """The last claim came before the store of `waiting`, and nobody rings."""
+
+    setting_to_fail = Setting(messages=3, slots=2, max_ready=1, idle_look=False)
+    finds = "waits"
+
+    def wait(self, s: bytearray, p: int) -> bool:
+        super().wait(s, p)
+        s[p + PC] = P.WAIT_BELL
+        return True
+
+
+class ReleaseDoesNotRing(Mistake):
+    """The producer waits for a slot, and one is FREE."""
+
+    setting_to_fail = Setting(messages=2, slots=1, max_ready=1, idle_look=False)
+    finds = "waits for a slot"
+
+    def release_waiting(self, s: bytearray, c: int) -> bool:
+        self._released(s, c)
+        return True
+
+
+class ClaimDoesNotRing(Mistake):
+    """The producer waits for room, and there is some."""
+
+    setting_to_fail = Setting(messages=3, slots=2, max_ready=1, idle_look=False)
+    finds = "waits until"
+
+    def claim_ring(self, s: bytearray, c: int) -> bool:
+        self._taken(s, c)
+        return True
+
+
+class OwnerClearedBeforeReady(Mistake):
+    """Who dies over reclaiming a dead consumer's lease leaves one without an owner."""
+
+    setting_to_fail = Setting(
+        messages=1, slots=1, max_ready=1, faults=2, kinds=("consumer dies", "consumer interrupted")
+    )
+    finds = "no order of steps"
+
+    def reclaim_lock(self, s: bytearray, c: int) -> bool:
+        super().reclaim_lock(s, c)
+        if s[c + PC] == C.RECLAIM_READY:
+            s[c + PC] = C.RECLAIM_OWNER
+        return True
+
+    def reclaim_owner(self, s: bytearray, c: int) -> bool:
+        super().reclaim_owner(s, c)
+        s[c + PC] = C.RECLAIM_READY
+        return True
+
+    def reclaim_ready(self, s: bytearray, c: int) -> bool:
+        super().reclaim_ready(s, c)
+        s[c + PC] = C.RECLAIM_UNLOCK
+        return True
+
+    def settle(self, s: bytearray, c: int) -> bool:
+        took = super().settle(s, c)
+        if s[c + PC] == C.RECLAIM_READY:
+            s[c + PC] = C.RECLAIM_OWNER
+        return took
+
+    def consumer_steps(self) -> dict[int, list[Step]]:
+        return super().consumer_steps() | {C.RECLAIM_OWNER: [Step("reclaim: store owner = 0", self.reclaim_owner)]}
+
+
+MISTAKES = Mistake.__subclasses__() + RecoverCountsNothing.__subclasses__()
