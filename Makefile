@@ -1,12 +1,13 @@
 # The commands of this project. Each does the set-up that it needs, so a fresh clone starts with any of them.
 #
 #   make demo     two Blender processes render, a DataLoader receives: examples/datagen/minimal.py
-#   make test     all tests; a selection: make test ARGS="tests/blendtorch_shm -k ring"
+#   make test     all tests, in two processes; a selection, in one: make test ARGS="-n 0 tests/blendtorch_shm -k ring"
 #   make lint     ruff and mypy
 #   make bench    the benchmarks, a quarter of an hour; a selection: make bench ARGS="-k 480"; the whole is kept
 #   make bench-report   docs/benchmarks.md, with plots, from what the last whole run measured
 #   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
-#   make soak     processes killed by the thousand, frames by the million: some ten minutes
+#   make soak     what `make test` does a part of, in full: processes killed by the thousand, frames by the million, Ctrl-C at
+#                 every place; the model explored further: an hour at most
 #   make clean    remove the environment and what the tools left
 #
 # PYTHON=/path/to/python3.13 names the Python; VENV=folder puts the environment elsewhere than in .venv.
@@ -30,7 +31,7 @@ demo:
 
 test:
 	$(SET_UP) tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable $(ARGS)
 
 lint:
 	$(SET_UP)
@@ -59,7 +60,8 @@ fuzz:
 
 soak:
 	$(SET_UP) tests
-	@$(BIN)/python -m pytest tests/faults --long -rP $(ARGS)
+	@BLENDTORCH_TESTS=all $(BIN)/python -m pytest -m long -rP $(ARGS)
+	@$(BIN)/python -m tests.model
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .fuzz

@@ -9,7 +9,11 @@ Nothing stays behind
 
 A place of its own
     ``$XDG_RUNTIME_DIR`` is a fresh private folder, and ``$DISPLAY`` is unset: a test never opens a window on a desktop. All
-    processes of this run carry ``BLENDTORCH_TEST_RUN``. Several runs on one machine do not accuse each other.
+    processes of this run carry ``BLENDTORCH_TEST_RUN``. Several runs on one machine do not accuse each other, and each worker
+    of pytest-xdist is such a run. What all launches of a machine share they share: ports, ``/dev/shm``, and the removal of
+    what dead launches left, whosoever they were. So a test names what it made, and does not count what there is.
+
+The files are spread over the workers whole (``--dist loadfile``): their tests share launches and what Blender rendered.
 
 Real Blender
     ``blender`` is a fixture: a test that takes it runs once for each form of Blender, and is skipped with the reason
@@ -35,6 +39,8 @@ from pathlib import Path
 
 import pytest
 
+from .selection import described
+
 MARK = "BLENDTORCH_TEST_RUN"
 GRACE_S = 5.0  # For the kernel and for processes that are on their way out; a clean test never waits.
 
@@ -48,6 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for display in ("DISPLAY", "WAYLAND_DISPLAY"):
         os.environ.pop(display, None)
     config.add_cleanup(functools.partial(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True))
+
+
+def pytest_report_header() -> str:
+    return described()
 
 
 # ---------------------------------------------------------------------------------------------- nothing stays behind
@@ -69,54 +79,82 @@ class Trace:
         return Path(self.name) if self.kind != "process" else None
 
 
-class Processes:
-    """The processes of this machine at one moment, and which of them this test run made."""
+def seen() -> set[Trace]:
+    """Whatever could be a trace of somebody, this run or another one: cheap, as it is looked at twice per test."""
+    found = {Trace("process", pid) for pid in os.listdir("/proc") if pid.isdigit()}
+    for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp", "/dev/shm", "/tmp/.X11-unix"}:
+        found |= {trace for name in _names(directory) if (trace := _trace(directory, name))}
+    return found
 
-    def __init__(self) -> None:
-        self.parent: dict[int, int] = {}
-        zombies = set()
-        marked = set()
-        mark = f"{MARK}={os.environ[MARK]}".encode()
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit():
-                continue
-            pid = int(entry)
-            try:
-                # The command's name stands in parentheses and may itself hold spaces and parentheses.
-                state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-                self.parent[pid] = int(parent)
-                if state in "ZX":
-                    zombies.add(pid)
-                elif mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    marked.add(pid)
-            except OSError:
-                continue  # It has just ended, or belongs to another user.
-        # Descendants by parent (a fork without exec shows its parent's old environment), others by the mark.
-        self.ours = {pid for pid in self.parent if self._is_descendant(pid)} | marked
-        self.ours -= zombies | {os.getpid()}
 
-    def _is_descendant(self, pid: int) -> bool:
-        while (pid := self.parent.get(pid, 0)) > 1:
-            if pid == os.getpid():
-                return True
-        return False
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
-    def traces(self) -> Iterator[Trace]:
-        for pid in self.ours:
-            command = _command(pid)
-            # multiprocessing keeps these two helpers for the life of the process that first needed them.
-            if not re.search(r"multiprocessing\.(resource_tracker|forkserver) import main", command):
-                yield Trace("process", str(pid), command[:200])
 
-    def foreign_maps(self) -> str:
-        """What the processes that are not of this run have mapped."""
-        maps = []
-        for pid in self.parent.keys() - self.ours - {os.getpid()}:
-            try:
-                maps.append(Path(f"/proc/{pid}/maps").read_text())
-            except OSError:
-                continue
-        return "\n".join(maps)
+def _trace(directory: str, name: str) -> Trace | None:
+    path = f"{directory}/{name}"
+    if name.startswith("blendtorch-"):
+        return Trace("launch directory", path)
+    if name.startswith("bt-") and directory == "/dev/shm":
+        return Trace("shared memory", path)
+    if re.fullmatch(r"\.X.*-lock", name) and directory == "/tmp":
+        return Trace("X lock", path)
+    if name.startswith("X") and directory == "/tmp/.X11-unix":
+        return Trace("X socket", path)
+    return None
+
+
+def left_since(before: set[Trace]) -> list[Trace]:
+    """What has come since `before` and is of this run, now."""
+    new = seen() - before
+    left = [process for trace in new if not trace.path and (process := _process_of_this_run(int(trace.name)))]
+    paths = [trace for trace in new if trace.path and _is_of_this_run(trace)]
+    if paths:  # Nothing says whose they are; what others use is theirs.
+        others = _Others()
+        paths = [trace for trace in paths if trace.path and trace.path.exists() and not others.use(trace)]
+    return sorted(left + paths)
+
+
+# Of processes, the descendants of this one, by parent (a fork without exec shows its parent's old environment), and others
+# by the mark. Each worker of pytest-xdist has a mark of its own.
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """The state that ps shows, "X" for none, and the parent."""
+    try:
+        # The command's name stands in parentheses and may itself hold spaces and parentheses.
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "X", 0
+    return state, int(parent)
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether this run made the process, or is it."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        environment = b""  # It has just ended, or belongs to another user.
+    if f"{MARK}={os.environ[MARK]}".encode() in environment.split(b"\0"):
+        return True
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = _state_and_parent(pid)[1]
+    return False
+
+
+def _process_of_this_run(pid: int) -> Trace | None:
+    if pid == os.getpid() or _state_and_parent(pid)[0] in "ZX" or not _is_ours(pid):
+        return None
+    command = _command(pid)
+    # multiprocessing keeps these two helpers for the life of the process that first needed them.
+    if re.search(r"multiprocessing\.(resource_tracker|forkserver) import main", command):
+        return None
+    return Trace("process", str(pid), command[:200])
 
 
 def _command(pid: int) -> str:
@@ -126,56 +164,48 @@ def _command(pid: int) -> str:
         return ""
 
 
-def traces() -> set[Trace]:
-    found = set(Processes().traces())
-    found |= {Trace("shared memory", str(path)) for path in Path("/dev/shm").glob("bt-*")}
-    for directory in {os.environ["XDG_RUNTIME_DIR"], tempfile.gettempdir(), "/tmp", "/dev/shm"}:
-        found |= {Trace("launch directory", str(path)) for path in Path(directory).glob("blendtorch-*")}
-    found |= {Trace("X lock", str(path)) for path in Path("/tmp").glob(".X*-lock")}
-    found |= {Trace("X socket", str(path)) for path in Path("/tmp/.X11-unix").glob("X*")}
-    return found
+def _is_of_this_run(trace: Trace) -> bool:
+    """Whether a path may be: not if it belongs to a launch that has its directory in the place of another run."""
+    assert trace.path is not None
+    launch = re.match(r"(?:bt|blendtorch)-([^-]*)", trace.path.name)
+    if launch is None:
+        return True
+    name = f"blendtorch-{launch[1]}"
+    others = {*Path("/tmp").glob(f"bt-run-*/{name}"), Path("/tmp", name)}
+    return not any(other.exists() for other in others - {Path(os.environ["XDG_RUNTIME_DIR"], name), trace.path})
 
 
-def left_since(before: set[Trace]) -> list[Trace]:
-    """What has come since `before` and is of this run, now."""
-    new = traces() - before
-    if not any(trace.path for trace in new):
-        return sorted(new)
-    processes = Processes()
-    foreign_maps = processes.foreign_maps()
-    foreign_locks = {
-        int(fields[5].rpartition(":")[2])
-        for fields in map(str.split, Path("/proc/locks").read_text().splitlines())
-        if len(fields) == 8 and int(fields[4]) > 0 and int(fields[4]) not in processes.ours | {os.getpid()}
-    }
+class _Others:
+    """The processes that are not of this run, and what they use."""
 
-    def is_foreign(trace: Trace) -> bool:
+    def __init__(self) -> None:
+        self._pids = {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and not _is_ours(int(pid))}
+        self._maps, self._files = "", set()
+        for pid in self._pids:
+            try:
+                self._maps += Path(f"/proc/{pid}/maps").read_text()
+            except OSError:
+                continue
+            for fd in _names(f"/proc/{pid}/fd"):
+                try:
+                    self._files.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
+                except OSError:
+                    continue
+
+    def use(self, trace: Trace) -> bool:
         path = trace.path
-        if path is None:
-            return False
+        assert path is not None
+        if trace.kind == "shared memory":
+            return str(path) in self._maps
+        if trace.kind == "launch directory":  # the launcher holds a lock in it
+            return any(file.startswith(f"{path.resolve()}/") for file in self._files)
+        if trace.kind == "X socket":  # an Xvfb that chose its display number itself has no lock
+            sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+            return any(f"socket:[{fields[6]}]" in self._files for fields in sockets if fields[-1] == str(path))
         try:
-            if trace.kind == "shared memory":
-                return str(path) in foreign_maps or _is_of_a_launch_elsewhere(path.name)
-            if trace.kind == "launch directory":
-                # By inode: opening the lock file here could drop a lock that this very process holds on it.
-                return any(file.stat().st_ino in foreign_locks for file in path.iterdir())
-            lock = path if trace.kind == "X lock" else Path(f"/tmp/.{path.name}-lock")
-            owner = int(lock.read_text())
-            return owner in processes.parent and owner not in processes.ours
-        except FileNotFoundError:
-            return not path.exists()
-        except ValueError:
+            return int(path.read_text()) in self._pids
+        except (OSError, ValueError):
             return False
-
-    return sorted(trace for trace in new if not is_foreign(trace))
-
-
-def _is_of_a_launch_elsewhere(name: str) -> bool:
-    """Whether a shared-memory object belongs to a launch whose directory is not in the place of this run."""
-    launch = name.split("-")[1]
-    own = Path(os.environ["XDG_RUNTIME_DIR"], f"blendtorch-{launch}")
-    others = set(Path("/tmp").glob(f"bt-run-*/blendtorch-{launch}")) | {Path("/tmp", f"blendtorch-{launch}")}
-    return any(other.exists() for other in others - {own})
 
 
 def wait_until_nothing_is_left(before: set[Trace]) -> list[Trace]:
@@ -229,19 +259,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_stays_behind_at_the_end() -> Iterator[None]:
-    before = traces()
+    before = seen()
     yield
     report(wait_until_nothing_is_left(before))
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_behind(request: pytest.FixtureRequest, nothing_stays_behind_at_the_end: None) -> Iterator[None]:
-    before = traces()
+    before = seen()
     yield
+    left = wait_until_nothing_is_left(before)
     if request.node.stash.get(_failed, False):
-        remove(left_since(before))
+        remove(left)
     else:
-        report(wait_until_nothing_is_left(before))
+        report(left)
 
 
 # ------------------------------------------------------------------------------------------------------ real Blender

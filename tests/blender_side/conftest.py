@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blendtorch_shm.launch.directory import log_path, renderer_path
+from blendtorch_shm.launch.notes import log_path, note_path
 from torch_side import BlenderLauncher
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -25,10 +25,16 @@ class Run:
 
 Runner = Callable[..., Run]
 
+IN_EACH_BLENDER = pytest.mark.parametrize("run_script", ["default"], indirect=True, scope="module")
+"""For what does not depend on whether there is a window: each Blender that is here is asked, but not with and without one."""
+
 
 @pytest.fixture(scope="module", params=["default", "background"])
 def run_script(request: pytest.FixtureRequest, blender: Any) -> Runner:
-    """Runs one of our scripts with the cube scene, in each form of Blender, until it ends by itself."""
+    """Runs one of our scripts with the cube scene, in each form of Blender, until it ends by itself.
+
+    Pictures, and what makes them, are looked at in each form; values with :data:`IN_EACH_BLENDER`.
+    """
     background = request.param == "background"
     if background and blender.form == "module":
         pytest.skip("the bpy module never has a window")
@@ -45,7 +51,7 @@ def run_script(request: pytest.FixtureRequest, blender: Any) -> Runner:
         ) as launcher:
             (exit_code,) = launcher.wait()
             directory = launcher.launch_info.addresses["UNUSED"][0].twin.directory
-            renderer = Path(renderer_path(directory, 0))
+            renderer = Path(note_path(directory, 0, "renderer"))
             return Run(
                 exit_code,
                 Path(log_path(directory, 0)).read_text(errors="replace"),

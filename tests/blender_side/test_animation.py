@@ -1,6 +1,13 @@
+"""Signals of an animation. The simplest one is played in each form of Blender: with a window, timers play it.
+
+The rest is played with a window, and without one in a module, which plays as any Blender without a window does.
+"""
+
 import json
 
 import pytest
+
+from .conftest import IN_EACH_BLENDER
 
 EPISODE = [
     ["pre_animation", 1],
@@ -10,20 +17,25 @@ EPISODE = [
 CUT_SHORT = [["pre_animation", 1], *([name, frame] for frame in (1, 2) for name in ("pre_frame", "post_frame"))]
 
 
-@pytest.fixture
-def play(run_script, tmp_path):
+@pytest.fixture(scope="module")
+def play(run_script, tmp_path_factory):
     """Plays frames 1 to 3 twice; returns how the instance ended and what it wrote down."""
 
     def play(scenario):
-        out = tmp_path / "events.json"
+        out = tmp_path_factory.mktemp("animation") / "events.json"
         run = run_script("animation.py", out, scenario)
         return run, json.loads(out.read_text()) if out.exists() else None
 
     return play
 
 
-def test_signals_come_in_order_and_the_instance_ends_after_the_last_episode(play):
-    run, noted = play("plain")
+@pytest.fixture(scope="module")
+def plain(play):
+    return play("plain")
+
+
+def test_signals_come_in_order_and_the_instance_ends_after_the_last_episode(plain):
+    run, noted = plain
     assert run.exit_code == 0, run.log
     *events, (name, frame_ends) = noted["events"]
     assert events[0][0] == "pre_play"
@@ -31,11 +43,12 @@ def test_signals_come_in_order_and_the_instance_ends_after_the_last_episode(play
     assert (name, frame_ends) == ("point caches", [3, 3])
 
 
-def test_play_returns_at_once_with_a_window_and_after_the_last_frame_without_one(play):
-    _, noted = play("plain")
+def test_play_returns_at_once_with_a_window_and_after_the_last_frame_without_one(plain):
+    _, noted = plain
     assert noted["returned"] == noted["window"]
 
 
+@IN_EACH_BLENDER
 def test_play_steps_the_frames_itself_with_a_window_too_if_asked_to(play):
     run, noted = play("blocking")
     assert run.exit_code == 0, run.log
@@ -43,6 +56,7 @@ def test_play_steps_the_frames_itself_with_a_window_too_if_asked_to(play):
     assert noted["events"][1:-1] == [*EPISODE, *EPISODE, ["post_play", 3]]
 
 
+@IN_EACH_BLENDER
 @pytest.mark.parametrize("place", ["pre_frame", "post_frame"])
 def test_an_exception_in_a_handler_ends_the_instance_with_its_traceback(play, place):
     run, noted = play(f"raise in {place}")
@@ -52,18 +66,21 @@ def test_an_exception_in_a_handler_ends_the_instance_with_its_traceback(play, pl
     assert f"in {place}" in run.log
 
 
+@IN_EACH_BLENDER
 def test_a_handler_can_end_the_instance_with_an_exit_code(play):
     run, _ = play("exit")
     assert run.exit_code == 5
     assert "Traceback" not in run.log
 
 
+@IN_EACH_BLENDER
 def test_rewinding_starts_the_episode_anew_and_does_not_count_it(play):
     run, noted = play("rewind")
     assert run.exit_code == 0, run.log
     assert noted["events"][1:-1] == [*CUT_SHORT, *CUT_SHORT, *EPISODE, *EPISODE, ["post_play", 3]]
 
 
+@IN_EACH_BLENDER
 def test_a_handler_that_sets_a_frame_itself_causes_no_signals(play):
     run, noted = play("set a frame")
     assert run.exit_code == 0, run.log

@@ -1,7 +1,9 @@
-"""A camera's K and extrinsics lead from the world to the pixels that pictures show, in every form of Blender."""
+"""A camera's K and extrinsics lead from the world to the pixels that pictures show, in every Blender."""
 
 import numpy as np
 import pytest
+
+from .conftest import IN_EACH_BLENDER
 
 SHOTS = [
     "landscape",
@@ -17,7 +19,7 @@ SHOTS = [
     "ortho, vertical fit, wide pixels",
 ]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch.utils import data
 
-import torch_side.process
+import torch_side.launching.supervisor
 from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
@@ -63,7 +63,7 @@ def frames(start, end, pause_s=0):
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BlenderLauncher]:
-    monkeypatch.setattr(torch_side.process, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.02)
 
     def launch(text: str, **options: Any) -> BlenderLauncher:
         script = tmp_path / "instance.py"

@@ -8,7 +8,7 @@ import pytest
 
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
-from .conftest import CUBE_BLEND, SCRIPTS
+from .conftest import CUBE_BLEND, IN_EACH_BLENDER, SCRIPTS
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -139,7 +139,7 @@ each_frame = pytest.mark.parametrize("frame", FRAMES, indirect=True)
 
 def drawing(test):
     """Run with a Blender that has a window, or is a module that draws without one."""
-    return pytest.mark.usefixtures("draws")(pytest.mark.parametrize("run_script", ["default"], indirect=True)(test))
+    return pytest.mark.usefixtures("draws")(IN_EACH_BLENDER(test))
 
 
 @each_frame

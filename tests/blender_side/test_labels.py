@@ -1,9 +1,11 @@
-"""Boxes and keypoints of scenes whose answers are known by geometry, or by rays through pixels, in every form of Blender."""
+"""Boxes and keypoints of scenes whose answers are known by geometry, or by rays through pixels, in every Blender."""
 
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
+from .conftest import IN_EACH_BLENDER
+
+pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 HOWS = pytest.mark.parametrize("how", ["by raster", "by rays"])
 KINDS = pytest.mark.parametrize("kind", ["PERSP", "ORTHO"])

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.timeout(300)
+from .conftest import IN_EACH_BLENDER
+
+pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from .conftest import IN_EACH_BLENDER
+
+pytestmark = IN_EACH_BLENDER
+
 
 @pytest.fixture(scope="module")
 def answers(run_script, tmp_path_factory):

@@ -37,7 +37,7 @@ publisher = btb.DataPublisher(btargs.btsockets["DATA"], btargs.btid, frames_per_
 
 def is_in_a_slot(image: np.ndarray) -> bool:
     """Whether an array lies in the memory that consumers map."""
-    for ring in publisher._clips._sink._writer._rings:
+    for ring in publisher._clips._sink._rings:
         memory = np.frombuffer(ring.segment.view, np.uint8)
         if 0 <= image.__array_interface__["data"][0] - memory.__array_interface__["data"][0] < memory.nbytes:
             return True

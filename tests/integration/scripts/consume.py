@@ -5,6 +5,7 @@ First whether each address has a twin in shared memory, then for each item its k
 """
 
 import argparse
+import collections
 import hashlib
 import json
 import logging
@@ -54,6 +55,7 @@ def as_it_is(item):
 parser = argparse.ArgumentParser()
 parser.add_argument("infos", nargs="+", help="files of launch information; all their instances are read from")
 parser.add_argument("--max-items", type=int, required=True)
+parser.add_argument("--until-each", type=int, help="end when each instance has sent so many")
 parser.add_argument("--num-workers", type=int, default=0)
 parser.add_argument("--only", type=int, help="the one instance to read from")
 parser.add_argument("--describe", action="store_true")
@@ -73,10 +75,14 @@ dataset = RemoteIterableDataset(
     item_transform=WithWhatItWas() if args.describe else None,
 )
 loader = data.DataLoader(dataset, batch_size=None, num_workers=args.num_workers, collate_fn=as_it_is)
+heard = collections.Counter()
 for i, item in enumerate(loader, 1):
     key = [item.get("source", ""), item["btid"], item["frameid"]]
     report([key, describe(item)] if args.describe else key)
     if i == args.pause_at:
         report("paused")
         sys.stdin.readline()
+    heard[key[0], key[1]] += 1
+    if args.until_each and len(heard) == len(addresses) and min(heard.values()) >= args.until_each:
+        break
     time.sleep(args.step_s)
