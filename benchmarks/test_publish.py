@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.launch.directory import LaunchDirectory
-from blendtorch_shm.stream.sink import Sink
-from blendtorch_shm.stream.source import Source
+from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.producer import Sink
 from blendtorch_shm.transport import open_sink, open_source
 
 from .conftest import Row
@@ -42,9 +43,9 @@ def test_publish(row: Row, ends: tuple[Sink, Source], shape: Shape, how: str) ->
         """Take the previous message away, and render the next picture."""
         assert source.receive(10) is not None
         if "sleeps" in how:
-            reader = source._readers[0]  # type: ignore[attr-defined]
-            reader.bell.clear()
-            reader.sleep(True)
+            assert source._inbox is not None
+            source._inbox.read()
+            source._streams[0].say_asleep(time.monotonic_ns())
         image = elsewhere if how == "copied" else sink.lend(shape, np.uint8)
         assert image is not None
         image[...] = 1
