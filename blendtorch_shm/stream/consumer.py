@@ -14,6 +14,7 @@ import itertools
 import logging
 import operator
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +39,10 @@ log = logging.getLogger("blendtorch.stream")
 
 _LEASED, _READY = State.LEASED, State.READY
 _WAITING = word(STREAM_HEADER, "waiting")
+
+
+_of_this_process: weakref.WeakSet[Consumer] = weakref.WeakSet()
+"""Whoever looks after one consumer mends all: one that is closed, or whose source is gone, is never called again."""
 
 
 class Consumer:
@@ -74,6 +79,7 @@ class Consumer:
         self.sleepers = Sleepers(place, self._control)
         self._member = Membership(place, self._control, self._rings)
         forks.register(self)
+        _of_this_process.add(self)
         self.reclaim_dead()  # first of all, so that who replaces a dead consumer gets what that one held in its order
 
     @property
@@ -365,6 +371,7 @@ class Consumer:
             return
         self.say_asleep(0)
         self.sleepers.close()
+        self.mend()
         if not self._leases:
             self._leave()
 
@@ -401,16 +408,25 @@ class Consumer:
     def reclaim_dead(self) -> int:
         """Make what dead consumers held READY again; how many messages that were."""
         self._last_reclaim = time.monotonic()
-        for lease in list(self._leases.values()):
-            if (
-                lease() is None and lease.call <= self._calls.handed
-            ):  # an interrupt hit the call that should have ended it
-                self.end(lease)
+        for consumer in list(_of_this_process):
+            consumer.mend()
         reclaimed = reclaim_dead(self._rings.now(), self._member.locks)
         if reclaimed:
             self._member.reclaimed.add(reclaimed)
             log.warning("Took back %d messages that a dead consumer of %s had held.", reclaimed, self.place.name)
         return reclaimed
+
+    def mend(self) -> None:
+        """Make good what an interrupt left that no later call will find: a source that is gone without having closed this
+        consumer, and leases whose arrays are gone and whose callback was cut short at its first instruction.
+        """
+        source = self._calls.source
+        if source is not None and source() is None and not self._closing:
+            self.reconcile()
+            self.close()
+        for lease in list(self._leases.values()):
+            if lease() is None and lease.call <= self._calls.handed:
+                self.end(lease)
 
     def segments(self) -> list[Segment]:
         """The memory of the stream's rings."""

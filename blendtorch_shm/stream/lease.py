@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..memory.ring import Bytes, Ring
@@ -47,7 +48,7 @@ class Calls:
     before its slot is released, and the next call hands it out first.
     """
 
-    __slots__ = ("cut", "given", "handed", "loose", "number")
+    __slots__ = ("cut", "given", "handed", "loose", "number", "source")
 
     def __init__(self) -> None:
         self.number = 0
@@ -58,3 +59,5 @@ class Calls:
         """Messages of this call, and of earlier ones that were cut short, that hold no slot."""
         self.given = 0
         """How many of these this call hands out."""
+        self.source: Callable[[], object] | None = None
+        """A weak reference to the source whose calls these are."""

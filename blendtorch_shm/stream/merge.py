@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -85,6 +86,7 @@ class Source:
         self._turns: dict[int, int] = {}  # by key of a stream: its index in `_lanes`
         self._rejected = 0  # at the inbox, and counted
         self._calls = Calls()
+        self._calls.source = weakref.ref(self)
         self._thread = 0  # which receives, or did last
         self._unusable = ""  # why
         self._is_down = threading.Event()

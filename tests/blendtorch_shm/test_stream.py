@@ -572,3 +572,21 @@ def test_a_publish_whose_handler_closed_the_sink_leaves_the_next_producer_alone(
     assert receive_all(source) == [0, 2]
     successors[0].close()
     assert_at_rest(place)
+
+
+def test_a_source_that_was_dropped_without_closing_gives_up_its_place_when_the_next_one_opens(twin: Twin) -> None:
+    place = SharedPlace(twin)
+    sink, dropped = Producer(place, trusted=True), Source([place])
+    sink.publish({"image": np.zeros(9000, np.uint8)})
+    held = dropped.receive(10)
+    members = len(inspect(place).consumers)
+    del dropped
+    gc.collect()
+    successor = Source([place])
+    assert len(inspect(place).consumers) == members + 1  # the first one still has a message
+    assert inspect(place).count(State.LEASED) == 1
+    del held
+    assert len(inspect(place).consumers) == members
+    assert inspect(place).count(State.LEASED) == 0
+    successor.close()
+    sink.close()
