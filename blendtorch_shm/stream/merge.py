@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -284,7 +285,11 @@ class Source:
         while (remaining_s := until - time.monotonic()) > 0:
             if self._unusable:
                 raise StreamClosed(self._unusable)
-            if spins and not self._anyone_asleep() and self._spin.goes_on():
+            if spins and self._anyone_asleep():
+                spins = False
+                os.sched_yield()  # once: a producer that shares this CPU may have a message by then
+                message = self._take()
+            elif spins and self._spin.goes_on():
                 message = self._take()
             else:
                 spins = False
