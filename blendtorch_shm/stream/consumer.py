@@ -15,7 +15,7 @@ import logging
 import operator
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -247,7 +247,9 @@ class Consumer:
             member.redelivered.add(1)
         hoarding = ring.count(_LEASED) > ring.num_slots - RESERVE
         if (payload_nbytes or always_lease) and not hoarding:
-            lease = Lease(payload, self._lease_ended)
+            callback = self._on_end_of_lease()
+            next(callback)
+            lease = Lease(payload, callback.send)
             lease.ring, lease.slot, lease.generation, lease.call = ring, slot, generation, self._calls.number
             self._leases[id(lease)] = lease
             return header, payload, sequence, lease
@@ -318,13 +320,21 @@ class Consumer:
         if self._leases.pop(id(lease), None) is not None:
             self._put_back(lease.ring, lease.slot)
 
-    def _lease_ended(self, lease: Lease) -> None:
-        """The last view of a message has gone: a callback, in any thread and in the middle of any statement."""
+    def _on_end_of_lease(self) -> Generator[None, Lease, None]:
+        """What happens when the last view of a message has gone: a callback, in any thread and in the middle of any statement.
+
+        A generator that waits inside its ``try``: Python looks for signals where a function begins, and what a handler raises
+        in a callback's first instruction would be printed and lost.
+        """
         try:
+            lease = yield
             if lease.call <= self._calls.handed:  # else its call was cut short, and `reconcile` puts it back
                 self.end(lease)
+        except GeneratorExit:  # the lease was ended otherwise
+            return
         except BaseException as error:  # of a signal's handler, or Ctrl-C
             interrupts.keep(error)
+        yield  # to return would be an error here
 
     def _release(self, ring: Ring, slot: int, generation: int) -> None:
         if ring.release(slot, generation, self._member.owner):
