@@ -10,6 +10,7 @@ again (reclaim.py).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import operator
@@ -216,8 +217,7 @@ class Consumer:
                 raise
             if lease is None:
                 generation = ring.generation(slot)
-                self._calls.loose.append((message, ring, slot, generation))
-                self._release(ring, slot, generation)
+                self._calls.note(message, functools.partial(self._release, ring, slot, generation))
             return message
         except (SegmentError, WireError) as error:
             self._reject(error)
@@ -362,11 +362,8 @@ class Consumer:
         self._member.locks.unlock_slots()
         leases = {key: lease for key, lease in list(self._leases.items()) if lease.call <= handed}
         good = {(lease.ring.number, lease.slot, lease.generation) for lease in leases.values()}
-        rings = self._rings.now()
-        for _, loose_ring, slot, generation in self._calls.loose:
-            if loose_ring is not None and loose_ring in rings:  # noted, perhaps not released yet
-                self._release(loose_ring, slot, generation)
-        for ring in rings:
+        self._calls.settle()
+        for ring in self._rings.now():
             for slot, state in enumerate(ring.states()):
                 is_mine = state == _LEASED and ring.owner(slot) == self._member.owner
                 if is_mine and (ring.number, slot, ring.generation(slot)) not in good:

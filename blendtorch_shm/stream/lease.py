@@ -33,10 +33,6 @@ class Claimed(NamedTuple):
     """None if the payload is a copy."""
 
 
-Loose = tuple[Message, Ring | None, int, int]
-"""A message that holds no slot; and the ring, slot and generation that it was in, if any: released once the message is noted."""
-
-
 class Calls:
     """Which call of a source's ``receive`` runs, and which was the last that handed its messages over.
 
@@ -44,8 +40,8 @@ class Calls:
     that is cut short leaves `number` and `handed` different; the next one finds that, and reconciles the consumer with the slot
     table. To hand over is one store, the last thing that ``receive`` does, so there is no moment in between.
 
-    A message that holds no slot (a copy, one without large arrays, one that came over TCP) cannot be put back. It is noted here
-    before its slot is released, and the next call hands it out first.
+    A message that holds no slot (a copy, one without large arrays, one that came over TCP) cannot be put back. A lane notes it
+    here before it lets go of the original, and the next call hands it out first.
     """
 
     __slots__ = ("cut", "given", "handed", "loose", "number", "source")
@@ -55,9 +51,25 @@ class Calls:
         self.handed = 0
         self.cut = False
         """Whether an exception ended the current call."""
-        self.loose: list[Loose] = []
-        """Messages of this call, and of earlier ones that were cut short, that hold no slot."""
+        self.loose: list[tuple[Message, Callable[[], object]]] = []
+        """Messages of this call, and of earlier ones that were cut short, that hold no slot; and what lets go of the original."""
         self.given = 0
         """How many of these this call hands out."""
         self.source: Callable[[], object] | None = None
         """A weak reference to the source whose calls these are."""
+
+    def note(self, message: Message, let_go: Callable[[], object]) -> None:
+        """Note a message that this call hands out and that holds no slot; then let go of the original.
+
+        Args:
+            message: it.
+            let_go: releases the slot that it was in, or tells its producer elsewhere that it was taken. May be called again.
+        """
+        self.loose.append((message, let_go))
+        self.given += 1
+        let_go()
+
+    def settle(self) -> None:
+        """After a call that was cut short: let go of the original of the last message that it noted, perhaps once more."""
+        if self.loose:
+            self.loose[-1][1]()

@@ -68,6 +68,7 @@ class Source:
     Args:
         places: of streams in shared memory, some of which may not exist yet.
         lanes: from elsewhere; closed with this source.
+        calls: that those lanes note their messages in.
 
     Example::
 
@@ -77,16 +78,17 @@ class Source:
                 print(message.fields["image"].shape)
     """
 
-    def __init__(self, places: Sequence[Place] = (), lanes: Sequence[RemoteLane] = ()) -> None:
+    def __init__(
+        self, places: Sequence[Place] = (), lanes: Sequence[RemoteLane] = (), calls: Calls | None = None
+    ) -> None:
         self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
         self._streams: list[Consumer] = []
         self._elsewhere = list(lanes)
         self._lanes: list[Lane] = list(lanes)
         self._turn = 0
-        self._num_streams = 0
         self._turns: dict[int, int] = {}  # by key of a stream: its index in `_lanes`
         self._rejected = 0  # at the inbox, and counted
-        self._calls = Calls()
+        self._calls = calls if calls is not None else Calls()
         self._calls.source = weakref.ref(self)
         self._thread = 0  # which receives, or did last
         self._unusable = ""  # why
@@ -172,14 +174,12 @@ class Source:
             if self._thread == threading.get_ident():
                 return  # by a signal's handler
             self._is_down.wait(_CLOSING_PATIENCE_S)
-        if not self._is_down.is_set():
-            self._take_down()
+        self._take_down()
 
     def finish(self) -> None:
         """Close: the process is about to exit."""
         self.close()
-        if not self._is_down.is_set():
-            self._take_down()
+        self._take_down()
 
     def in_child(self) -> None:
         """In a forked child: everything here is its parent's."""
@@ -210,8 +210,7 @@ class Source:
     def _begin(self) -> None:
         calls = self._calls
         if calls.number != calls.handed and not self._unusable:  # the last call was cut short
-            for stream in self._streams:
-                stream.reconcile()
+            self._reconcile()
         elif calls.loose:  # the last call handed these over
             del calls.loose[: calls.given]
         calls.given = 0
@@ -225,14 +224,19 @@ class Source:
         if time.monotonic() - self._looked_after > _LOOK_AFTER_S:  # also while some lane always has something
             self._look_after()
 
+    def _reconcile(self) -> None:
+        self._calls.settle()
+        for stream in self._streams:
+            stream.reconcile()
+
     def _end_badly(self) -> None:
-        if self._unusable and not self._is_down.is_set():
+        if self._unusable:
             self._take_down()
 
     def _take(self) -> Message | None:
         """The oldest message of the next lane that has one; first of all what a call that was cut short had taken."""
         calls = self._calls
-        if calls.loose and calls.given < len(calls.loose):
+        if calls.given < len(calls.loose):
             calls.given += 1
             return calls.loose[calls.given - 1][0]
         lanes, turn = self._lanes, self._turn
@@ -242,10 +246,6 @@ class Source:
                 turn = 0
             message = lanes[turn].take()
             if message is not None:
-                if turn >= self._num_streams:
-                    calls.loose.append((message, None, 0, 0))  # the first call since it was taken
-                if calls.loose:
-                    calls.given = len(calls.loose)
                 self._turn = turn
                 return message
         return None
@@ -255,7 +255,7 @@ class Source:
         much already.
         """
         calls = self._calls
-        messages = [message for message, *_ in calls.loose[calls.given : calls.given + count]]
+        messages = [message for message, _ in calls.loose[calls.given : calls.given + count]]
         calls.given += len(messages)
         lanes = self._lanes
         for remaining in range(len(lanes), 0, -1):
@@ -263,16 +263,7 @@ class Source:
                 return messages  # the next call goes on behind the last lane that was asked
             self._turn = turn = (self._turn + 1) % len(lanes)
             share = -(-(count - len(messages)) // remaining)
-            if turn < self._num_streams:
-                taken = lanes[turn].take_many(share)
-            else:
-                taken = []
-                while len(taken) < share and (message := lanes[turn].take()) is not None:
-                    calls.loose.append((message, None, 0, 0))  # the first call since it was taken
-                    taken.append(message)
-            if calls.loose:
-                calls.given = len(calls.loose)
-            messages += taken
+            messages += lanes[turn].take_many(share)
         self._turn += 1  # all were asked: another one is first next time
         return messages
 
@@ -368,20 +359,19 @@ class Source:
                     self._absent[place] = str(error)
                     continue
                 self._streams.append(stream)
-            num_streams = len(self._streams)
-            # No call between these two stores, so no interrupt either.
-            self._lanes, self._num_streams = [*self._streams, *self._elsewhere], num_streams
+            self._lanes = [*self._streams, *self._elsewhere]
             self._turns[stream.key] = self._streams.index(stream)
             leaving.join(stream)
             del self._absent[place]
 
     def _take_down(self) -> None:
         """Close every lane, and put back what a call that was cut short had not handed over."""
+        if self._is_down.is_set():
+            return
         if self._inbox is not None:
             self._inbox.close()  # first: its paths are ours only while the lanes hold their locks
         if self._calls.cut:
-            for stream in self._streams:
-                stream.reconcile()
+            self._reconcile()
         for lane in self._lanes:
             lane.close()
         self._lanes, self._streams, self._elsewhere = [], [], []

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from ..errors import ConfigurationError
 from ..launch.address import Address
 from ..process import descriptors
+from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
 from ..stream.producer import DEFAULT_SEND_HWM, Producer
@@ -99,11 +100,12 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
     if not remote:
         return Source(places)
     demand = Demand(len(remote), queue_size=queue_size, count=count)
+    calls = Calls()
     lanes: list[TcpLane] = []
     try:
         for address in remote:
-            lanes.append(TcpLane(address, demand))
-        return Source(places, lanes)
+            lanes.append(TcpLane(address, demand, calls))
+        return Source(places, lanes, calls)
     except BaseException as error:
         # To end a context waits for all its sockets, and an interrupt may have left one half made.
         demand.is_abandoned = not isinstance(error, ConfigurationError)

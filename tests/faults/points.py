@@ -270,11 +270,11 @@ def _table() -> list[Point]:
             tcp=True,
             after="a message is here, not acknowledged yet",
         ),
-        Point("a message is here, not acknowledged yet", remotes, f"{lane}._take", "self._say(", tcp=True),
+        Point("a message is here, not acknowledged yet", remotes, f"{lane}._accept", "self._say(", tcp=True),
         Point(
             "a message is acknowledged, not handed over yet",
             remotes,
-            f"{lane}._take",
+            f"{lane}._open_next",
             "self._demand.remaining",
             tcp=True,
         ),

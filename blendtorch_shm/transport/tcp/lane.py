@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
 import time
@@ -13,6 +14,7 @@ from ...launch.address import Address
 from ...launch.keys import ClientKeys
 from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
+from ...stream.lease import Calls
 from .frames import Frames
 from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Say, encode
 from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
@@ -69,6 +71,7 @@ class TcpLane:
     Args:
         address: ``tcp://`` endpoint to connect to, with its keys if it has some; it need not exist yet.
         demand: shared by all lanes of the source.
+        calls: those of the source, in which it notes what it takes.
 
     Attributes:
         sockets: one of them is readable when :meth:`take` may have something, for a ``zmq.Poller``.
@@ -78,22 +81,21 @@ class TcpLane:
 
     Example::
 
-        lane = TcpLane(Address("tcp://10.0.0.2:11000"), Demand())
+        lane = TcpLane(Address("tcp://10.0.0.2:11000"), Demand(), Calls())
         while (message := lane.take()) is None:
             zmq.select(lane.sockets, [], [])
         lane.close()
     """
 
-    def __init__(self, address: Address, demand: Demand) -> None:
+    def __init__(self, address: Address, demand: Demand, calls: Calls) -> None:
         self._address = address
         self._demand = demand
+        self._calls = calls
         self._decoder = Decoder(trusted=isinstance(address.keys, ClientKeys))
         self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size)
         self._frames = Frames()
         self._rejected = 0
         self._is_inside = False  # a call; if the next one finds that, an interrupt cut it short
-        self._opened: tuple[Arrived, Message] | None = None  # decoded, not handed over yet
-        self._many: list[Message] = []  # taken by take_many, not handed over yet
         self._closed = False
         self.sockets: list[zmq.Socket[bytes]] = []
         try:
@@ -128,17 +130,22 @@ class TcpLane:
 
     def take(self) -> Message | None:
         """The next message, if it is here already. What raised in the last call, such as Ctrl-C, cost no message."""
-        if self._many:
-            message = self._many[0]
-            del self._many[0]
-            return message
-        return self._take()
+        self._frames.free()
+        if self._is_inside:
+            self._drain()
+            self._say(self._session.resume())
+        self._is_inside = True
+        self._session.room = self._demand.room
+        self._listen()
+        message = self._open_next()
+        self._is_inside = False
+        return message
 
     def take_many(self, count: int) -> list[Message]:
-        """The messages that are here already, `count` at most. As for :meth:`take`, an interrupt costs none."""
-        while len(self._many) < count and (message := self._take()) is not None:
-            self._many.append(message)
-        messages, self._many = self._many, []
+        """The messages that are here already, `count` at most."""
+        messages: list[Message] = []
+        while len(messages) < count and (message := self.take()) is not None:
+            messages.append(message)
         return messages
 
     def explain(self) -> str:
@@ -165,36 +172,20 @@ class TcpLane:
 
     # -- between the session and the sockets --------------------------------------------------------------------
 
-    def _take(self) -> Message | None:
-        self._frames.free()
-        if self._is_inside:
-            self._reconcile()
-        self._is_inside = True
-        self._session.room = self._demand.room
-        self._listen()
-        if self._opened is None:
-            self._opened = self._open_next()
-        if self._opened is None:
-            self._is_inside = False
-            return None
-        arrived, message = self._opened
-        self._say(self._session.accept(arrived))
-        # From here on, Python looks for no signals until the caller has the message.
-        self._demand.remaining -= 1
-        self._opened = None
-        self._is_inside = False
-        return message
-
-    def _open_next(self) -> tuple[Arrived, Message] | None:
+    def _open_next(self) -> Message | None:
         while True:
             step = self._session.next()
             if isinstance(step, Arrived):
                 try:
-                    return step, Message(step.sequence, self._decoder.decode(step.header, step.payload))
+                    message = Message(step.sequence, self._decoder.decode(step.header, step.payload))
                 except WireError as error:
                     self._reject(str(error))
-                    self._say(self._session.accept(step))  # else it would come again, for ever
-            elif step is not None:
+                    self._accept(step)  # else it would come again, for ever
+                    continue
+                self._calls.note(message, functools.partial(self._accept, step))
+                self._demand.remaining -= 1
+                return message
+            if step is not None:
                 self._say(step)
             else:
                 frames = self._read()
@@ -203,6 +194,9 @@ class TcpLane:
                 problem = self._session.receive(frames, time.monotonic())
                 if problem is not None:
                     self._reject(problem.why)
+
+    def _accept(self, arrived: Arrived) -> None:
+        self._say(self._session.accept(arrived))
 
     def _listen(self) -> None:
         """Hear of the connection, and greet if that is due."""
@@ -219,13 +213,6 @@ class TcpLane:
             elif event:
                 self._session.refused(NOT_UNDERSTOOD)
         self._say(self._session.time_passed(time.monotonic()))
-
-    def _reconcile(self) -> None:
-        """The last call was cut short."""
-        if self._opened is not None:
-            self._session.accept(self._opened[0])  # the greeting says so
-        self._drain()
-        self._say(self._session.resume())
 
     def _drain(self) -> None:
         """Tell the session what else was received. What makes no sense is not counted: it may be the rest of a message of which
@@ -252,7 +239,7 @@ class TcpLane:
             return
         try:
             self._socket.send(encode(say.what), zmq.NOBLOCK)
-        except zmq.Again:  # not connected: the next greeting says it
+        except zmq.ZMQError:  # not connected: the next greeting says it. Or closed, and it was said
             pass
 
     def _reject(self, why: str) -> None:
