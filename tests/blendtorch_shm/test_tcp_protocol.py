@@ -12,11 +12,9 @@ import pytest
 from blendtorch_shm.memory.layout import MAX_CONSUMERS, VERSION
 from blendtorch_shm.transport.tcp import protocol
 from blendtorch_shm.transport.tcp.protocol import (
-    CONSUMER_TRANSITIONS,
     END,
     GREET_AGAIN_S,
     LOST_S,
-    PEER_TRANSITIONS,
     PROBE,
     PROBE_EVERY_S,
     PROBE_FOR_S,
@@ -25,19 +23,14 @@ from blendtorch_shm.transport.tcp.protocol import (
     Action,
     Arrived,
     Bye,
-    ConsumerEvent,
     ConsumerSession,
     ConsumerState,
     GiveBack,
     Hello,
-    PeerEvent,
-    PeerState,
     ProducerSession,
-    Refuse,
     Reject,
     Release,
     Said,
-    Say,
     Send,
     Taken,
     Tell,
@@ -293,11 +286,11 @@ def test_another_version_is_refused_and_both_are_named(version: int) -> None:
     in_full = encode(hello(ANNA, 1, version=version))
     with_other_fields = msgspec.msgpack.encode(["Hello", version, ANNA, {"what": "is this"}])
     for greeting in (in_full, with_other_fields):
-        (refusal,) = session.hear(A, [greeting])
-        assert isinstance(refusal, Refuse)
-        assert refusal.route == A
-        assert f"version {version} " in refusal.why
-        assert f"version {VERSION}:" in refusal.why
+        refusal, rejection = session.hear(A, [greeting])
+        assert isinstance(rejection, Reject)
+        assert refusal == Tell(A, REFUSAL + rejection.why.encode())
+        assert f"version {version} " in rejection.why
+        assert f"version {VERSION}:" in rejection.why
     assert not session.peers
 
 
@@ -305,7 +298,8 @@ def test_one_consumer_too_many_is_refused_and_those_who_are_there_may_greet_agai
     session: Session = ProducerSession(KEY)
     for number in range(MAX_CONSUMERS):
         assert session.hear(b"%d" % number, [encode(hello(b"%016d" % number, 1))]) == []
-    assert session.hear(A, [encode(hello(ANNA, 1))]) == [Refuse(A, f"there are {MAX_CONSUMERS} consumers already")]
+    why = f"there are {MAX_CONSUMERS} consumers already"
+    assert session.hear(A, [encode(hello(ANNA, 1))]) == [Tell(A, REFUSAL + why.encode()), Reject(why)]
     assert session.hear(B, [encode(hello(b"%016d" % 0, 2))]) == []
     assert len(session.peers) == MAX_CONSUMERS
 
@@ -346,16 +340,16 @@ class Consumer:
         self.said: list[Said] = []
         self.taken: list[int] = []
 
-    def say(self, say: Say | None) -> None:
-        if say is not None:
-            self.said.append(say.what)
+    def say(self, said: Said | None) -> None:
+        if said is not None:
+            self.said.append(said)
 
     def receive(self, frames: Sequence[Any], now: float = 0.0) -> Reject | None:
         return self.session.receive(frames, now)
 
     def take(self) -> int | None:
         """Take the next message, if there is one; its number."""
-        while isinstance(step := self.session.next(), Say):
+        while isinstance(step := self.session.next(), Taken):
             self.say(step)
         if step is None:
             return None
@@ -527,11 +521,11 @@ def test_accepting_again_after_an_interrupt_changes_nothing() -> None:
     come(1, 0, 1)(consumer)
     arrived = consumer.session.next()
     assert isinstance(arrived, Arrived)
-    assert consumer.session.accept(arrived) == consumer.session.accept(arrived) == Say(Taken(0, 4))
+    assert consumer.session.accept(arrived) == consumer.session.accept(arrived) == Taken(0, 4)
     interrupt(consumer)
     assert consumer.said[-1] == greeting(2, 0)
     assert consumer.session.next() is None
-    assert consumer.session.accept(arrived) == Say(Taken(0, 4))
+    assert consumer.session.accept(arrived) == Taken(0, 4)
 
 
 def test_a_message_is_there_until_it_is_accepted() -> None:
@@ -580,11 +574,11 @@ def test_what_is_no_message_is_rejected(frames: list[Any]) -> None:
 
 def test_the_reason_of_a_refusal_is_told_and_outlives_the_connection() -> None:
     producer: Session = ProducerSession(KEY)
-    (refusal,) = producer.hear(A, [encode(hello(ANNA, 1, version=VERSION + 1))])
-    assert isinstance(refusal, Refuse)
+    refusal, _ = producer.hear(A, [encode(hello(ANNA, 1, version=VERSION + 1))])
+    assert isinstance(refusal, Tell)
     consumer = Consumer()
     connect(consumer)
-    remark(REFUSAL + refusal.why.encode())(consumer)
+    remark(refusal.remark)(consumer)
     for step in (leave, disconnect):
         text = consumer.session.explain()
         assert text.startswith("refused: ")
@@ -622,34 +616,74 @@ def documented_tables() -> list[dict[str, list[str]]]:
     return tables
 
 
-def test_the_documented_table_of_peers_is_the_one_that_runs() -> None:
-    events = [PeerEvent.HELLO, None, PeerEvent.TAKEN, PeerEvent.BYE, PeerEvent.UNREACHABLE]
-    columns = [*events, PeerEvent.PATIENCE_IS_OVER, PeerEvent.ROUTE_IS_REUSED]
+PEER_STATES: dict[str, list[Event]] = {
+    "UNKNOWN": [],
+    "PRESENT": [hear(A, hello(ANNA, 5)), offer(0)],
+    "LOST": [hear(A, hello(ANNA, 5)), offer(0), unreachable(A, 100.0)],
+}
+PEER_EVENTS = [
+    hear(A, hello(ANNA, 6)),
+    hear(A, hello(ANNA, 4)),
+    hear(A, Taken(0, 10)),
+    hear(A, Bye()),
+    unreachable(A, 100.0),
+    wait(100.0 + LOST_S + 0.01),
+    hear(A, hello(BERT, 1)),
+]
+
+
+def test_producers_do_what_their_documented_table_says() -> None:
     rows, _ = documented_tables()
-    assert list(rows) == [state.name for state in PEER_TRANSITIONS]
-    for name, cells in rows.items():
-        state = PeerState[name]
-        for event, cell in zip(columns, cells, strict=True):
-            target = cell.partition(",")[0]
-            stays = PEER_TRANSITIONS[state].get(event, state) if event else state
-            assert (state if target in ("--", "release") else PeerState[target]) is stays, (name, event)
+    assert list(rows) == list(PEER_STATES)
+    for state, cells in rows.items():
+        for number, (event, cell) in enumerate(zip(PEER_EVENTS, cells, strict=True)):
+            if (state, number) == ("UNKNOWN", 1):
+                continue  # no greeting is older than none
+            session: Session = ProducerSession(KEY)
+            for step in PEER_STATES[state]:
+                step(session)
+            actions = list(event(session) or ())
+            target, _, then = cell.partition(", ")
+            if then == "again":
+                actions += offer()(session)
+            expected = {"again": send(A, 6, 0), "b": give_back(0)}.get(
+                then, release(0) if target == "release" else NOTHING
+            )
+            assert actions == expected, (state, number)
+            peers = [peer for peer in session.peers if peer.session == ANNA]
+            found = "UNKNOWN" if not peers else "PRESENT" if peers[0].lost_at is None else "LOST"
+            assert found == (state if target in ("--", "release") else target), (state, number)
 
 
-def test_the_documented_table_of_consumers_is_the_one_that_runs() -> None:
-    columns = [
-        ConsumerEvent.HANDSHAKE,
-        ConsumerEvent.DISCONNECTED,
-        ConsumerEvent.REFUSED,
-        ConsumerEvent.PATIENCE_IS_OVER,
-        ConsumerEvent.MESSAGE,
+CONSUMER_STATES: dict[str, list[Step]] = {
+    "UNREACHED": [],
+    "CONNECTED": [connect],
+    "LOST": [connect, disconnect],
+    "REFUSED": [connect, remark(REFUSAL + b"full", 10.0)],
+}
+
+
+def test_consumers_do_what_their_documented_table_says() -> None:
+    events: list[Step] = [
+        connect,
+        disconnect,
+        lambda consumer: consumer.session.refused("why"),
+        patience(10.1 + GREET_AGAIN_S),
+        lambda consumer: come(len(consumer.said), 7)(consumer),
     ]
     _, rows = documented_tables()
-    assert list(rows) == [state.name for state in CONSUMER_TRANSITIONS]
-    for name, cells in rows.items():
-        state = ConsumerState[name]
-        for event, cell in zip(columns, cells, strict=True):
-            target = cell.partition(",")[0]
-            assert (state if target == "--" else ConsumerState[target]) is CONSUMER_TRANSITIONS[state].get(event, state)
+    assert list(rows) == list(CONSUMER_STATES) == [state.name for state in ConsumerState]
+    for state, cells in rows.items():
+        for number, (event, cell) in enumerate(zip(events, cells, strict=True)):
+            consumer = Consumer()
+            for step in CONSUMER_STATES[state]:
+                step(consumer)
+            assert consumer.session.state.name == state
+            said = len(consumer.said)
+            event(consumer)
+            target, _, then = cell.partition(", ")
+            assert consumer.session.state.name == (state if target == "--" else target), (state, number)
+            assert [type(each) for each in consumer.said[said:]] == ([Hello] if then == "g" else []), (state, number)
 
 
 # -- a network that fails ---------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from ...stream.bell import private_bell
 from ...stream.consumer import Consumer
 from ...stream.lease import Claimed
 from ...stream.place import Place
-from .protocol import REFUSAL, Action, GiveBack, ProducerSession, Refuse, Release, Send, Tell
+from .protocol import Action, GiveBack, ProducerSession, Release, Send, Tell
 from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
@@ -294,8 +294,6 @@ class TcpForwarder:
                 else:
                     self._returned.append(action.message)
             else:
-                if isinstance(action, Refuse):
-                    self._try_send(action.route, REFUSAL + action.why.encode())
                 self._complain(
                     f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {action.why!r}."
                 )

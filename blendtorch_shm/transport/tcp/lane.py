@@ -16,7 +16,7 @@ from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
 from ...stream.lease import Calls
 from .frames import Frames
-from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Say, encode
+from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Said, encode
 from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
@@ -234,11 +234,11 @@ class TcpLane:
                 frames.append(self._socket.recv())
         return frames
 
-    def _say(self, say: Say | None) -> None:
-        if say is None:
+    def _say(self, said: Said | None) -> None:
+        if said is None:
             return
         try:
-            self._socket.send(encode(say.what), zmq.NOBLOCK)
+            self._socket.send(encode(said), zmq.NOBLOCK)
         except zmq.ZMQError:  # not connected: the next greeting says it. Or closed, and it was said
             pass
 

@@ -34,7 +34,7 @@ LOST       PRESENT, again  --              release    UNKNOWN, b  --           U
 =========  ==============  ==============  =========  ==========  ===========  ============  ===========
 
 *again*: release what the greeting says was taken, send the rest again. *b*: give back what was sent and not taken. *--*: nothing
-happens. A Hello of another version, or one too many, is refused and changes nothing. :data:`PEER_TRANSITIONS` is this table.
+happens. A Hello of another version, or one too many, is refused and changes nothing.
 
 The consumer's end: a :class:`ConsumerSession`
 ----------------------------------------------
@@ -47,8 +47,7 @@ LOST       CONNECTED, g  REFUSED       REFUSED  --                  CONNECTED
 REFUSED    CONNECTED, g  REFUSED       REFUSED  CONNECTED, g        CONNECTED
 =========  ============  ============  =======  ==================  =========
 
-*g*: greet. A connection that ends before its handshake was refused by whoever listens there. :data:`CONSUMER_TRANSITIONS` is this
-table.
+*g*: greet. A connection that ends before its handshake was refused by whoever listens there.
 
 Interrupts (Ctrl-C) may cut any call on a :class:`ConsumerSession` short. Nothing here undoes half a call: each method stores what
 matters in one step and may be repeated, and :meth:`ConsumerSession.resume` greets again. (A producer's session lives in a thread,
@@ -189,18 +188,10 @@ class Send(Generic[M]):
 
 @dataclass(frozen=True)
 class Tell:
-    """Send one frame, :data:`PROBE` or :data:`END`, to `route`. If that route is gone: as for :class:`Send`."""
+    """Send one frame, a :data:`PROBE`, :data:`END` or :data:`REFUSAL`, to `route`. If that is gone: as for :class:`Send`."""
 
     route: bytes
     remark: bytes
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Tell `route`, if it is still there, that it gets nothing, and why."""
-
-    route: bytes
-    why: str
 
 
 @dataclass(frozen=True)
@@ -224,47 +215,6 @@ class GiveBack(Generic[M]):
     message: M
 
 
-class PeerState(enum.Enum):
-    """What a producer knows of a consumer."""
-
-    UNKNOWN = enum.auto()
-    PRESENT = enum.auto()
-    LOST = enum.auto()
-
-
-class PeerEvent(enum.Enum):
-    """What happens to a :class:`Peer`."""
-
-    HELLO = enum.auto()
-    TAKEN = enum.auto()
-    BYE = enum.auto()
-    UNREACHABLE = enum.auto()
-    PATIENCE_IS_OVER = enum.auto()
-    ROUTE_IS_REUSED = enum.auto()
-
-
-PEER_TRANSITIONS: dict[PeerState, dict[PeerEvent, PeerState]] = {
-    PeerState.UNKNOWN: {
-        PeerEvent.HELLO: PeerState.PRESENT,
-    },
-    PeerState.PRESENT: {
-        PeerEvent.HELLO: PeerState.PRESENT,
-        PeerEvent.TAKEN: PeerState.PRESENT,
-        PeerEvent.BYE: PeerState.UNKNOWN,
-        PeerEvent.UNREACHABLE: PeerState.LOST,
-        PeerEvent.ROUTE_IS_REUSED: PeerState.UNKNOWN,
-    },
-    PeerState.LOST: {
-        PeerEvent.HELLO: PeerState.PRESENT,
-        PeerEvent.TAKEN: PeerState.LOST,
-        PeerEvent.BYE: PeerState.UNKNOWN,
-        PeerEvent.UNREACHABLE: PeerState.LOST,
-        PeerEvent.PATIENCE_IS_OVER: PeerState.UNKNOWN,
-        PeerEvent.ROUTE_IS_REUSED: PeerState.UNKNOWN,
-    },
-}
-
-
 @dataclass
 class Peer(Generic[M]):
     """A consumer that has greeted."""
@@ -273,19 +223,15 @@ class Peer(Generic[M]):
     route: bytes
     generation: int
     room: int
-    state: PeerState = PeerState.UNKNOWN
     sent: dict[int, M] = field(default_factory=dict)
     """By sequence number, in the order they were sent: what it has not taken yet."""
     must_send_again: bool = False
     """It greeted: all of `sent` is to be sent in this generation."""
-    lost_at: float = 0.0
-    """When its route was found gone."""
-
-    def move(self, event: PeerEvent) -> None:
-        self.state = PEER_TRANSITIONS[self.state][event]
+    lost_at: float | None = None
+    """When its route was found gone: it is LOST, not PRESENT."""
 
 
-Action = Send[M] | Tell | Refuse | Reject | Release[M] | GiveBack[M]
+Action = Send[M] | Tell | Reject | Release[M] | GiveBack[M]
 
 
 class ProducerSession(Generic[M]):
@@ -320,34 +266,36 @@ class ProducerSession(Generic[M]):
                 f"the consumer speaks version {said.version} of the wire format, the producer version {VERSION}: "
                 f"use the same version of blendtorch-shm on both sides"
             )
-            return [Refuse(route, why)]
+            return self._refuse(route, why)
         if isinstance(said, Hello):
             return self._hear_hello(route, said)
         peer = self._peers.get(route)
         if peer is None:
             return []  # said to an earlier connection; the greeting that follows says it again
         if isinstance(said, Taken):
-            peer.move(PeerEvent.TAKEN)
             peer.room = min(said.room, MAX_QUEUE)
             return self._release(peer, [said.sequence])
-        return self._dismiss(peer, PeerEvent.BYE)
+        return self._dismiss(peer)
+
+    def _refuse(self, route: bytes, why: str) -> list[Action[M]]:
+        return [Tell(route, REFUSAL + why.encode()), Reject(why)]
 
     def _hear_hello(self, route: bytes, hello: Hello) -> list[Action[M]]:
         peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
         if peer is not None and hello.generation <= peer.generation:
             return []  # of an earlier connection, overtaken
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
-            return [Refuse(route, f"there are {MAX_CONSUMERS} consumers already")]
+            return self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
         actions: list[Action[M]] = []
         if peer is None:
             peer = Peer(hello.session, route, hello.generation, 0)
         else:
             del self._peers[peer.route]
         if route in self._peers:  # another session of the same connection, which none of our consumers would begin
-            actions += self._dismiss(self._peers[route], PeerEvent.ROUTE_IS_REUSED)
+            actions += self._dismiss(self._peers[route])
         self._peers[route] = peer
         peer.route, peer.generation, peer.room = route, hello.generation, min(hello.room, MAX_QUEUE)
-        peer.move(PeerEvent.HELLO)
+        peer.lost_at = None
         if hello.stream == self._stream:
             actions += self._release(peer, hello.taken)
         peer.must_send_again = True
@@ -359,7 +307,7 @@ class ProducerSession(Generic[M]):
         """There is time to send: what those who greeted since have not taken. Before anything new."""
         actions: list[Action[M]] = []
         for peer in self._peers.values():
-            if peer.must_send_again and peer.state is PeerState.PRESENT:
+            if peer.must_send_again and peer.lost_at is None:
                 peer.must_send_again = False
                 actions += [self._send(peer, message) for message in peer.sent.values()]
         return actions
@@ -372,9 +320,7 @@ class ProducerSession(Generic[M]):
             share: messages that one consumer may hold.
         """
         with_room = [
-            peer
-            for peer in self._peers.values()
-            if peer.state is PeerState.PRESENT and len(peer.sent) < min(peer.room, share)
+            peer for peer in self._peers.values() if peer.lost_at is None and len(peer.sent) < min(peer.room, share)
         ]
         return min(with_room, key=lambda peer: len(peer.sent), default=None)
 
@@ -396,8 +342,7 @@ class ProducerSession(Generic[M]):
     def unreachable(self, route: bytes, now: float) -> None:
         """Something could not be sent: this route is gone."""
         peer = self._peers.get(route)
-        if peer is not None and peer.state is PeerState.PRESENT:
-            peer.move(PeerEvent.UNREACHABLE)
+        if peer is not None and peer.lost_at is None:
             peer.lost_at = now
 
     def time_passed(self, now: float) -> list[Action[M]]:
@@ -417,18 +362,15 @@ class ProducerSession(Generic[M]):
         return self._dismiss_lost(float("inf"))
 
     def _tell_all(self, remark: bytes) -> list[Action[M]]:
-        return [Tell(peer.route, remark) for peer in self._peers.values() if peer.state is PeerState.PRESENT]
+        return [Tell(peer.route, remark) for peer in self._peers.values() if peer.lost_at is None]
 
     def _dismiss_lost(self, before: float) -> list[Action[M]]:
-        lost = [peer for peer in self._peers.values() if peer.state is PeerState.LOST and peer.lost_at < before]
-        return [action for peer in lost for action in self._dismiss(peer, PeerEvent.PATIENCE_IS_OVER)]
+        lost = [peer for peer in self._peers.values() if peer.lost_at is not None and peer.lost_at < before]
+        return [action for peer in lost for action in self._dismiss(peer)]
 
-    def _dismiss(self, peer: Peer[M], event: PeerEvent) -> list[Action[M]]:
-        peer.move(event)
+    def _dismiss(self, peer: Peer[M]) -> list[Action[M]]:
         del self._peers[peer.route]
-        untaken = list(peer.sent.values())
-        peer.sent.clear()
-        return [GiveBack(message) for message in untaken]
+        return [GiveBack(message) for message in peer.sent.values()]
 
     def _release(self, peer: Peer[M], sequences: Sequence[int]) -> list[Action[M]]:
         return [Release(peer.sent.pop(sequence)) for sequence in sequences if sequence in peer.sent]
@@ -446,40 +388,11 @@ class ConsumerState(enum.Enum):
     REFUSED = "refused"
 
 
-class ConsumerEvent(enum.Enum):
-    """What happens to a :class:`ConsumerSession`."""
-
-    HANDSHAKE = enum.auto()
-    DISCONNECTED = enum.auto()
-    REFUSED = enum.auto()
-    PATIENCE_IS_OVER = enum.auto()
-    MESSAGE = enum.auto()
-
-
-_S, _E = ConsumerState, ConsumerEvent
-CONSUMER_TRANSITIONS: dict[ConsumerState, dict[ConsumerEvent, ConsumerState]] = {
-    state: {
-        _E.HANDSHAKE: _S.CONNECTED,
-        _E.DISCONNECTED: _S.LOST if state is _S.CONNECTED else _S.REFUSED,
-        _E.REFUSED: _S.REFUSED,
-        _E.MESSAGE: _S.CONNECTED,
-        **({_E.PATIENCE_IS_OVER: _S.CONNECTED} if state is _S.REFUSED else {}),
-    }
-    for state in ConsumerState
-}
-
 NOT_UNDERSTOOD = (
     "the two ends do not understand each other. Is it blendtorch-shm of the same version that listens there? "
     "Connections from other hosts need the keys in the launch information of the launch that runs there"
 )
 WRONG_KEYS = "these are not the keys of the launch that runs there. Load its launch information"
-
-
-@dataclass(frozen=True)
-class Say:
-    """Say this to the producer. If it is not connected, nothing is lost: the next greeting says it."""
-
-    what: Said
 
 
 class Arrived(NamedTuple):
@@ -494,6 +407,9 @@ class Arrived(NamedTuple):
 
 class ConsumerSession:
     """One consumer's dealings with one producer.
+
+    What a method returns beside messages is to be said to the producer. If that is not connected, nothing is lost: the next
+    greeting says it.
 
     Args:
         session: 16 random bytes.
@@ -523,51 +439,49 @@ class ConsumerSession:
 
     # -- the connection. Before each of these events, everything that was received must have been told.
 
-    def connected(self) -> Say:
+    def connected(self) -> Hello:
         """The connection is made."""
         self._drop()
-        return self._greet(ConsumerEvent.HANDSHAKE)
+        return self._greet_anew()
 
     def disconnected(self) -> None:
         """The connection has ended, or came to nothing."""
         self._refused_at = None  # the next connection begins with a greeting anyway
         if not self._why_refused:
             self._why_refused = NOT_UNDERSTOOD
-        self._move(ConsumerEvent.DISCONNECTED)
+        self.state = ConsumerState.LOST if self.state is ConsumerState.CONNECTED else ConsumerState.REFUSED
         self._drop()
 
     def refused(self, why: str) -> None:
         """There was no connection, because of `why`."""
         self._why_refused = why
-        self._move(ConsumerEvent.REFUSED)
+        self.state = ConsumerState.REFUSED
 
-    def time_passed(self, now: float) -> Say | None:
+    def time_passed(self, now: float) -> Hello | None:
         """Greet again, if the producer refused some time ago."""
         if self._refused_at is None or now - self._refused_at <= GREET_AGAIN_S:
             return None
-        return self._greet(ConsumerEvent.PATIENCE_IS_OVER)
+        return self._greet_anew()
 
-    def resume(self) -> Say:
+    def resume(self) -> Hello:
         """An interrupt cut a call short, with a message in hand perhaps, or in the middle of its frames: greet again. The
         producer sends again what is not said to be taken. Until it does, what is here is not dropped: END may follow.
         """
-        return self._greet(None)
+        return self._greet()
 
-    def bye(self) -> Say | None:
+    def bye(self) -> Bye | None:
         """The consumer closes."""
-        return Say(Bye()) if self.state is ConsumerState.CONNECTED else None
+        return Bye() if self.state is ConsumerState.CONNECTED else None
 
-    def _greet(self, event: ConsumerEvent | None) -> Say:
+    def _greet_anew(self) -> Hello:
+        self._why_refused = ""
+        self.state = ConsumerState.CONNECTED
+        return self._greet()
+
+    def _greet(self) -> Hello:
         self._generation += 1
         self._refused_at = None
-        if event is not None:
-            self._why_refused = ""
-            self._move(event)
-        taken = list(self._taken)
-        return Say(Hello(VERSION, self._session, self._generation, self.room, self._taken_from, taken))
-
-    def _move(self, event: ConsumerEvent) -> None:
-        self.state = CONSUMER_TRANSITIONS[self.state][event]
+        return Hello(VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken))
 
     # -- messages
 
@@ -587,7 +501,7 @@ class ConsumerSession:
             if self._arrived and self._arrived[-1].generation < arrived.generation:
                 self._drop()  # the producer has heard a newer greeting, and sends those again
             if arrived.generation == self._generation:
-                self._move(ConsumerEvent.MESSAGE)
+                self.state = ConsumerState.CONNECTED
             self._arrived.append(arrived)
         return None
 
@@ -602,7 +516,7 @@ class ConsumerSession:
             return Reject("1 frame is no message (is it blendtorch-shm that sends?).")
         return None
 
-    def next(self) -> Arrived | Say | None:
+    def next(self) -> Arrived | Taken | None:
         """The next message that may be taken; what to say first, if it was taken before; None if there is none."""
         while self._arrived:
             arrived = self._arrived[0]
@@ -615,7 +529,7 @@ class ConsumerSession:
                 return say
         return None
 
-    def accept(self, arrived: Arrived) -> Say | None:
+    def accept(self, arrived: Arrived) -> Taken | None:
         """The consumer has taken this message, or has seen that it makes no sense. Saying so twice does no harm."""
         if arrived.stream != self._taken_from:
             self._taken, self._taken_from = deque(maxlen=self._max_taken), arrived.stream
@@ -623,7 +537,7 @@ class ConsumerSession:
             self._taken.append(arrived.sequence)
         if self._arrived and self._arrived[0] is arrived:
             self._arrived.popleft()
-        return None if self._is_ours(arrived) else Say(Taken(arrived.sequence, self.room))
+        return None if self._is_ours(arrived) else Taken(arrived.sequence, self.room)
 
     def _is_ours(self, arrived: Arrived) -> bool:
         """Whether nobody sends it again: its producer has closed."""
