@@ -86,7 +86,7 @@ RING_HEADER = _words(
 )
 SLOT_RECORD = _words(
     {
-        0: "generation",  # counts commits of this slot: a claim names the generation it means
+        0: "generation",  # counts commits of this slot: a release names the generation it means
         8: "sequence",  # of the message in it, unbroken per stream
         16: "owner",  # consumer record of the lease, plus one
         24: "payload_nbytes",  # arrays

@@ -48,7 +48,24 @@ class SlotInfo:
 
 
 class Ring:
-    """The slots of one ring segment. Make it with :meth:`format` or :meth:`attach`."""
+    """The slots of one ring segment. Make it with :meth:`format` or :meth:`attach`.
+
+    Attributes:
+        segment: that it lies in.
+        number: which ring of the stream it is.
+        num_slots, slot_nbytes: how many slots it has, and of what size.
+        generation: of each slot, how often it was committed. This and the next three are shared memory, to be read only.
+        sequence: of each slot, the number of its message in the stream.
+        owner: of each slot, who leases it, 0 for nobody.
+        flags: of each slot, those of its message.
+        pins: slots into which this process still holds arrays that it was lent (producer only).
+
+    Example::
+
+        ring = Ring.attach(place.attach(".0"), control.key, 0)
+        for slot in ring.ready():
+            print(ring.sequence[slot], ring.info(slot))
+    """
 
     def __init__(self, segment: Segment, number: int, num_slots: int, slot_nbytes: int) -> None:
         self.segment = segment
@@ -59,7 +76,7 @@ class Ring:
         self._states = segment.view[start : start + num_slots]
         first_word = layout.records_offset(num_slots) // 8
         records = segment.words[first_word : first_word + num_slots * _RECORD_WORDS]
-        self._generation, self._sequence, self._owner, self._payload_nbytes, self._header_nbytes, self._flags = (
+        self.generation, self.sequence, self.owner, self._payload_nbytes, self._header_nbytes, self.flags = (
             records[word(layout.SLOT_RECORD, field) :: _RECORD_WORDS]  # of all slots
             for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")
         )
@@ -68,7 +85,6 @@ class Ring:
         self._faulted = bytearray(num_slots)
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
-        """Slots into which this process still holds arrays that it was lent (producer only)."""
 
     @staticmethod
     def format(segment: Segment, key: int, number: int, num_slots: int, slot_nbytes: int) -> Ring:
@@ -126,7 +142,7 @@ class Ring:
             slots.append(slot)
             slot = states.find(_READY, slot + 1)
         if len(slots) > 1:
-            slots.sort(key=self._sequence.__getitem__)
+            slots.sort(key=self.sequence.__getitem__)
         return slots
 
     def oldest_ready(self) -> int:
@@ -136,7 +152,7 @@ class Ring:
         if oldest >= 0:
             slot = states.find(_READY, oldest + 1)
             if slot >= 0:
-                sequence = self._sequence
+                sequence = self.sequence
                 lowest = sequence[oldest]
                 while slot >= 0:
                     if sequence[slot] < lowest:
@@ -144,29 +160,13 @@ class Ring:
                     slot = states.find(_READY, slot + 1)
         return oldest
 
-    def sequence(self, slot: int) -> int:
-        """Sequence number of the message in `slot`."""
-        return self._sequence[slot]
-
     def next_sequence(self) -> int:
         """One more than the largest sequence number committed here of which there is a trace."""
         following = 0
         for slot, state in enumerate(self.states()):
-            if state != State.LOANED and self.generation(slot) and self.sequence(slot) != _NO_SEQUENCE:
-                following = max(following, self.sequence(slot) + 1)
+            if state != State.LOANED and self.generation[slot] and self.sequence[slot] != _NO_SEQUENCE:
+                following = max(following, self.sequence[slot] + 1)
         return following
-
-    def generation(self, slot: int) -> int:
-        """How often `slot` was committed."""
-        return self._generation[slot]
-
-    def owner(self, slot: int) -> int:
-        """Owner of the lease on `slot`, 0 for none."""
-        return self._owner[slot]
-
-    def flags(self, slot: int) -> int:
-        """Flags of the message in `slot`."""
-        return self._flags[slot]
 
     def info(self, slot: int) -> SlotInfo:
         """The record of `slot`.
@@ -177,12 +177,12 @@ class Ring:
         return SlotInfo(
             slot,
             self._state(slot),
-            self._generation[slot],
-            self._sequence[slot],
-            self._owner[slot],
+            self.generation[slot],
+            self.sequence[slot],
+            self.owner[slot],
             self._payload_nbytes[slot],
             self._header_nbytes[slot],
-            self._flags[slot],
+            self.flags[slot],
         )
 
     def message(self, slot: int) -> tuple[bytes, int, int, int, int]:
@@ -198,7 +198,7 @@ class Ring:
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
-        return header, payload_nbytes, self._generation[slot], self._sequence[slot], self._flags[slot]
+        return header, payload_nbytes, self.generation[slot], self.sequence[slot], self.flags[slot]
 
     def memory(self, slot: int) -> memoryview:
         """The bytes of `slot`, writable; mapped as a whole at first use."""
@@ -229,7 +229,7 @@ class Ring:
 
     def abort(self, slot: int) -> None:
         """Give back a loaned slot unused; what a commit that was cut short has left in its record counts for nothing."""
-        self._sequence[slot] = _NO_SEQUENCE
+        self.sequence[slot] = _NO_SEQUENCE
         self._move(slot, Event.ABORT)
 
     def abort_all(self) -> None:
@@ -238,23 +238,17 @@ class Ring:
             if state == State.LOANED:
                 self.abort(slot)
 
-    def commit(self, slot: int, sequence: int, payload_nbytes: int, header: bytes, flags: int = 0) -> int:
-        """Store the message header behind the arrays, and make the slot READY.
-
-        Returns:
-            the slot's new generation.
-        """
+    def commit(self, slot: int, sequence: int, payload_nbytes: int, header: bytes, flags: int = 0) -> None:
+        """Store the message header behind the arrays, and make the slot READY."""
         header_at = align(payload_nbytes)
         self._slots[slot][header_at : header_at + len(header)] = header
-        generation = self._generation[slot] + 1
-        self._generation[slot] = generation
-        self._sequence[slot] = sequence
-        self._owner[slot] = 0
+        self.generation[slot] += 1
+        self.sequence[slot] = sequence
+        self.owner[slot] = 0
         self._payload_nbytes[slot] = payload_nbytes
         self._header_nbytes[slot] = len(header)
-        self._flags[slot] = flags
+        self.flags[slot] = flags
         self._move(slot, Event.COMMIT)
-        return generation
 
     # -- the consumers' steps -----------------------------------------------------------------------------------
 
@@ -278,7 +272,7 @@ class Ring:
             fcntl.fcntl(fd, SETLK, lock)
         except (BlockingIOError, PermissionError):
             return None
-        claimed = self.claim(slot, self._generation[slot], owner)
+        claimed = self.claim(slot, owner)
         fcntl.fcntl(fd, SETLK, unlock)
         return claimed
 
@@ -287,17 +281,17 @@ class Ring:
         requests = self._requests[slot] = lock_request(number), unlock_request(number)
         return requests
 
-    def claim(self, slot: int, generation: int, owner: int) -> bool:
-        """Lease the READY slot to `owner` if it still is that generation. The caller holds the slot's lock."""
-        if self._states[slot] != _READY or self._generation[slot] != generation:
+    def claim(self, slot: int, owner: int) -> bool:
+        """Lease the slot to `owner` if it is READY. The caller holds the slot's lock."""
+        if self._states[slot] != _READY:
             return False
-        self._owner[slot] = owner
+        self.owner[slot] = owner
         self._states[slot] = _LEASED
         return True
 
     def release(self, slot: int, generation: int, owner: int) -> bool:
         """End `owner`'s lease. False if the lease is no longer its own."""
-        if self._states[slot] != _LEASED or self._generation[slot] != generation or self._owner[slot] != owner:
+        if self._states[slot] != _LEASED or self.generation[slot] != generation or self.owner[slot] != owner:
             return False
         self._states[slot] = _FREE
         return True
@@ -306,11 +300,11 @@ class Ring:
         """Make READY again what `owner` leased and has not finished. The caller holds the slot's lock, and is `owner`, or knows
         that it is dead.
         """
-        if self._states[slot] != _LEASED or self._owner[slot] != owner:
+        if self._states[slot] != _LEASED or self.owner[slot] != owner:
             return False
-        self._flags[slot] |= FLAG_AGAIN
+        self.flags[slot] |= FLAG_AGAIN
         self._move(slot, Event.RECLAIM)
-        self._owner[slot] = 0  # last: if we die before the line above, the lease must still name its dead owner
+        self.owner[slot] = 0  # last: if we die before the line above, the lease must still name its dead owner
         return True
 
     def __repr__(self) -> str:

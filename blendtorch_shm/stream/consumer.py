@@ -96,7 +96,7 @@ class Consumer:
             ring, slot = None, -1
             for candidate in self._rings.now():
                 oldest = candidate.oldest_ready()
-                if oldest >= 0 and (ring is None or candidate.sequence(oldest) < ring.sequence(slot)):
+                if oldest >= 0 and (ring is None or candidate.sequence[oldest] < ring.sequence[slot]):
                     ring, slot = candidate, oldest
             if ring is None:
                 return None
@@ -151,7 +151,7 @@ class Consumer:
         claimed = Claimed(*self._open_raw(*found, always_lease=True))
         if claimed.lease is None:
             ring, slot = found
-            self._release(ring, slot, ring.generation(slot))
+            self._release(ring, slot, ring.generation[slot])
         return claimed
 
     def _ready(self) -> list[tuple[Ring, list[int]]]:
@@ -159,7 +159,7 @@ class Consumer:
         found = [(ring, slots) for ring in self._rings.now() if (slots := ring.ready())]
         if len(found) < 2:
             return found
-        in_order = sorted((ring.sequence(slot), i, slot) for i, (ring, slots) in enumerate(found) for slot in slots)
+        in_order = sorted((ring.sequence[slot], i, slot) for i, (ring, slots) in enumerate(found) for slot in slots)
         runs = itertools.groupby(in_order, key=operator.itemgetter(1))
         return [(found[i][0], [slot for _, _, slot in run]) for i, run in runs]
 
@@ -175,7 +175,7 @@ class Consumer:
             in_vain = False
             for ring, slots in self._ready():
                 for slot in slots:
-                    if not local and ring.flags(slot) & FLAG_LOCAL_ONLY:
+                    if not local and ring.flags[slot] & FLAG_LOCAL_ONLY:
                         continue
                     if not copy and ring.count(_LEASED) >= ring.num_slots - RESERVE:
                         return None
@@ -194,7 +194,7 @@ class Consumer:
         number, count = slot_lock(ring.number, slots[0]), len(slots)
         if count == 1 or not locks.try_lock(number, count):
             return [slot for slot in slots if ring.try_claim(slot, owner, locks.fd)]
-        claimed = [slot for slot in slots if ring.claim(slot, ring.generation(slot), owner)]
+        claimed = [slot for slot in slots if ring.claim(slot, owner)]
         locks.unlock(number, count)
         return claimed
 
@@ -211,12 +211,12 @@ class Consumer:
                 message = Message(sequence, self._decoder.decode(header, payload))
             except WireError:
                 if lease is None:
-                    self._release(ring, slot, ring.generation(slot))
+                    self._release(ring, slot, ring.generation[slot])
                 else:
                     self.end(lease)
                 raise
             if lease is None:
-                generation = ring.generation(slot)
+                generation = ring.generation[slot]
                 self._calls.note(message, functools.partial(self._release, ring, slot, generation))
             return message
         except (SegmentError, WireError) as error:
@@ -240,7 +240,7 @@ class Consumer:
         try:
             header, payload_nbytes, generation, sequence, flags = ring.message(slot)
         except SegmentError:
-            self._release(ring, slot, ring.generation(slot))
+            self._release(ring, slot, ring.generation[slot])
             raise
         payload = np.frombuffer(ring.memory(slot), np.uint8, payload_nbytes)
         if flags & FLAG_AGAIN:
@@ -297,7 +297,7 @@ class Consumer:
     def has_ready(self, *, local: bool = True) -> bool:
         """Whether :meth:`claim` would find a message."""
         return any(
-            local or not ring.flags(slot) & FLAG_LOCAL_ONLY for ring in self._rings.now() for slot in ring.ready()
+            local or not ring.flags[slot] & FLAG_LOCAL_ONLY for ring in self._rings.now() for slot in ring.ready()
         )
 
     def count_remote(self, consumers: int) -> None:
@@ -365,8 +365,8 @@ class Consumer:
         self._calls.settle()
         for ring in self._rings.now():
             for slot, state in enumerate(ring.states()):
-                is_mine = state == _LEASED and ring.owner(slot) == self._member.owner
-                if is_mine and (ring.number, slot, ring.generation(slot)) not in good:
+                is_mine = state == _LEASED and ring.owner[slot] == self._member.owner
+                if is_mine and (ring.number, slot, ring.generation[slot]) not in good:
                     self._put_back(ring, slot)
         self._leases = leases
         self.say_asleep(0)

@@ -113,7 +113,7 @@ class Control:
         slots = [(ring, slot, state) for ring in rings for slot, state in enumerate(ring.states())]
         ready = [(ring, slot) for ring, slot, state in slots if state == State.READY]
         leased = sum(state == State.LEASED for _, _, state in slots)
-        pickled = sum(bool(ring.flags(slot) & FLAG_LOCAL_ONLY) for ring, slot in ready)
+        pickled = sum(bool(ring.flags[slot] & FLAG_LOCAL_ONLY) for ring, slot in ready)
         state = self.producer_state(locks)
         producer = "has finished" if state == "finished" else f"is {state}"
         last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"

@@ -89,7 +89,7 @@ class Membership:
         taken_back = sum(reclaim(ring, self.locks, lambda found: found == owner) for ring in rings)
         for ring in rings:
             for slot, state in enumerate(ring.states()):
-                if state == State.LEASED and ring.owner(slot) == owner:
+                if state == State.LEASED and ring.owner[slot] == owner:
                     return None
         return taken_back
 

@@ -27,7 +27,7 @@ def reclaim(ring: Ring, locks: Locks, is_dead: Callable[[int], bool]) -> int:
     """
     reclaimed = 0
     for slot, state in enumerate(ring.states()):
-        owner = ring.owner(slot)
+        owner = ring.owner[slot]
         if state != State.LEASED or not 1 <= owner <= MAX_CONSUMERS or not is_dead(owner):
             continue
         number = slot_lock(ring.number, slot)

@@ -100,7 +100,7 @@ class Sleepers:
             return
         for since_ns, consumer in sleepers:
             if self._told.get(consumer) != since_ns:
-                number = pack(self._key, ring.number, slot, ring.sequence(slot))
+                number = pack(self._key, ring.number, slot, ring.sequence[slot])
                 if self._outbox.push(consumer, number):
                     self._told[consumer] = since_ns
                     self._told_at = time.monotonic()

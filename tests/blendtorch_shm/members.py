@@ -237,11 +237,11 @@ def _record_claims(record: list[Heard | Claim], places: Iterable[Place]) -> None
     keys = {place.name: Control.attach(place).key for place in places}
     claim = Ring.claim
 
-    def recorded(ring: Ring, slot: int, generation: int, owner: int) -> bool:
-        claimed = claim(ring, slot, generation, owner)
+    def recorded(ring: Ring, slot: int, owner: int) -> bool:
+        claimed = claim(ring, slot, owner)
         if claimed:
             stream = ring.segment.name.rpartition(".")[0]
-            record.append(Claim(keys[stream], ring.number, slot, ring.sequence(slot)))
+            record.append(Claim(keys[stream], ring.number, slot, ring.sequence[slot]))
         return claimed
 
     Ring.claim = recorded  # type: ignore[assignment,method-assign]

@@ -136,8 +136,8 @@ def test_an_interrupted_end_and_an_interrupted_claim_of_the_same_slot_keep_no_sl
         release(ring, slot, generation, owner)
         raise KeyboardInterrupt
 
-    def claim_and_raise(ring: Ring, slot: int, generation: int, owner: int) -> bool:
-        claim(ring, slot, generation, owner)
+    def claim_and_raise(ring: Ring, slot: int, owner: int) -> bool:
+        claim(ring, slot, owner)
         raise KeyboardInterrupt
 
     stream = LocalStream()

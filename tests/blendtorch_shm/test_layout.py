@@ -15,7 +15,7 @@ def test_a_ring_segment_is_byte_for_byte_as_documented() -> None:
     assert ring.loan() == 1
     ring.memory(1)[:3] = b"abc"
     ring.commit(1, sequence=9, payload_nbytes=3, header=b"header", flags=1)
-    assert ring.claim(1, 1, owner=5)
+    assert ring.claim(1, owner=5)
 
     def words(*values: int) -> bytes:
         return np.array(values, "<u8").tobytes()
