@@ -6,26 +6,8 @@ Publishing and argument parsing work in any Python. The rest needs Blender, and 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-from blendtorch_shm import __version__
-from blendtorch_shm.errors import (
-    BlenderNotFound,
-    BlendtorchError,
-    ConfigurationError,
-    InstanceDied,
-    LaunchError,
-    OutOfDescriptors,
-    OutOfSharedMemory,
-    PortInUse,
-    PublishError,
-    RecordingError,
-    SceneNotFound,
-    ScriptNotFound,
-    SegmentError,
-    SegmentMissing,
-    StreamClosed,
-    StreamTimeout,
-    WireError,
-)
+from blendtorch_shm import __version__, errors
+from blendtorch_shm.errors import *
 
 from .arguments import parse_blendtorch_args
 from .publisher import DataPublisher
@@ -43,37 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnimationController",
-    "BlenderNotFound",
-    "BlendtorchError",
     "Camera",
     "CompositeRenderer",
     "CompositeSelection",
-    "ConfigurationError",
     "DataPublisher",
     "FinalRenderer",
     "GroundTruth",
-    "InstanceDied",
-    "LaunchError",
     "OffScreenRenderer",
-    "OutOfDescriptors",
-    "OutOfSharedMemory",
-    "PortInUse",
-    "PublishError",
-    "RecordingError",
-    "SceneNotFound",
-    "ScriptNotFound",
-    "SegmentError",
-    "SegmentMissing",
     "Signal",
-    "StreamClosed",
-    "StreamTimeout",
-    "WireError",
     "__version__",
     "add_scene_dir_to_path",
     "materials",
     "parse_blendtorch_args",
     "utils",
 ]
+__all__ += errors.__all__
 
 _NEEDS_BLENDER = {
     "AnimationController": "animation",

@@ -28,6 +28,26 @@ from __future__ import annotations
 
 import errno
 
+__all__ = [
+    "BlenderNotFound",
+    "BlendtorchError",
+    "ConfigurationError",
+    "InstanceDied",
+    "LaunchError",
+    "OutOfDescriptors",
+    "OutOfSharedMemory",
+    "PortInUse",
+    "PublishError",
+    "RecordingError",
+    "SceneNotFound",
+    "ScriptNotFound",
+    "SegmentError",
+    "SegmentMissing",
+    "StreamClosed",
+    "StreamTimeout",
+    "WireError",
+]
+
 
 class BlendtorchError(Exception):
     """Root of all errors raised on purpose by this project."""

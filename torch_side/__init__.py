@@ -5,26 +5,8 @@ Launching needs no torch; it is imported with the first use of a dataset.
 
 from typing import TYPE_CHECKING, Any
 
-from blendtorch_shm import __version__
-from blendtorch_shm.errors import (
-    BlenderNotFound,
-    BlendtorchError,
-    ConfigurationError,
-    InstanceDied,
-    LaunchError,
-    OutOfDescriptors,
-    OutOfSharedMemory,
-    PortInUse,
-    PublishError,
-    RecordingError,
-    SceneNotFound,
-    ScriptNotFound,
-    SegmentError,
-    SegmentMissing,
-    StreamClosed,
-    StreamTimeout,
-    WireError,
-)
+from blendtorch_shm import __version__, errors
+from blendtorch_shm.errors import *
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.stream.stats import stats
 
@@ -40,36 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlenderLauncher",
-    "BlenderNotFound",
-    "BlendtorchError",
-    "ConfigurationError",
     "FileDataset",
     "FileReader",
     "FileRecorder",
     "FrameLoader",
-    "InstanceDied",
-    "LaunchError",
     "LaunchInfo",
-    "OutOfDescriptors",
-    "OutOfSharedMemory",
-    "PortInUse",
-    "PublishError",
-    "RecordingError",
     "RemoteIterableDataset",
-    "SceneNotFound",
-    "ScriptNotFound",
-    "SegmentError",
-    "SegmentMissing",
     "SingleFileDataset",
-    "StreamClosed",
-    "StreamTimeout",
-    "WireError",
     "__version__",
     "colors",
     "discover_blender",
     "pooled_collate",
     "stats",
 ]
+__all__ += errors.__all__
 
 
 _LAZY = {

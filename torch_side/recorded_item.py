@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import functools
 import math
 import pickle
@@ -44,8 +43,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.errors import RecordingError, WireError
-from blendtorch_shm.message.dtypes import dtype_name, dtype_of
+from blendtorch_shm.errors import RecordingError
+from blendtorch_shm.message.dtypes import UNREADABLE, dtype_name, dtype_of
 from blendtorch_shm.message.values import SMALL_NBYTES
 
 Array = npt.NDArray[Any]
@@ -67,19 +66,7 @@ _MAX_NPY_HEADER = 2**16
 _NAME_LENGTH = 64
 _NPY = b"\x93NUMPY"
 
-BAD_ITEM = (
-    WireError,
-    msgspec.MsgspecError,
-    binascii.Error,
-    ValueError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    LookupError,
-    MemoryError,
-    SyntaxError,
-    SystemError,  # NumPy's, for a text that is no Unicode
-)
+BAD_ITEM = (*UNREADABLE, SyntaxError)
 """What reading bytes that are not an item may raise."""
 
 

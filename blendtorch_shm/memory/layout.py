@@ -28,6 +28,8 @@ MAX_SLOTS = 4096
 """Slots in one ring."""
 FOR_A_SLOT = MAX_SLOTS
 """What the word `waiting` of a stream holds while the producer waits for a FREE slot, and not for fewer READY ones."""
+RESERVE = 3
+"""Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
 MAX_RINGS = 2**32
 """Rings of one stream, over its life."""
 MAX_RINGS_AT_ONCE = 64

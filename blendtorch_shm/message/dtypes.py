@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import re
+import struct
 from typing import Any
 
 import msgspec
@@ -15,6 +16,19 @@ import numpy.typing as npt
 from ..errors import WireError
 
 Array = npt.NDArray[Any]
+UNREADABLE = (
+    WireError,
+    msgspec.MsgspecError,
+    struct.error,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    LookupError,
+    MemoryError,
+    SystemError,  # NumPy's, for a text that is no Unicode
+)
+"""What reading foreign bytes as a message, or as a part of one, may raise."""
 
 # Larger numbers are others to NumPy 1, and a unit of time with a zero before it makes every NumPy divide by it.
 _PLAIN_DTYPE = re.compile(r"[<>|=]?([biufcSUV][0-9]{1,8}|\?|[mM]8(\[([1-9][0-9]{0,8})?[a-zA-Z]+\])?)")
@@ -54,7 +68,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
         dtype = np.lib.format.descr_to_dtype(_checked(_decode_fields(name) if name.startswith("[") else name))
         if dtype.itemsize <= 0:
             raise ValueError("its elements have no bytes")
-    except (msgspec.MsgspecError, ValueError, TypeError, MemoryError, RecursionError, OverflowError) as error:
+    except UNREADABLE as error:
         raise WireError(f"{name[:80]!r} is not the dtype of an array that may travel: {error}") from error
     return dtype
 

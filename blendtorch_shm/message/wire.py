@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from ..errors import PublishError, WireError
 from ..memory.layout import VERSION, align
-from .dtypes import Array, dtype_name, extent
+from .dtypes import UNREADABLE, Array, dtype_name, extent
 from .values import AS_IT_IS, SMALL_NBYTES, ValueReader, ValueWriter, encode
 
 _PREFIX = struct.Struct("<II")
@@ -278,17 +278,7 @@ class Decoder:
             return fields
         except WireError:
             raise
-        except (
-            msgspec.MsgspecError,
-            struct.error,
-            ValueError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-            LookupError,
-            MemoryError,
-            SystemError,  # NumPy's, for a text that is no Unicode
-        ) as error:
+        except UNREADABLE as error:
             raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
 
 

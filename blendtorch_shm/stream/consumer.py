@@ -21,14 +21,14 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from ..errors import SegmentError, WireError
-from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, STREAM_HEADER, word
+from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, RESERVE, STREAM_HEADER, word
 from ..memory.locks import slot_lock
 from ..memory.ring import Bytes, Ring
 from ..memory.segment import Segment
 from ..memory.states import State
 from ..message.wire import Decoder, Message
 from ..process import forks, interrupts, leaving
-from .control import RECLAIM_EVERY_S, RESERVE, Control
+from .control import RECLAIM_EVERY_S, Control
 from .lease import Calls, Claimed, Lease
 from .membership import Membership
 from .place import Place

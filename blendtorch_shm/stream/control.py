@@ -19,8 +19,6 @@ from ..memory.segment import Segment
 from ..memory.states import State
 from .place import Place
 
-RESERVE = 3
-"""Slots per ring that consumers leave to the producer: at more leases than the rest, messages are handed out as copies."""
 RECLAIM_EVERY_S = 0.5
 """How often whoever has nothing better to do looks for leases of dead consumers."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BlendtorchError, ConfigurationError, OutOfSharedMemory, SegmentError, SegmentMissing, StreamClosed
-from ..memory.layout import FLAG_LOCAL_ONLY, FOR_A_SLOT, MAX_SLOTS, PAGE, align, ring_nbytes
+from ..memory.layout import FLAG_LOCAL_ONLY, FOR_A_SLOT, MAX_SLOTS, PAGE, RESERVE, align, ring_nbytes
 from ..memory.locks import PRODUCER_LOCK
 from ..memory.ring import Ring
 from ..memory.states import State
@@ -28,7 +28,7 @@ from ..message.dtypes import Array
 from ..message.values import SMALL_NBYTES
 from ..message.wire import Encoder, Parts
 from ..process import forks, interrupts
-from .control import RECLAIM_EVERY_S, RESERVE, Control
+from .control import RECLAIM_EVERY_S, Control
 from .lending import Loan
 from .place import Place
 from .reclaim import reclaim_dead

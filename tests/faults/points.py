@@ -249,7 +249,13 @@ def _table() -> list[Point]:
             "return []",
             tcp=True,
         ),
-        Point("the forwarder has sent or given back", ours, f"{forwarder}._perform", "remote = len(", tcp=True),
+        Point(
+            "the forwarder has sent or given back",
+            ours,
+            f"{forwarder}._perform",
+            "self._consumer.count_remote(",
+            tcp=True,
+        ),
         Point(
             "the forwarder hears that it was taken", ours, f"{protocol}:ProducerSession._release", "return [", tcp=True
         ),

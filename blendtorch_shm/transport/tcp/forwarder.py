@@ -78,7 +78,6 @@ class TcpForwarder:
         self._address = address
         self._lingerms = lingerms
         self._returned: deque[Claimed] = deque()  # copies that somebody did not take
-        self._remote = 0
         self._complained: set[str] = set()
         self._closing = False
         self._patient = True
@@ -123,7 +122,7 @@ class TcpForwarder:
         self._thread.join()
 
     def __repr__(self) -> str:
-        return f"<TcpForwarder {self._address}, {self._remote} consumers{', closing' if self._closing else ''}>"
+        return f"<TcpForwarder {self._address}, {len(self._session.peers)} consumers{', closing' if self._closing else ''}>"
 
     def _authenticate(self, keys: ServerKeys) -> None:
         from zmq.auth.thread import ThreadAuthenticator  # here: it imports asyncio
@@ -297,10 +296,7 @@ class TcpForwarder:
                 self._complain(
                     f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {action.why!r}."
                 )
-        remote = len(self._session.peers)
-        if remote != self._remote:
-            self._remote = remote
-            self._consumer.count_remote(remote)
+        self._consumer.count_remote(len(self._session.peers))
 
     def _try_send(self, route: bytes, *frames: Any) -> None:
         try:
