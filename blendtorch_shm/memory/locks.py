@@ -18,6 +18,7 @@ import fcntl
 import os
 import struct
 
+from ..closing import Closable
 from ..errors import SegmentError
 from ..process import forks
 from .layout import MAX_CONSUMERS, MAX_SLOTS
@@ -55,7 +56,7 @@ def is_locked(fd: int, number: int, count: int = 1) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-class Locks:
+class Locks(Closable):
     """One member's open file description of a stream's lock file, created if missing.
 
     Args:
@@ -66,6 +67,11 @@ class Locks:
 
     Raises:
         SegmentError: the file cannot be opened.
+
+    Example::
+
+        with Locks(twin.lock_path) as locks:
+            print(locks.is_held(PRODUCER_LOCK))
     """
 
     fd = -1
@@ -133,12 +139,6 @@ class Locks:
 
     def in_child(self) -> None:
         """A forked child closes its copy; the locks stay its parent's."""
-        self.close()
-
-    def __enter__(self) -> Locks:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -29,6 +29,11 @@ class Segment:
         name: its POSIX name, or "" for private memory.
         view: ``memoryview`` of bytes, writable.
         words: ``memoryview`` of unsigned 64-bit integers over the same memory.
+
+    Example::
+
+        segment = create("/bt-7d6e622c-DATA-0", PAGE)
+        segment.words[0] = 7
     """
 
     def __init__(self, name: str, mapping: mmap.mmap) -> None:

@@ -28,6 +28,11 @@ class Bell:
     The descriptor is closed in ``__del__``, not by a method: another thread may ring while this one closes the stream, and must
     not write into another file that got the same number.
 
+    Example::
+
+        bell = open_bell(twin.bell_path)
+        bell.ring()  # elsewhere: bell.wait(timeout_s=0.1)
+
     Args:
         fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
     """
@@ -57,6 +62,9 @@ class Bell:
         poller.register(self.fd, select.POLLIN)
         if poller.poll(timeout_s * 1000):
             self.clear()
+
+    def __repr__(self) -> str:
+        return f"<Bell, fd {self.fd}>"
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before
         with contextlib.suppress(OSError):  # somebody closed all files, as before an exec

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import integer
+from ..closing import Closable
 from ..errors import StreamClosed
 from ..message.dtypes import Array, dtype_name
 from ..message.values import SMALL_NBYTES, blender_array
@@ -57,7 +58,7 @@ def limits(frames_per_clip: int, send_hwm: int | None = None, num_slots: int | N
     return send_hwm, send_hwm + 4 if num_slots is None else num_slots
 
 
-class ClipSink:
+class ClipSink(Closable):
     """Sends every `frames_per_clip` messages as one.
 
     The first frame of a clip says which fields it has, and the shapes and dtypes of its arrays. A frame that differs ends the

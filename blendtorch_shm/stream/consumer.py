@@ -20,6 +20,7 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
+from ..closing import Closable
 from ..errors import SegmentError, WireError
 from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, RESERVE, STREAM_HEADER, word
 from ..memory.locks import slot_lock
@@ -46,7 +47,7 @@ _of_this_process: weakref.WeakSet[Consumer] = weakref.WeakSet()
 """Whoever looks after one consumer mends all: one that is closed, or whose source is gone, is never called again."""
 
 
-class Consumer:
+class Consumer(Closable):
     """One consumer of one stream, from joining until its last lease has ended.
 
     It is one *lane* of a :class:`~.merge.Source`; over TCP, the producer's forwarder is a consumer, too.
@@ -63,6 +64,13 @@ class Consumer:
 
     Raises:
         SegmentError: the stream does not exist (yet), is of another version, or has as many consumers as it can have.
+
+    Example::
+
+        with Consumer(place) as consumer:
+            while (claimed := consumer.claim()) is not None:
+                send(claimed.header, claimed.payload)
+                consumer.end(claimed.lease)
     """
 
     def __init__(self, place: Place, calls: Calls | None = None) -> None:

@@ -51,6 +51,10 @@ class Control:
         last_published_ns: CLOCK_MONOTONIC of the last message, or frame of a clip; 0: none yet.
         words: all of them, as unsigned 64-bit integers.
         asleep: of each consumer, since when it sleeps (CLOCK_MONOTONIC, ns); 0: it is awake.
+
+    Example::
+
+        print(Control.attach(place).published)
     """
 
     key = _word("key")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import zmq
 
+from ..closing import Closable
 from ..errors import SegmentError
 from ..message.token import Token, unpack
 from ..process import forks
@@ -61,12 +62,19 @@ class _Context:
 _context = _Context()
 
 
-class Inbox:
+class Inbox(Closable):
     """Where one source hears of slots while it sleeps, for all its streams. Used by one thread at a time.
 
     Attributes:
         socket: the PULL, for a poller.
         rejected: how much arrived that was no number of a slot of these streams.
+
+    Example::
+
+        with Inbox() as inbox:
+            inbox.bind(place, consumer.key, consumer.index)
+            inbox.socket.poll(1000)
+            token = inbox.read()
     """
 
     def __init__(self) -> None:
@@ -128,11 +136,21 @@ class Inbox:
         self.socket.close()
         self._bound.clear()
 
+    def __repr__(self) -> str:
+        return (
+            f"<Inbox of {len(self._keys)} streams, {self.rejected} rejected{', closed' if self.socket.closed else ''}>"
+        )
 
-class Outbox:
+
+class Outbox(Closable):
     """Sends slot numbers to the inboxes of a stream's consumers: one PUSH for each. Used by one thread at a time.
 
     One PUSH for all of them would deal the numbers out in turn, to busy consumers as well.
+
+    Example::
+
+        with Outbox(place) as outbox:
+            outbox.push(consumer, pack(control.key, ring.number, slot, ring.sequence[slot]))
     """
 
     def __init__(self, place: Place) -> None:
@@ -167,3 +185,6 @@ class Outbox:
     def close(self) -> None:
         """Send no more."""
         self.forget(lambda consumer: True)
+
+    def __repr__(self) -> str:
+        return f"<Outbox of {self._place.name}, connected to {sorted(self._sockets)}>"

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import zmq
 
+from ..closing import Closable
 from ..errors import BlendtorchError, SegmentError, StreamClosed
 from ..memory.segment import Segment
 from ..message.wire import Message
@@ -60,7 +61,7 @@ class RemoteLane(Lane, Protocol):
         """One of them is readable when it may have something."""
 
 
-class Source:
+class Source(Closable):
     """Hands out messages: each to one source only, those of one producer in order where it has one source.
 
     One thread at a time may receive. Any other one may close.
@@ -186,12 +187,6 @@ class Source:
         self._unusable = "A stream that was opened before a fork cannot be read after it: open it in the child."
         self._is_down = threading.Event()  # the parent's may have been in use
         self._is_down.set()
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._unusable else f"{len(self._absent)} not attached"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
 
 from ..errors import SegmentMissing
 from ..launch.address import Twin
@@ -12,30 +11,6 @@ from ..memory import segment
 from ..memory.locks import Locks
 from ..memory.segment import Segment
 from .bell import Bell, open_bell, private_bell
-
-
-class Place(Protocol):
-    """Where a stream lives."""
-
-    name: str
-
-    def create(self, suffix: str, nbytes: int) -> Segment:
-        """A new zeroed segment."""
-
-    def attach(self, suffix: str) -> Segment:
-        """An existing segment; SegmentMissing if there is none."""
-
-    def unlink(self, suffix: str) -> None:
-        """Forget a segment."""
-
-    def open_locks(self) -> Locks:
-        """A new description of the stream's lock file, for one member."""
-
-    def open_bell(self) -> Bell:
-        """The producer's bell."""
-
-    def inbox(self, consumer: int) -> str:
-        """The ZeroMQ endpoint of a consumer's inbox."""
 
 
 class SharedPlace:
@@ -46,21 +21,27 @@ class SharedPlace:
         self.name = twin.prefix
 
     def create(self, suffix: str, nbytes: int) -> Segment:
+        """A new zeroed segment."""
         return segment.create(self.name + suffix, nbytes)
 
     def attach(self, suffix: str) -> Segment:
+        """An existing segment; SegmentMissing if there is none."""
         return segment.attach(self.name + suffix)
 
     def unlink(self, suffix: str) -> None:
+        """Forget a segment."""
         segment.unlink(self.name + suffix)
 
     def open_locks(self) -> Locks:
+        """A new description of the stream's lock file, for one member."""
         return Locks(self.twin.lock_path)
 
     def open_bell(self) -> Bell:
+        """The producer's bell."""
         return open_bell(self.twin.bell_path)
 
     def inbox(self, consumer: int) -> str:
+        """The ZeroMQ endpoint of a consumer's inbox."""
         return f"ipc://{self.twin.inbox_path(consumer)}"
 
     def __repr__(self) -> str:
@@ -68,7 +49,7 @@ class SharedPlace:
 
 
 class PrivatePlace:
-    """A stream in the memory of this process."""
+    """A stream in the memory of this process; see :class:`SharedPlace`."""
 
     def __init__(self, name: str = "private") -> None:
         self.name = name
@@ -104,3 +85,7 @@ class PrivatePlace:
 
     def __repr__(self) -> str:
         return f"<PrivatePlace {self.name}>"
+
+
+Place = SharedPlace | PrivatePlace
+"""Where a stream lives."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..closing import Closable
 from ..errors import BlendtorchError, ConfigurationError, OutOfSharedMemory, SegmentError, SegmentMissing, StreamClosed
 from ..memory.layout import FLAG_LOCAL_ONLY, FOR_A_SLOT, MAX_SLOTS, PAGE, RESERVE, align, ring_nbytes
 from ..memory.locks import PRODUCER_LOCK
@@ -84,7 +85,7 @@ class Forwarder(Protocol):
         """The producer is done; for `patient` see :meth:`Sink.close`."""
 
 
-class Producer:
+class Producer(Closable):
     """The one producer of a stream.
 
     Args:
@@ -454,12 +455,6 @@ class Producer:
         """In a forked child: the stream is its parent's."""
         self._is_copy = self._closed = True
         self._lock, self._running = threading.RLock(), threading.Lock()  # a thread of the parent may have held them
-
-    def __enter__(self) -> Producer:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._control.published} published"

@@ -19,6 +19,11 @@ class Rings:
     Args:
         place: where they are.
         control: the stream's control segment.
+
+    Example::
+
+        for ring in Rings(place, Control.attach(place)).now():
+            print(ring)
     """
 
     def __init__(self, place: Place, control: Control) -> None:
@@ -40,6 +45,9 @@ class Rings:
         self._known.clear()
         self._current = []
         self._first = self._next = 0
+
+    def __repr__(self) -> str:
+        return f"<Rings of {self._place.name}, {self._current}>"
 
     def _attach(self) -> None:
         first, following = self._control.first_ring, self._control.next_ring

@@ -34,3 +34,6 @@ class LocalStream:
     def open_source(self) -> Source:
         """A consumer's end; any number of them share the messages."""
         return Source([self.place])
+
+    def __repr__(self) -> str:
+        return f"<LocalStream, send_hwm={self._send_hwm}>"

@@ -24,6 +24,7 @@ from typing import Any
 import zmq
 import zmq.utils.garbage  # now: it registers with atexit, and who publishes must be closed before
 
+from ...closing import Closable
 from ...errors import ConfigurationError, PortInUse, SegmentError
 from ...launch.address import Address, is_loopback
 from ...launch.keys import ServerKeys
@@ -52,7 +53,7 @@ _MAX_HEARD = 256
 _ZAP_DOMAIN = b"blendtorch"
 
 
-class TcpForwarder:
+class TcpForwarder(Closable):
     """Sends the messages of a stream to consumers elsewhere.
 
     Its thread works also while the script renders, and sleeps while nobody is connected.
@@ -68,6 +69,10 @@ class TcpForwarder:
     Raises:
         PortInUse: somebody else listens there.
         ConfigurationError: not an endpoint that can be bound, or one beyond loopback without keys.
+
+    Example::
+
+        producer.forwarder = TcpForwarder(producer.place, Address("tcp://127.0.0.1:11000"))
     """
 
     def __init__(self, place: Place, address: Address, *, lingerms: int = 0) -> None:

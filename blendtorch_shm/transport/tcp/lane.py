@@ -9,6 +9,7 @@ import time
 
 import zmq
 
+from ...closing import Closable
 from ...errors import ConfigurationError, WireError
 from ...launch.address import Address
 from ...launch.keys import ClientKeys
@@ -29,7 +30,7 @@ _MAX_MESSAGE_NBYTES = 2**33
 _LINGER_MS = 1000
 
 
-class Demand:
+class Demand(Closable):
     """What the lanes of one source share: a ZeroMQ context, and how many messages the source will still take. Towards the end its
     lanes ask for no more than that, so that other consumers get theirs.
 
@@ -43,6 +44,11 @@ class Demand:
         remaining: messages that will still be taken.
         lanes: how many lanes share this demand.
         is_abandoned: leave the context to the garbage collector.
+
+    Example::
+
+        demand = Demand(len(addresses), count=1000)
+        lanes = [TcpLane(address, demand, calls) for address in addresses]
     """
 
     def __init__(self, num_lanes: int = 1, *, queue_size: int = 10, count: int = 2**31) -> None:
@@ -57,13 +63,16 @@ class Demand:
         if self.lanes == 0 and not self.is_abandoned:
             self.context.term()
 
+    def __repr__(self) -> str:
+        return f"<Demand of {self.lanes} lanes, {self.remaining} messages>"
+
     @property
     def room(self) -> int:
         """Messages that may be on their way to each lane."""
         return max(1, min(self.queue_size, -(-self.remaining // max(1, self.lanes))))
 
 
-class TcpLane:
+class TcpLane(Closable):
     """One lane of a source: the messages of one producer elsewhere. One thread at a time may use it.
 
     Arrays lie in the buffers that ZeroMQ received them in, and stay valid after :meth:`close`.
@@ -81,10 +90,9 @@ class TcpLane:
 
     Example::
 
-        lane = TcpLane(Address("tcp://10.0.0.2:11000"), Demand(), Calls())
-        while (message := lane.take()) is None:
-            zmq.select(lane.sockets, [], [])
-        lane.close()
+        with TcpLane(Address("tcp://10.0.0.2:11000"), Demand(), Calls()) as lane:
+            while (message := lane.take()) is None:
+                zmq.select(lane.sockets, [], [])
     """
 
     def __init__(self, address: Address, demand: Demand, calls: Calls) -> None:
