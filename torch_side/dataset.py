@@ -119,25 +119,31 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     def _stream(self, count: int, recorder: WorkerRecorder | None) -> Iterator[Any]:
         if count == 0:
             return
+        transforms = self.item_transform is not None or type(self)._item is not RemoteIterableDataset._item
         source = open_source(self.addresses, queue_size=self.queue_size, count=count)
         try:
             for received in range(count):
-                message = source.receive(LOOK_EVERY_S)
+                message = source.receive(LOOK_EVERY_S, held=True)  # until it is handed over, Ctrl-C puts it back
                 if message is None:
                     watch = Watch(self.addresses, self.timeoutms, source, f"{received} of {count} items")
                     while message is None:
                         watch.look()
-                        message = source.receive(LOOK_EVERY_S)
+                        message = source.receive(LOOK_EVERY_S, held=True)
                 if recorder is not None:
+                    source.hand_over()  # to the recording
                     recorder.save(message.fields)  # before users get at the arrays, and only they may change them
+                if transforms:
+                    source.hand_over()  # to the transform, which may keep it
                 item = self._item(message.fields)
-                items = [to_tensors(item) if self.output == "torch" else item]
-                del message, item
+                item = to_tensors(item) if self.output == "torch" else item
+                source.hand_over()
+                del message
                 if received == count - 1:
                     source.close()  # now: who knows when we are asked for more, and what waits here is for other workers
                     if recorder is not None:
                         recorder.close()
-                yield items.pop()  # what is yielded keeps the slot, and nothing in here does
+                # What is yielded keeps the slot, and nothing in here does. After a call, Ctrl-C could come and cost the item.
+                yield (item, item := None)[0]
         finally:
             source.close()
             if recorder is not None:

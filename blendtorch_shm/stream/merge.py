@@ -113,8 +113,13 @@ class Source(Closable):
             self._take_down()
             raise
 
-    def receive(self, timeout_s: float) -> Message | None:
+    def receive(self, timeout_s: float, *, held: bool = False) -> Message | None:
         """The next message, or None after `timeout_s` seconds without one.
+
+        Args:
+            timeout_s: patience.
+            held: the message counts as received with :meth:`hand_over`. Without that, the next call puts it back, and so does
+                :meth:`close`: nobody may use it then.
 
         Raises:
             StreamClosed: it was closed, perhaps by another thread meanwhile; or it was opened before a fork.
@@ -129,8 +134,19 @@ class Source(Closable):
             calls.cut = True  # here: Python looks for the next signal when a function begins
             self._end_badly()
             raise
-        calls.handed = calls.number  # last: from 3.11 on, Python looks for no signal until the caller has the message
+        if held and message is not None:
+            calls.cut = True
+        else:
+            calls.handed = (
+                calls.number
+            )  # last: from 3.11 on, Python looks for no signal until the caller has the message
         return message
+
+    def hand_over(self) -> None:
+        """What was received last counts as received: somebody else has it now."""
+        calls = self._calls
+        calls.cut = False
+        calls.handed = calls.number  # last, as in receive
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
         """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds."""

@@ -1,5 +1,6 @@
 """RemoteIterableDataset over real instances, which here are plain Python processes."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -16,11 +17,20 @@ import pytest
 import torch
 from torch.utils import data
 
+import torch_side.dataset
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.stats import stats
+from blendtorch_shm.transport import open_sink
 from torch_side import RemoteIterableDataset
 from torch_side.dataset import to_tensors
 
+from ..blendtorch_shm.conftest import free_port
+from ..interruption import everywhere
 from .conftest import launch
 
 
@@ -378,6 +388,36 @@ def lose_a_worker(addresses: list[str], pipe: Any) -> None:
         errors.append(repr(error))
     again = data.DataLoader(RemoteIterableDataset(addresses, max_items=40), num_workers=2)
     pipe.send((errors, len({key(item) for item in again})))
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_in_an_iteration_costs_no_item() -> None:
+    with contextlib.ExitStack() as cleanup:
+        directory = LaunchDirectory()
+        cleanup.callback(directory.remove)
+        directory.create()
+        twin = directory.twin("DATA", 0)
+        address, place = Address(f"tcp://127.0.0.1:{free_port()}", twin), SharedPlace(twin)
+        sink = cleanup.enter_context(open_sink(address))
+        dataset = RemoteIterableDataset(address, timeoutms=20_000)
+        received: list[int] = []
+        published = 0
+        iterations: list[Iterator[Any]] = []
+
+        def take() -> None:
+            iterations.append(iter(dataset))
+            for item in iterations[-1]:
+                received.append(int(item["i"]))  # not traced: the item is ours
+                break
+
+        for where in everywhere(take, [str(torch_side.dataset.__file__)]):
+            iterations.clear()
+            assert received == list(range(len(received))), where
+            while inspect(place).count(State.READY) < 3:
+                sink.publish({"i": published, "image": np.zeros(9000, np.uint8)})
+                published += 1
+        dataset.stream_length(published - len(received))
+        assert received + [item["i"] for item in dataset] == list(range(published))
 
 
 def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(addresses: list[str]) -> None:
