@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -96,40 +95,32 @@ class LaunchInfo:
             ) from error
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: it is not JSON ({error}).") from error
-        if not isinstance(content, dict):
-            raise ConfigurationError(
-                f"{name} is not launch information: it holds a {type(content).__name__}, not an object."
-            )
-        version = content.get("version", VERSION)  # blendtorch writes none
+        version = content.get("version", VERSION) if isinstance(content, dict) else VERSION  # blendtorch writes none
         if version != VERSION:
             raise ConfigurationError(
                 f"{name} was written by version {version!r} of memory layout and wire format, this program understands "
                 f"{VERSION}: use the same version of blendtorch-shm on both sides."
             )
-        addresses = content.get("addresses")
-        if not isinstance(addresses, dict) or not all(_is_list_of_str(value) for value in addresses.values()):
-            raise ConfigurationError(
-                f"{name} is not launch information: 'addresses' must map the name of each socket to a list of addresses."
-            )
-        commands = content.get("commands", [])
-        if not _is_list_of_str(commands):
-            raise ConfigurationError(f"{name} is not launch information: 'commands' must be a list of command lines.")
         try:
-            details = msgspec.convert(content.get("details", {}), dict[str, ForReaders])
+            known = msgspec.convert(content, _Content)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ConfigurationError(
-                f"{name} is not launch information: 'details' makes no sense ({error})."
-            ) from error
-        return LaunchInfo(
-            {name: [_address(a, details.get(a)) for a in values] for name, values in addresses.items()}, list(commands)
-        )
+            raise ConfigurationError(f"{name} is not launch information: {error}.") from error
+        addresses = {
+            name: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
+            for name, endpoints in known.addresses.items()
+        }
+        return LaunchInfo(addresses, known.commands)
+
+
+class _Content(msgspec.Struct):
+    """What the file holds beside its version. blendtorch writes no details."""
+
+    addresses: dict[str, list[str]]
+    commands: list[str] = []
+    details: dict[str, ForReaders] = {}
 
 
 def _address(endpoint: str, known: ForReaders | None) -> Address:
     if known is None:
         return Address(endpoint)
     return Address(endpoint, known.twin if known.twin is not None and known.twin.is_here() else None, known.keys)
-
-
-def _is_list_of_str(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value)

@@ -116,10 +116,6 @@ class ClipSink(Closable):
         with self._lock:
             return None if self._closed else self._clip.lend((shape, np.dtype(dtype)))
 
-    def end_clip(self) -> bool:
-        """Send the clip as far as it has come, waiting for room as long as it takes; whether there was one."""
-        return self._send()
-
     def close(self, *, patient: bool = True) -> None:
         """Send the clip that was begun, even if as many as may wait already do; then no more."""
         if self._is_copy:
@@ -135,7 +131,7 @@ class ClipSink(Closable):
             self._closed = True
             length = self._clip.length
             try:
-                self._send(wait=False)
+                self.end_clip(wait=False)
             except StreamClosed:
                 log.warning(
                     "A clip of %d frames was not sent: consumers hold all memory, and take nothing more.", length
@@ -147,7 +143,12 @@ class ClipSink(Closable):
         """In a forked child: the stream is its parent's."""
         self._is_copy = True
 
-    def _send(self, *, wait: bool = True) -> bool:
+    def end_clip(self, *, wait: bool = True) -> bool:
+        """Send the clip as far as it has come; whether there was one.
+
+        Args:
+            wait: for room, as long as it takes.
+        """
         with self._lock:
             if self._clip.length == 0:
                 return False

@@ -156,11 +156,10 @@ class Consumer(Closable):
         if found is None:
             return None
         self._wake_producer_if_few(found[0])
-        claimed = Claimed(*self._open_raw(*found, always_lease=True))
-        if claimed.lease is None:
-            ring, slot = found
-            self._release(ring, slot, ring.generation[slot])
-        return claimed
+        header, payload, sequence, lease, generation = self._open_raw(*found, always_lease=True)
+        if lease is None:
+            self._release(*found, generation)
+        return Claimed(header, payload, sequence, lease)
 
     def _ready(self) -> list[tuple[Ring, list[int]]]:
         """Where the READY messages lie, the oldest first: some slots of a ring, then some of another one."""
@@ -214,25 +213,26 @@ class Consumer(Closable):
     def _open(self, ring: Ring, slot: int) -> Message | None:
         """The message in a slot that was just claimed; None if it makes no sense."""
         try:
-            header, payload, sequence, lease = self._open_raw(ring, slot)
+            header, payload, sequence, lease, generation = self._open_raw(ring, slot)
             try:
                 message = Message(sequence, self._decoder.decode(header, payload))
             except WireError:
                 if lease is None:
-                    self._release(ring, slot, ring.generation[slot])
+                    self._release(ring, slot, generation)
                 else:
                     self.end(lease)
                 raise
             if lease is None:
-                generation = ring.generation[slot]
                 self._calls.note(message, functools.partial(self._release, ring, slot, generation))
             return message
         except (SegmentError, WireError) as error:
             self._reject(error)
             return None
 
-    def _open_raw(self, ring: Ring, slot: int, *, always_lease: bool = False) -> tuple[bytes, Bytes, int, Lease | None]:
-        """What a :class:`Claimed` has, of the message in a slot that was just claimed.
+    def _open_raw(
+        self, ring: Ring, slot: int, *, always_lease: bool = False
+    ) -> tuple[bytes, Bytes, int, Lease | None, int]:
+        """What a :class:`Claimed` has, of the message in a slot that was just claimed, and the slot's generation.
 
         Without a lease, the caller releases the slot.
 
@@ -260,11 +260,11 @@ class Consumer(Closable):
             lease = Lease(payload, callback.send)
             lease.ring, lease.slot, lease.generation, lease.call = ring, slot, generation, self._calls.number
             self._leases[id(lease)] = lease
-            return header, payload, sequence, lease
+            return header, payload, sequence, lease, generation
         if hoarding and payload_nbytes:
             member.copied.add(1)
             self._say_hoarding(ring)
-        return header, payload.copy(), sequence, None
+        return header, payload.copy(), sequence, None, generation
 
     def reject(self, count: int = 1) -> None:
         """Count what made no sense."""

@@ -92,17 +92,15 @@ class Inbox(Closable):
             SegmentError: the socket cannot be made.
         """
         endpoint = place.inbox(consumer)
-        if endpoint in self._bound:
-            self._keys.add(key)
-            return
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise SegmentError(
-                f"Cannot make the inbox {endpoint}: {error}. Is the launch over, or its directory removed?"
-            ) from error
-        self._bound.add(endpoint)
         self._keys.add(key)
+        if endpoint not in self._bound:
+            try:
+                self.socket.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise SegmentError(
+                    f"Cannot make the inbox {endpoint}: {error}. Is the launch over, or its directory removed?"
+                ) from error
+            self._bound.add(endpoint)
 
     def read(self) -> Token | None:
         """The next number that is here; None if there is none, or something else."""
@@ -163,9 +161,7 @@ class Outbox(Closable):
             socket = self._sockets.get(consumer) or self._connect(consumer)
             socket.send(number, zmq.DONTWAIT)
             return True
-        except (
-            zmq.ZMQError
-        ):  # its queue is full, its inbox has gone, or no more files may be opened: connect anew next time
+        except zmq.ZMQError:  # a full queue, no inbox any more, or too many files: connect anew next time
             if consumer in self._sockets:
                 self._sockets.pop(consumer).close()
             return False

@@ -137,9 +137,7 @@ class Source(Closable):
         if held and message is not None:
             calls.cut = True
         else:
-            calls.handed = (
-                calls.number
-            )  # last: from 3.11 on, Python looks for no signal until the caller has the message
+            calls.handed = calls.number  # last: from 3.11 on, no signal is looked for until the caller has the message
         return message
 
     def hand_over(self) -> None:

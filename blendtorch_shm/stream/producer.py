@@ -124,7 +124,7 @@ class Producer(Closable):
         self._lock = threading.RLock()
         self._is_in_call = False  # also left behind by a call that was cut short
         self._running = threading.Lock()  # held while a call runs: a call by a signal's handler finds it locked
-        self._closed = self._stopping = self._is_copy = False
+        self._closed = self._stopping = False
         self._spin = Spin()
         self._locks = place.open_locks()
         if not self._locks.hold(PRODUCER_LOCK):
@@ -435,7 +435,7 @@ class Producer(Closable):
 
     def close(self, *, patient: bool = True) -> None:
         """See :class:`Sink`. READY messages stay for the consumers; the launcher removes the memory."""
-        if self._is_copy:  # of a forked child, on its way out perhaps: the stream is its parent's
+        if self._locks.fd < 0:  # closed; or a forked child's copy of its parent's
             return
         self.stop_waiting()
         with self._lock:
@@ -453,7 +453,7 @@ class Producer(Closable):
 
     def in_child(self) -> None:
         """In a forked child: the stream is its parent's."""
-        self._is_copy = self._closed = True
+        self._closed = True
         self._lock, self._running = threading.RLock(), threading.Lock()  # a thread of the parent may have held them
 
     def __repr__(self) -> str:

@@ -43,13 +43,13 @@ ANNA, BERT, CARL = (name * 16 for name in (b"A", b"B", b"C"))
 
 
 class Number(NamedTuple):
-    """A message of a producer."""
+    """A message of a producer: the session looks at nothing but its number."""
 
     sequence: int
 
 
-Session = ProducerSession[Number]
-Event = Callable[[Session], Sequence[Action[Number]] | None]
+Session = ProducerSession
+Event = Callable[[Session], Sequence[Action] | None]
 
 
 def hello(
@@ -74,7 +74,7 @@ def hear(route: bytes, *said: Said) -> Event:
 def offer(*sequences: int, share: int = 100) -> Event:
     """Messages become READY; as many are sent as there is room for."""
 
-    def run(session: Session) -> list[Action[Number]]:
+    def run(session: Session) -> list[Action]:
         actions = list(session.send_again())
         for sequence in sequences:
             peer = session.hungriest(share)
@@ -97,27 +97,27 @@ def connection_ended(now: float) -> Event:
     return lambda session: session.connection_ended(now)
 
 
-def close(session: Session) -> list[Action[Number]]:
+def close(session: Session) -> list[Action]:
     return [*session.end(), *session.dismiss_unreachable()]
 
 
 # -- the producer's end: actions --------------------------------------------------------------------------------
 
 
-def send(route: bytes, generation: int, *sequences: int) -> list[Action[Number]]:
+def send(route: bytes, generation: int, *sequences: int) -> list[Action]:
     return [Send(route, STAMP.pack(generation, n, KEY), Number(n)) for n in sequences]
 
 
-def release(*sequences: int) -> list[Action[Number]]:
+def release(*sequences: int) -> list[Action]:
     return [Release(Number(n)) for n in sequences]
 
 
-def give_back(*sequences: int) -> list[Action[Number]]:
+def give_back(*sequences: int) -> list[Action]:
     return [GiveBack(Number(n)) for n in sequences]
 
 
-NOTHING: list[Action[Number]] = []
-PRODUCER: dict[str, list[tuple[Event, list[Action[Number]]]]] = {
+NOTHING: list[Action] = []
+PRODUCER: dict[str, list[tuple[Event, list[Action]]]] = {
     "messages are sent as there is room, and released when they are taken": [
         (hear(A, hello(ANNA, 1, room=2)), NOTHING),
         (offer(0, 1, 2), send(A, 1, 0, 1)),
@@ -709,7 +709,7 @@ class Network:
         self.next_route = 0
         self.producer: Session = ProducerSession(KEY)
 
-    def perform(self, actions: Sequence[Action[Number]]) -> None:
+    def perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, (Send, Tell)) and action.route not in self.down:
                 self.producer.unreachable(action.route, self.now)

@@ -107,7 +107,7 @@ class TcpForwarder(Closable):
         except BaseException:
             self._shut()
             raise
-        self._session: ProducerSession[Claimed] = ProducerSession(self._consumer.key)
+        self._session: ProducerSession = ProducerSession(self._consumer.key)
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._bell.fd):
             self._poller.register(source, zmq.POLLIN)
@@ -282,7 +282,7 @@ class TcpForwarder(Closable):
             self._complain(f"A message was not sent: {error}")
             return None
 
-    def _perform(self, actions: Sequence[Action[Claimed]]) -> None:
+    def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self._try_send(action.route, action.stamp, action.message.header, action.message.payload)

@@ -61,13 +61,14 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Generic, NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from ...errors import WireError
 from ...memory.layout import MAX_CONSUMERS, VERSION
 from ...memory.ring import Bytes
+from ...stream.lease import Claimed
 
 LOST_S = 2.0
 """How long a producer waits for a consumer whose connection closed; then its messages go to others."""
@@ -166,24 +167,13 @@ def parse(frames: Sequence[bytes]) -> Said | _AnyHello:
 # -- the producer's end -----------------------------------------------------------------------------------------
 
 
-class Numbered(Protocol):
-    """A message that a producer sends. Its header, payload and slot are not this module's business."""
-
-    @property
-    def sequence(self) -> int:
-        """Its number within the stream."""
-
-
-M = TypeVar("M", bound=Numbered)
-
-
 @dataclass(frozen=True)
-class Send(Generic[M]):
+class Send:
     """Send `message` to `route` behind the frame `stamp`. If that route is gone, tell :meth:`ProducerSession.unreachable`."""
 
     route: bytes
     stamp: bytes
-    message: M
+    message: Claimed
 
 
 @dataclass(frozen=True)
@@ -202,28 +192,28 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Release(Generic[M]):
+class Release:
     """A consumer has taken `message`: its slot is FREE."""
 
-    message: M
+    message: Claimed
 
 
 @dataclass(frozen=True)
-class GiveBack(Generic[M]):
+class GiveBack:
     """`message` was sent and not taken: it is READY again."""
 
-    message: M
+    message: Claimed
 
 
 @dataclass
-class Peer(Generic[M]):
+class Peer:
     """A consumer that has greeted."""
 
     session: bytes
     route: bytes
     generation: int
     room: int
-    sent: dict[int, M] = field(default_factory=dict)
+    sent: dict[int, Claimed] = field(default_factory=dict)
     """By sequence number, in the order they were sent: what it has not taken yet."""
     must_send_again: bool = False
     """It greeted: all of `sent` is to be sent in this generation."""
@@ -231,10 +221,10 @@ class Peer(Generic[M]):
     """When its route was found gone: it is LOST, not PRESENT."""
 
 
-Action = Send[M] | Tell | Reject | Release[M] | GiveBack[M]
+Action = Send | Tell | Reject | Release | GiveBack
 
 
-class ProducerSession(Generic[M]):
+class ProducerSession:
     """All consumers of one producer.
 
     Each method is an event. It returns the actions that the caller performs, in their order.
@@ -245,17 +235,17 @@ class ProducerSession(Generic[M]):
 
     def __init__(self, stream: int) -> None:
         self._stream = stream
-        self._peers: dict[bytes, Peer[M]] = {}  # by route; who waits longest for a message is first
+        self._peers: dict[bytes, Peer] = {}  # by route; who waits longest for a message is first
         self._probe_until = self._probed_at = 0.0
 
     @property
-    def peers(self) -> Sequence[Peer[M]]:
+    def peers(self) -> Sequence[Peer]:
         """The consumers that have greeted and not left, also those that are lost and may come back."""
         return list(self._peers.values())
 
     # -- what consumers say
 
-    def hear(self, route: bytes, frames: Sequence[bytes]) -> list[Action[M]]:
+    def hear(self, route: bytes, frames: Sequence[bytes]) -> list[Action]:
         """A message came from the connection `route`."""
         try:
             said = parse(frames)
@@ -277,16 +267,16 @@ class ProducerSession(Generic[M]):
             return self._release(peer, [said.sequence])
         return self._dismiss(peer)
 
-    def _refuse(self, route: bytes, why: str) -> list[Action[M]]:
+    def _refuse(self, route: bytes, why: str) -> list[Action]:
         return [Tell(route, REFUSAL + why.encode()), Reject(why)]
 
-    def _hear_hello(self, route: bytes, hello: Hello) -> list[Action[M]]:
+    def _hear_hello(self, route: bytes, hello: Hello) -> list[Action]:
         peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
         if peer is not None and hello.generation <= peer.generation:
             return []  # of an earlier connection, overtaken
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
             return self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
-        actions: list[Action[M]] = []
+        actions: list[Action] = []
         if peer is None:
             peer = Peer(hello.session, route, hello.generation, 0)
         else:
@@ -303,16 +293,16 @@ class ProducerSession(Generic[M]):
 
     # -- messages for them
 
-    def send_again(self) -> list[Action[M]]:
+    def send_again(self) -> list[Action]:
         """There is time to send: what those who greeted since have not taken. Before anything new."""
-        actions: list[Action[M]] = []
+        actions: list[Action] = []
         for peer in self._peers.values():
             if peer.must_send_again and peer.lost_at is None:
                 peer.must_send_again = False
                 actions += [self._send(peer, message) for message in peer.sent.values()]
         return actions
 
-    def hungriest(self, share: int) -> Peer[M] | None:
+    def hungriest(self, share: int) -> Peer | None:
         """Who gets the next message: of those that are present and have room, the one with the fewest messages on their way; of
         equals, the one that has waited longest.
 
@@ -324,13 +314,13 @@ class ProducerSession(Generic[M]):
         ]
         return min(with_room, key=lambda peer: len(peer.sent), default=None)
 
-    def assign(self, peer: Peer[M], message: M) -> list[Action[M]]:
+    def assign(self, peer: Peer, message: Claimed) -> list[Action]:
         """The producer has a message for the :meth:`hungriest`."""
         self._peers[peer.route] = self._peers.pop(peer.route)  # it has waited longest no more
         peer.sent[message.sequence] = message
         return [] if peer.must_send_again else [self._send(peer, message)]
 
-    def _send(self, peer: Peer[M], message: M) -> Send[M]:
+    def _send(self, peer: Peer, message: Claimed) -> Send:
         return Send(peer.route, STAMP.pack(peer.generation, message.sequence, self._stream), message)
 
     # -- who is gone
@@ -345,7 +335,7 @@ class ProducerSession(Generic[M]):
         if peer is not None and peer.lost_at is None:
             peer.lost_at = now
 
-    def time_passed(self, now: float) -> list[Action[M]]:
+    def time_passed(self, now: float) -> list[Action]:
         """Look for those who are gone, and give the messages of those to others who did not come back."""
         actions = self._dismiss_lost(now - LOST_S)
         if now < self._probe_until and now - self._probed_at > PROBE_EVERY_S:
@@ -353,26 +343,26 @@ class ProducerSession(Generic[M]):
             actions += self._tell_all(PROBE)
         return actions
 
-    def end(self) -> list[Action[M]]:
+    def end(self) -> list[Action]:
         """The producer closes. After these actions, :meth:`dismiss_unreachable`."""
         return [*self.send_again(), *self._tell_all(END)]
 
-    def dismiss_unreachable(self) -> list[Action[M]]:
+    def dismiss_unreachable(self) -> list[Action]:
         """The producer has closed: whoever could not be told gets nothing more. What the others were sent is theirs."""
         return self._dismiss_lost(float("inf"))
 
-    def _tell_all(self, remark: bytes) -> list[Action[M]]:
+    def _tell_all(self, remark: bytes) -> list[Action]:
         return [Tell(peer.route, remark) for peer in self._peers.values() if peer.lost_at is None]
 
-    def _dismiss_lost(self, before: float) -> list[Action[M]]:
+    def _dismiss_lost(self, before: float) -> list[Action]:
         lost = [peer for peer in self._peers.values() if peer.lost_at is not None and peer.lost_at < before]
         return [action for peer in lost for action in self._dismiss(peer)]
 
-    def _dismiss(self, peer: Peer[M]) -> list[Action[M]]:
+    def _dismiss(self, peer: Peer) -> list[Action]:
         del self._peers[peer.route]
         return [GiveBack(message) for message in peer.sent.values()]
 
-    def _release(self, peer: Peer[M], sequences: Sequence[int]) -> list[Action[M]]:
+    def _release(self, peer: Peer, sequences: Sequence[int]) -> list[Action]:
         return [Release(peer.sent.pop(sequence)) for sequence in sequences if sequence in peer.sent]
 
 
