@@ -64,7 +64,18 @@ def leave_note(note: Note, text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class InstanceReport:
+class _Status:
+    """What ``instance-XX.json`` holds."""
+
+    btid: int
+    pid: int
+    state: InstanceState
+    exit_code: int | None
+    restarts: int
+
+
+@dataclass(frozen=True)
+class InstanceReport(_Status):
     """What is known about one instance, for whoever waits for it.
 
     Args:
@@ -78,13 +89,8 @@ class InstanceReport:
         restarts: how often it was started again.
     """
 
-    btid: int
-    state: InstanceState
-    exit_code: int | None
     log_tail: str
     renderer: str
-    pid: int
-    restarts: int
 
     def is_stopped(self) -> bool:
         """Whether its process is stopped, by SIGSTOP or a debugger, so that nothing happens in it."""
@@ -145,26 +151,15 @@ def _text(path: str) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Status:
-    """What ``instance-XX.json`` holds."""
-
-    btid: int
-    pid: int
-    state: InstanceState
-    exit_code: int | None
-    restarts: int
-
-    @classmethod
-    def read(cls, path: Path) -> _Status | None:
-        """The status in a file; None if the file was removed meanwhile, or is not one of ours."""
-        try:
-            status = cls(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return None
-        numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
-        fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
-        return status if fits else None
+def _read_status(path: Path) -> _Status | None:
+    """The status in a file; None if the file was removed meanwhile, or is not one of ours."""
+    try:
+        status = _Status(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
+    fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
+    return status if fits else None
 
 
 def write_status(
@@ -178,16 +173,12 @@ def write_status(
 
 def instance_reports(directory: str) -> list[InstanceReport]:
     """What the launch knows about its instances, in the order of their numbers; empty once the launch is over."""
-    statuses = [status for path in Path(directory).glob("instance-*.json") if (status := _Status.read(path))]
+    statuses = [status for path in Path(directory).glob("instance-*.json") if (status := _read_status(path))]
     return [
         InstanceReport(
-            status.btid,
-            status.state,
-            status.exit_code,
-            log_tail(directory, status.btid),
-            read_note(directory, status.btid, "renderer"),
-            status.pid,
-            status.restarts,
+            **vars(status),
+            log_tail=log_tail(directory, status.btid),
+            renderer=read_note(directory, status.btid, "renderer"),
         )
         for status in sorted(statuses, key=lambda status: status.btid)
     ]

@@ -109,6 +109,10 @@ _CONSUMERS_OFFSET = ASLEEP_OFFSET + MAX_CONSUMERS * 8
 CONTROL_NBYTES = _CONSUMERS_OFFSET + MAX_CONSUMERS * CONSUMER_RECORD.itemsize
 
 
+STATES_OFFSET = RING_HEADER.itemsize
+"""Byte offset of the state bytes in a ring segment."""
+
+
 def word(record: np.dtype[np.void], field: str) -> int:
     """Index of `field` in a ``memoryview.cast('Q')`` that starts where the record starts."""
     fields = record.fields
@@ -127,14 +131,9 @@ def consumer_word(index: int, field: str) -> int:
     return (_CONSUMERS_OFFSET + index * CONSUMER_RECORD.itemsize) // 8 + word(CONSUMER_RECORD, field)
 
 
-def states_offset() -> int:
-    """Byte offset of the state bytes in a ring segment."""
-    return RING_HEADER.itemsize
-
-
 def records_offset(num_slots: int) -> int:
     """Byte offset of the slot records in a ring segment."""
-    return states_offset() + align(num_slots)
+    return STATES_OFFSET + align(num_slots)
 
 
 def slots_offset(num_slots: int) -> int:

@@ -72,8 +72,7 @@ class Ring:
         self.number = number
         self.num_slots = num_slots
         self.slot_nbytes = slot_nbytes
-        start = layout.states_offset()
-        self._states = segment.view[start : start + num_slots]
+        self._states = segment.view[layout.STATES_OFFSET : layout.STATES_OFFSET + num_slots]
         first_word = layout.records_offset(num_slots) // 8
         records = segment.words[first_word : first_word + num_slots * _RECORD_WORDS]
         self.generation, self.sequence, self.owner, self._payload_nbytes, self._header_nbytes, self.flags = (
@@ -104,13 +103,10 @@ class Ring:
         Raises:
             SegmentError: it is not a ring of this stream and version, or smaller than its header says.
         """
-        if segment.nbytes < layout.PAGE:
-            raise SegmentError(f"{segment.name} has {segment.nbytes} bytes, which is too small for a ring.")
-        magic, version, found_key, found_number, num_slots, slot_nbytes = (
-            segment.words[word(layout.RING_HEADER, field)]
-            for field in ("magic", "version", "key", "number", "num_slots", "slot_nbytes")
+        check_header(segment, RING_MAGIC)
+        found_key, found_number, num_slots, slot_nbytes = (
+            segment.words[word(layout.RING_HEADER, field)] for field in ("key", "number", "num_slots", "slot_nbytes")
         )
-        check_header(segment, magic, RING_MAGIC, version)
         if (found_key, found_number) != (key, number):
             raise SegmentError(f"{segment.name} is not ring {number} of this stream.")
         if number >= MAX_RINGS or not 1 <= num_slots <= MAX_SLOTS or slot_nbytes == 0 or slot_nbytes % layout.PAGE:
@@ -323,10 +319,13 @@ class Ring:
             raise SegmentError(f"Slot {slot} of ring {self.number}: {error}.") from None
 
 
-def check_header(segment: Segment, magic: int, expected: int, version: int) -> None:
-    """Refuse a segment that is something else or of another version."""
-    if magic != expected:
-        raise SegmentMissing(f"{segment.name} is not what its name says (or its creator has not finished).")
+def check_header(segment: Segment, magic: int) -> None:
+    """Refuse a segment that is something else or of another version. The headers of rings and streams begin alike."""
+    if segment.nbytes < layout.PAGE or segment.words[word(layout.RING_HEADER, "magic")] != magic:
+        raise SegmentMissing(
+            f"{segment.name} of {segment.nbytes} bytes is not what its name says (or its creator has not finished)."
+        )
+    version = segment.words[word(layout.RING_HEADER, "version")]
     if version != VERSION:
         raise SegmentError(
             f"{segment.name} has memory layout {version}, this program understands {VERSION}: "

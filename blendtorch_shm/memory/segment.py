@@ -12,7 +12,6 @@ import errno
 import mmap
 import os
 import platform
-import secrets
 
 import posix_ipc
 
@@ -127,11 +126,6 @@ def unlink(name: str) -> None:
 def private(nbytes: int) -> Segment:
     """`nbytes` of zeroed memory that belongs to this process."""
     return Segment("", mmap.mmap(-1, nbytes))
-
-
-def random_key() -> int:
-    """A 64-bit random number, never 0."""
-    return secrets.randbits(64) | 1
 
 
 def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:

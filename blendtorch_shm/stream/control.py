@@ -6,12 +6,13 @@ through a :class:`~.place.Place`: shared memory, or the memory of one process.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from ..errors import SegmentError, SegmentMissing
-from ..memory import layout, segment
+from ..errors import SegmentError
+from ..memory import layout
 from ..memory.layout import ASLEEP_OFFSET, CONTROL_NBYTES, FLAG_LOCAL_ONLY, MAX_CONSUMERS, STREAM_MAGIC, VERSION, word
 from ..memory.locks import PRODUCER_LOCK, Locks
 from ..memory.ring import Ring, check_header
@@ -82,7 +83,7 @@ class Control:
         """
         place.unlink("")
         memory = place.create("", CONTROL_NBYTES)
-        memory.words[word(layout.STREAM_HEADER, "key")] = segment.random_key()
+        memory.words[word(layout.STREAM_HEADER, "key")] = secrets.randbits(64) | 1  # never 0
         memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
         memory.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC  # last: a half-written header is no stream
         return cls(memory)
@@ -96,10 +97,7 @@ class Control:
             SegmentError: it is of another version.
         """
         memory = place.attach("")
-        if memory.nbytes < layout.PAGE:
-            raise SegmentMissing(f"{memory.name} has {memory.nbytes} bytes, which is too small for a control segment.")
-        magic, version = (memory.words[word(layout.STREAM_HEADER, name)] for name in ("magic", "version"))
-        check_header(memory, magic, STREAM_MAGIC, version)
+        check_header(memory, STREAM_MAGIC)
         if memory.nbytes < CONTROL_NBYTES:
             raise SegmentError(f"{memory.name} has {memory.nbytes} bytes, a control segment has {CONTROL_NBYTES}.")
         return cls(memory)

@@ -50,6 +50,6 @@ def test_the_control_segment_has_the_documented_fields() -> None:
 def test_everything_starts_on_a_cache_line_and_slots_on_a_page() -> None:
     for num_slots in (1, 16, 63, 64, 65, 1000):
         assert layout.records_offset(num_slots) % layout.CACHE_LINE == 0
-        assert layout.records_offset(num_slots) >= layout.states_offset() + num_slots
+        assert layout.records_offset(num_slots) >= layout.STATES_OFFSET + num_slots
         assert layout.slots_offset(num_slots) % layout.PAGE == 0
         assert layout.slots_offset(num_slots) >= layout.records_offset(num_slots) + 64 * num_slots

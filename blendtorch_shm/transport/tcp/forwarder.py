@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import zmq
@@ -134,7 +135,9 @@ class TcpForwarder(Closable):
 
         self._authenticator = ThreadAuthenticator(self._context, log=logging.getLogger("blendtorch.zap"))
         self._authenticator.start()
-        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), _OneKey(keys.client_public))
+        expected = keys.client_public.encode()
+        readers = SimpleNamespace(callback=lambda domain, key: secrets.compare_digest(key, expected))
+        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), readers)
         self._socket.zap_domain = _ZAP_DOMAIN
         self._socket.zap_enforce_domain = 1
         keys.secure(self._socket)
@@ -328,14 +331,3 @@ def _check_reach(address: Address, keys: ServerKeys | None) -> None:
                 f"through BlenderLauncher, which makes keys, or say allow_unauthenticated=True."
             )
         log.warning("%s is open to every program that reaches this host: connections are not authenticated.", address)
-
-
-class _OneKey:
-    """The one client key that an authenticator accepts."""
-
-    def __init__(self, client_public: str) -> None:
-        self._key = client_public.encode()
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Whether `key` (Z85) may connect."""
-        return secrets.compare_digest(key, self._key)

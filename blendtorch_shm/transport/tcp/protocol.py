@@ -419,7 +419,6 @@ class ConsumerSession:
         self._generation = 0
         self._ended_generation = -1  # what was sent up to this one is ours: END followed
         self._arrived: deque[Arrived] = deque()
-        self._max_taken = room
         self._taken: deque[int] = deque(maxlen=room)  # sequence numbers
         self._taken_from = 0  # key of the stream that they are of
 
@@ -522,7 +521,7 @@ class ConsumerSession:
     def accept(self, arrived: Arrived) -> Taken | None:
         """The consumer has taken this message, or has seen that it makes no sense. Saying so twice does no harm."""
         if arrived.stream != self._taken_from:
-            self._taken, self._taken_from = deque(maxlen=self._max_taken), arrived.stream
+            self._taken, self._taken_from = deque(maxlen=self._taken.maxlen), arrived.stream
         if arrived.sequence not in self._taken:
             self._taken.append(arrived.sequence)
         if self._arrived and self._arrived[0] is arrived:
