@@ -60,6 +60,7 @@ class Consumer(Closable):
     Attributes:
         place: where the stream lives.
         key: of the stream; its slot numbers carry it.
+        index: which of the stream's consumers this is.
         sleepers: the consumers of the stream that sleep.
 
     Raises:
@@ -68,9 +69,8 @@ class Consumer(Closable):
     Example::
 
         with Consumer(place) as consumer:
-            while (claimed := consumer.claim()) is not None:
-                send(claimed.header, claimed.payload)
-                consumer.end(claimed.lease)
+            while (message := consumer.take()) is not None:
+                print(message.fields)
     """
 
     def __init__(self, place: Place, calls: Calls | None = None) -> None:
@@ -87,14 +87,10 @@ class Consumer(Closable):
         self._last_reclaim = 0.0
         self.sleepers = Sleepers(place, self._control)
         self._member = Membership(place, self._control, self._rings)
+        self.index = self._member.index
         forks.register(self)
         _of_this_process.add(self)
         self.reclaim_dead()  # first of all, so that who replaces a dead consumer gets what that one held in its order
-
-    @property
-    def index(self) -> int:
-        """Which of the stream's consumers this is."""
-        return self._member.index
 
     # -- taking messages ----------------------------------------------------------------------------------------
 
@@ -292,7 +288,7 @@ class Consumer(Closable):
 
     def say_asleep(self, since_ns: int) -> None:
         """Write since when this consumer sleeps; 0: it is awake. It must look once more after it said that it sleeps."""
-        self.sleepers.say(self._member.index, since_ns)
+        self._control.asleep[self.index] = since_ns
 
     def pass_on(self) -> None:
         """If a READY message is left and another consumer sleeps, send that one its number."""

@@ -132,7 +132,8 @@ class Source(Closable):
             message = self._take() or self._wait(time.monotonic() + timeout_s, spins=True)
         except BaseException:
             calls.cut = True  # here: Python looks for the next signal when a function begins
-            self._end_badly()
+            if self._unusable:
+                self._take_down()
             raise
         if held and message is not None:
             calls.cut = True
@@ -162,7 +163,8 @@ class Source(Closable):
                     del first
         except BaseException:
             calls.cut = True  # here: Python looks for the next signal when a function begins
-            self._end_badly()
+            if self._unusable:
+                self._take_down()
             raise
         calls.handed = calls.number
         return messages
@@ -238,10 +240,6 @@ class Source(Closable):
         for stream in self._streams:
             stream.reconcile()
 
-    def _end_badly(self) -> None:
-        if self._unusable:
-            self._take_down()
-
     def _take(self) -> Message | None:
         """The oldest message of the next lane that has one; first of all what a call that was cut short had taken."""
         calls = self._calls
@@ -285,7 +283,7 @@ class Source(Closable):
         while (remaining_s := until - time.monotonic()) > 0:
             if self._unusable:
                 raise StreamClosed(self._unusable)
-            if spins and self._anyone_asleep():
+            if spins and any(stream.sleepers.anyone() for stream in self._streams):
                 spins = False
                 os.sched_yield()  # once: a producer that shares this CPU may have a message by then
                 message = self._take()
@@ -300,9 +298,6 @@ class Source(Closable):
         self._spin.end()
         self._look_after()
         return self._take()
-
-    def _anyone_asleep(self) -> bool:
-        return any(stream.sleepers.anyone() for stream in self._streams)
 
     def _sleep(self, timeout_s: float) -> Message | None:
         """Say that this source sleeps, look once more, then sleep; the message found, if any.

@@ -76,10 +76,6 @@ class Sleepers:
         self._told_at = 0.0
         self._told: dict[int, int] = {}  # consumer -> of which sleep it was told
 
-    def say(self, consumer: int, since_ns: int) -> None:
-        """Write since when a consumer sleeps; 0: it is awake. It must look once more after it said that it sleeps."""
-        self._asleep[consumer] = since_ns
-
     def anyone(self) -> bool:
         """Whether a consumer sleeps."""
         return self._asleep.tobytes() != _NOBODY
