@@ -119,7 +119,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     def _stream(self, count: int, recorder: WorkerRecorder | None) -> Iterator[Any]:
         if count == 0:
             return
-        transforms = self.item_transform is not None or type(self)._item is not RemoteIterableDataset._item
+        ours = getattr(self._item, "__func__", None) is RemoteIterableDataset._item and self.item_transform is None
         source = open_source(self.addresses, queue_size=self.queue_size, count=count)
         try:
             for received in range(count):
@@ -132,7 +132,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
                 if recorder is not None:
                     source.hand_over()  # to the recording
                     recorder.save(message.fields)  # before users get at the arrays, and only they may change them
-                if transforms:
+                if not ours:
                     source.hand_over()  # to the transform, which may keep it
                 item = self._item(message.fields)
                 item = to_tensors(item) if self.output == "torch" else item

@@ -24,6 +24,7 @@ from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.stats import stats
 from blendtorch_shm.transport import open_sink
 from torch_side import RemoteIterableDataset
@@ -390,34 +391,61 @@ def lose_a_worker(addresses: list[str], pipe: Any) -> None:
     pipe.send((errors, len({key(item) for item in again})))
 
 
-@pytest.mark.long
-def test_ctrl_c_anywhere_in_an_iteration_costs_no_item() -> None:
+@pytest.fixture
+def stream() -> Iterator[tuple[Address, SharedPlace, Producer]]:
+    """A stream in shared memory, and its producer, in this process."""
     with contextlib.ExitStack() as cleanup:
         directory = LaunchDirectory()
         cleanup.callback(directory.remove)
         directory.create()
         twin = directory.twin("DATA", 0)
-        address, place = Address(f"tcp://127.0.0.1:{free_port()}", twin), SharedPlace(twin)
-        sink = cleanup.enter_context(open_sink(address))
-        dataset = RemoteIterableDataset(address, timeoutms=20_000)
-        received: list[int] = []
-        published = 0
-        iterations: list[Iterator[Any]] = []
+        address = Address(f"tcp://127.0.0.1:{free_port()}", twin)
+        yield address, SharedPlace(twin), cleanup.enter_context(open_sink(address))
 
-        def take() -> None:
-            iterations.append(iter(dataset))
-            for item in iterations[-1]:
-                received.append(int(item["i"]))  # not traced: the item is ours
-                break
 
-        for where in everywhere(take, [str(torch_side.dataset.__file__)]):
-            iterations.clear()
-            assert received == list(range(len(received))), where
-            while inspect(place).count(State.READY) < 3:
-                sink.publish({"i": published, "image": np.zeros(9000, np.uint8)})
-                published += 1
-        dataset.stream_length(published - len(received))
-        assert received + [item["i"] for item in dataset] == list(range(published))
+@pytest.mark.long
+def test_ctrl_c_anywhere_in_an_iteration_costs_no_item(stream: tuple[Address, SharedPlace, Producer]) -> None:
+    address, place, sink = stream
+    dataset = RemoteIterableDataset(address, timeoutms=20_000)
+    received: list[int] = []
+    published = 0
+    iterations: list[Iterator[Any]] = []
+
+    def take() -> None:
+        iterations.append(iter(dataset))
+        for item in iterations[-1]:
+            received.append(int(item["i"]))  # not traced: the item is ours
+            break
+
+    for where in everywhere(take, [str(torch_side.dataset.__file__)]):
+        iterations.clear()
+        assert received == list(range(len(received))), where
+        while inspect(place).count(State.READY) < 3:
+            sink.publish({"i": published, "image": np.zeros(9000, np.uint8)})
+            published += 1
+    dataset.stream_length(published - len(received))
+    assert received + [item["i"] for item in dataset] == list(range(published))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_a_transform_was_given_is_its_own_even_if_it_raises(
+    stream: tuple[Address, SharedPlace, Producer], error: type[BaseException]
+) -> None:
+    address, _, sink = stream
+    kept = []
+
+    def keep_and_raise(item: dict[str, Any]) -> None:
+        kept.append(item["image"])
+        raise error
+
+    sink.publish({"image": np.full(9000, 1, np.uint8)})
+    with pytest.raises(error):
+        next(iter(RemoteIterableDataset(address, item_transform=keep_and_raise)))
+    for value in range(2, 40):
+        sink.publish({"image": np.full(9000, value, np.uint8)})
+        (item,) = RemoteIterableDataset(address, max_items=1)
+        assert (item["image"] == value).all()
+    assert (kept[0] == 1).all()
 
 
 def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(addresses: list[str]) -> None:
