@@ -73,6 +73,12 @@ class ClipSink(Closable):
         sink: where clips go; closed with this sink.
         frames_per_clip: T.
         once: fields of which a clip has one value, not one per frame. Another value begins another clip.
+
+    Example::
+
+        with ClipSink(open_sink(address), frames_per_clip=16) as sink:
+            for t in range(16):
+                sink.publish({"image": image, "t": t})  # with the last one, a clip is sent
     """
 
     def __init__(self, sink: Producer, frames_per_clip: int, *, once: Collection[str] = ()) -> None:
