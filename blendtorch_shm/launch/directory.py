@@ -172,13 +172,15 @@ def base_directories() -> list[str]:
 
 
 def _base() -> str:
-    """The first directory that can be written."""
+    """The first directory that can be written, and whose path is UTF-8: the path travels as JSON."""
     candidates = base_directories()
     for base in candidates:
-        if os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
+        is_utf8 = base.encode(errors="replace").decode() == base
+        if is_utf8 and os.path.isdir(base) and os.access(base, os.W_OK | os.X_OK):
             return base
     raise LaunchError(
-        f"No directory for logs: {', '.join(candidates)} cannot be written. Set TMPDIR to a writable one."
+        f"No directory for logs: {', '.join(candidates)} cannot be written (or the path is no UTF-8). "
+        f"Set TMPDIR to a writable one."
     )
 
 
@@ -192,7 +194,7 @@ def remove_launch(launch: str, directories: Iterable[str]) -> None:
             remove_blenders_folder(str(note))
     for name in os.listdir(SHARED_MEMORY):
         if name.startswith(f"bt-{launch}-"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # also another user's file, which only has such a name
                 os.unlink(f"{SHARED_MEMORY}/{name}")
     for directory in directories:
         with contextlib.suppress(OSError):

@@ -118,9 +118,17 @@ def _check_processor(name: str) -> None:
 
 
 def unlink(name: str) -> None:
-    """Remove the name; who has the segment mapped keeps it. A missing one is fine."""
-    with contextlib.suppress(posix_ipc.ExistentialError):
+    """Remove the name; who has the segment mapped keeps it. A missing one is fine.
+
+    Raises:
+        SegmentError: it is another user's.
+    """
+    try:
         posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        pass
+    except (OSError, posix_ipc.Error) as error:
+        raise SegmentError(f"Cannot remove the shared-memory segment {name}: {error}. Is it another user's?") from error
 
 
 def private(nbytes: int) -> Segment:

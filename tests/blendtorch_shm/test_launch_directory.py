@@ -47,6 +47,20 @@ def test_removing_a_launch_removes_its_shared_memory_and_nobody_elses(
     other.remove()
 
 
+def test_what_cannot_be_removed_keeps_neither_the_rest_nor_the_next_launch(directory: LaunchDirectory) -> None:
+    """Anybody on this host may make a file that is called like this launch's memory; a folder stands for what stays."""
+    stays = Path(f"/dev/shm/bt-{directory.launch}-AAAA")
+    stays.mkdir()
+    try:
+        for name in ("", "-DATA-0", "-ZZZZ"):  # the folder is not the last one, in whatever order they are found
+            posix_ipc.SharedMemory(f"/bt-{directory.launch}-{name}", posix_ipc.O_CREX, size=4096).close_fd()
+        directory.remove()
+        assert not os.path.exists(directory.path)
+        assert [name for name in os.listdir("/dev/shm") if directory.launch in name] == [stays.name]
+    finally:
+        stays.rmdir()
+
+
 def lock_is_held(path: str) -> bool:
     with open(f"{path}/{LOCK_FILE}", "rb") as lock:
         return is_locked(lock.fileno(), 0, 0)
@@ -125,6 +139,17 @@ def test_logs_may_lie_in_shared_memory_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert directory.path == directory.streams
     directory.remove()
     assert not os.path.exists(directory.path)
+
+
+def test_a_base_whose_path_is_no_text_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The path travels to the instances and their readers as JSON."""
+    strange, plain = os.fsdecode(bytes(tmp_path) + b"/\xff"), str(tmp_path / "\u00e4")
+    os.mkdir(strange)
+    os.mkdir(plain)
+    monkeypatch.setattr(launch_directory, "base_directories", lambda: [strange, plain])
+    directory = LaunchDirectory().create()
+    assert os.path.dirname(directory.path) == plain
+    directory.remove()
 
 
 def test_without_any_usable_base_the_error_names_them_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
