@@ -87,7 +87,8 @@ class Loan:
     def in_place(self, arrays: Sequence[Array]) -> dict[int, int]:
         """Of a message's arrays, by number, the offsets of those that lie in the slot already.
 
-        Only the very array that was lent counts, and once: a view of it would stay writable, so views are copied.
+        Only the very array that was lent counts, and once: a view of it would stay writable, so views are copied. So is an array
+        whose strides were changed: its elements do not lie in their order any more.
         """
         root = self.root()
         found: dict[int, int] = {}
@@ -95,6 +96,6 @@ class Loan:
             for ref, offset in self._lent:
                 array = ref()
                 number = next((i for i, candidate in enumerate(arrays) if candidate is array), None)
-                if array is not None and number is not None and array.base is root:
+                if array is not None and number is not None and array.base is root and array.flags.c_contiguous:
                     found[number] = offset
         return found

@@ -403,6 +403,20 @@ def test_a_lent_array_arrives_without_a_copy_on_the_producers_side(transport: Tr
         np.testing.assert_array_equal(fields["image"], picture(i))
 
 
+@pytest.mark.filterwarnings("ignore:Setting the strides:DeprecationWarning")
+def test_a_lent_array_whose_strides_were_changed_arrives_as_it_looks(transport: Transport) -> None:
+    sink, source = transport.open_sink(), transport.open_source()
+    sink.publish({"image": picture(0)})
+    receive(source)
+    lent = sink.lend((48, 64), np.uint8)
+    assert lent is not None
+    lent[...] = np.arange(48 * 64).reshape(48, 64) % 251
+    lent.strides = (1, 48)
+    expected = lent.copy()
+    sink.publish({"image": lent})
+    np.testing.assert_array_equal(receive(source)["image"], expected)
+
+
 def test_a_view_of_a_lent_array_and_several_lent_arrays_arrive_right(transport: Transport) -> None:
     sink, source = transport.open_sink(), transport.open_source()
     for i in range(10):
