@@ -11,6 +11,7 @@ they are ``inproc://``. Frames never travel here.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from collections.abc import Callable
 import zmq
 
 from ..closing import Closable
-from ..errors import SegmentError
 from ..message.token import Token, unpack
 from ..process import forks
 from .place import Place
+
+log = logging.getLogger("blendtorch.stream")
 
 _MOST_AT_ONCE = 256
 """Numbers that are read before the consumer goes on, so that nobody keeps it busy by sending."""
@@ -52,6 +54,11 @@ class _Context:
         socket.sndhwm = socket.rcvhwm = _MOST_WAITING
         socket.maxmsgsize = _LARGEST_NBYTES
         return socket
+
+    def start(self) -> None:
+        """Have its threads run, if they do not yet: ZeroMQ ends a process that has no file descriptors left for them."""
+        if self._context is None:
+            self.socket(zmq.PUSH).close()
 
     def in_child(self) -> None:
         """A forked child cannot use its parent's context; it makes one of its own."""
@@ -84,23 +91,21 @@ class Inbox(Closable):
         self._keys: set[int] = set()  # of those streams
 
     def bind(self, place: Place, key: int, consumer: int) -> None:
-        """Hear of the slots of the stream with this key.
+        """Hear of the slots of the stream with this key. Where no socket can be made, the consumer hears nothing, and looks by
+        itself.
 
         The caller holds the consumer's lock: a second binder takes a path over silently.
-
-        Raises:
-            SegmentError: the socket cannot be made.
         """
         endpoint = place.inbox(consumer)
         self._keys.add(key)
         if endpoint not in self._bound:
             try:
                 self.socket.bind(endpoint)
+                self._bound.add(endpoint)
             except zmq.ZMQError as error:
-                raise SegmentError(
-                    f"Cannot make the inbox {endpoint}: {error}. Is the launch over, or its directory removed?"
-                ) from error
-            self._bound.add(endpoint)
+                log.warning(
+                    "Cannot make the inbox %s: %s. Messages arrive all the same, up to 50 ms later.", endpoint, error
+                )
 
     def read(self) -> Token | None:
         """The next number that is here; None if there is none, or something else."""
@@ -126,7 +131,7 @@ class Inbox(Closable):
             return
         for endpoint in self._bound:
             if endpoint.startswith("ipc://"):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # removed, or something else in its place
                     os.unlink(endpoint.removeprefix("ipc://"))
             else:  # now: a socket that is closed keeps its name for a moment, and the next consumer could not have it
                 with contextlib.suppress(zmq.ZMQError):  # an interrupted close has done it
@@ -152,6 +157,7 @@ class Outbox(Closable):
     """
 
     def __init__(self, place: Place) -> None:
+        _context.start()  # now, while there are descriptors for that: see process/descriptors.py
         self._place = place
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
 

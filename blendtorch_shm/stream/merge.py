@@ -318,7 +318,7 @@ class Source(Closable):
                 stream.say_asleep(0)
             if inbox is not None and heard:
                 self._read_number(inbox)
-            elif not heard:
+            if not heard or time.monotonic() - self._looked_after > _LOOK_AFTER_S:  # numbers may come all the time
                 self._look_after()
             message = self._take()
         else:

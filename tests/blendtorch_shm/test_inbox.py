@@ -13,9 +13,11 @@ import pytest
 import zmq
 
 from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.memory.layout import MAX_SLOTS
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.token import NBYTES, Token, pack, unpack
+from blendtorch_shm.stream import merge
 from blendtorch_shm.stream.control import Control
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.merge import Source
@@ -24,6 +26,7 @@ from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.stats import stats
 
 from .members import (
+    NEVER_S,
     PATIENCE_S,
     ConsumerProcess,
     Heard,
@@ -262,6 +265,31 @@ def test_made_up_numbers_are_counted_and_neither_lose_nor_repeat_nor_execute_any
     consumer.end()
 
 
+def test_who_is_kept_awake_by_made_up_numbers_joins_new_streams_all_the_same(
+    place: SharedPlace, launch_directory: LaunchDirectory, sink: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "IDLE_S", NEVER_S)
+    later = SharedPlace(launch_directory.twin("DATA", 1))
+    done = threading.Event()
+    with Source([place, later]) as source, zmq.Context() as context, connect(context, place, 0) as attacker:
+
+        def publish_and_attack() -> None:
+            with Producer(later, trusted=True) as other:
+                other.publish({"i": 1})
+                while not done.wait(0.001):
+                    attacker.send(bytes(NBYTES))
+
+        thread = threading.Thread(target=publish_and_attack)
+        thread.start()
+        try:
+            message = source.receive(PATIENCE_S / 2)
+            assert message is not None
+            assert message.fields == {"i": 1}
+        finally:
+            done.set()
+            thread.join()
+
+
 def test_who_counts_made_up_numbers_says_so(
     place: SharedPlace, twin: Twin, sink: Producer, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> None:
@@ -372,6 +400,22 @@ def test_nothing_is_lost_where_an_inbox_was_removed(
         sink.publish({"i": i})
     assert consumer.result().fields == [{"i": i} for i in range(20)]
     consumer.end()
+
+
+def test_whatever_stands_in_the_place_of_an_inbox_closing_and_opening_go_on(
+    place: SharedPlace, twin: Twin, sink: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(twin.inbox_path(0))
+    with Source([place]):
+        path.unlink()
+        (path / "in it").mkdir(parents=True)
+    assert inspect(place).consumers == []
+    sink.publish({"i": 0})
+    with Source([place]) as source:
+        message = source.receive(PATIENCE_S)
+        assert message is not None
+        assert message.fields == {"i": 0}
+    assert f"Cannot make the inbox ipc://{path}" in caplog.text
 
 
 def test_nothing_is_lost_where_all_numbers_are_withheld(place: SharedPlace, twin: Twin, sink: Producer) -> None:

@@ -263,3 +263,32 @@ left()
 """
     )
     check_descriptors(output, range(0, 60, 4))
+
+
+def test_a_publisher_whose_script_uses_up_all_descriptors_goes_on() -> None:
+    """ZeroMQ ends a process that has too few for its threads, so these run already when a reader first sleeps."""
+    output = run(
+        f"""{LIMITED}
+import time
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.place import SharedPlace
+
+for spare in range(8):
+    pid = os.fork()
+    if pid == 0:
+        with open_sink(address) as sink:
+            sink.publish({{"number": 0}})
+            while not inspect(SharedPlace(address.twin)).asleep:
+                time.sleep(0.01)
+            with limited(spare):
+                sink.publish({{"number": 1}})
+                sink.publish({{"number": 2}})
+        os._exit(0)
+    with open_source([address]) as source:
+        assert [fields["number"] for fields in take(source, 3)] == [0, 1, 2]
+    assert os.waitpid(pid, 0)[1] == 0, spare
+directory.remove()
+left()
+"""
+    )
+    assert "left []" in output
