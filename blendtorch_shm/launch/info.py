@@ -95,7 +95,9 @@ class LaunchInfo:
             ) from error
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: it is not JSON ({error}).") from error
-        version = content.get("version", VERSION) if isinstance(content, dict) else VERSION  # blendtorch writes none
+        # blendtorch writes neither a version nor details
+        is_object = isinstance(content, dict)
+        version = content.get("version", 2 if "details" in content else VERSION) if is_object else VERSION
         if version != VERSION:
             raise ConfigurationError(
                 f"{name} was written by version {version!r} of memory layout and wire format, this program understands "

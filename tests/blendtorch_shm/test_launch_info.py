@@ -85,7 +85,7 @@ TWIN = {"directory": "", "launch": "01234567", "nonce": "", "name": "DATA", "bti
 
 
 def with_details(**details: Any) -> str:
-    return json.dumps({"addresses": {"DATA": ["tcp://x"]}, "details": {"tcp://x": details}})
+    return json.dumps({"version": VERSION, "addresses": {"DATA": ["tcp://x"]}, "details": {"tcp://x": details}})
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def with_details(**details: Any) -> str:
         ('{"addresses": {"DATA": "tcp://x"}}', r"`array`, got `str` - at `\$.addresses"),
         ('{"addresses": {"DATA": [1]}}', r"`str`, got `int` - at `\$.addresses"),
         ('{"addresses": {}, "commands": 3}', r"at `\$.commands"),
-        ('{"addresses": {}, "details": 3}', r"at `\$.details"),
-        ('{"addresses": {}, "details": {"tcp://x": {"twin": {"launch": 3}}}}', r"at `\$.details.*twin"),
+        (json.dumps({"version": VERSION, "addresses": {}, "details": 3}), r"at `\$.details"),
+        (with_details(twin={"launch": 3}), r"at `\$.details.*twin"),
         (with_details(twin={**TWIN, "launch": "../../etc"}), r"launch. - at `\$.details"),
         (with_details(twin={**TWIN, "name": "/../x"}), r"name of a socket. - at `\$.details"),
         (with_details(keys={**dataclasses.asdict(KEYS), "client_secret": "y"}), "client_secret"),
@@ -123,4 +123,14 @@ def test_launch_information_of_another_version_is_an_error_that_names_both(tmp_p
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "version": VERSION + 1}))
     with pytest.raises(ConfigurationError, match=rf"written by version {VERSION + 1} .* understands {VERSION}:"):
+        LaunchInfo.load_json(path)
+
+
+def test_launch_information_of_version_2_which_named_none_is_that_error_too(tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    LaunchInfo.save_json(path, launch_info())
+    content = json.loads(path.read_text())
+    del content["version"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=rf"written by version 2 .* understands {VERSION}:"):
         LaunchInfo.load_json(path)
