@@ -59,7 +59,10 @@ class ValueWriter:
             PublishError: it needs pickle and the connection is not trusted, it cannot be pickled, or it is nested too deep.
         """
         self._key = key
-        return self._value(value)
+        try:
+            return self._value(value)
+        except UnicodeEncodeError as error:
+            raise PublishError(f"publish({key}=...) contains a text that cannot be sent: {error}.") from error
 
     def _value(self, value: Any) -> Any:
         kind = type(value)

@@ -270,6 +270,6 @@ def test_a_decoder_keeps_no_array() -> None:
 
 
 def test_a_text_that_is_no_unicode_is_a_publish_error() -> None:
-    for fields in ({"a": "\ud800"}, {"\ud800": 1}, {"\ud800": np.zeros(3)}):
+    for fields in ({"a": "\ud800"}, {"\ud800": 1}, {"\ud800": np.zeros(3)}, {"a": ("\ud800",)}, {"a": {1: "\ud800"}}):
         with pytest.raises(PublishError, match="cannot be sent"):
             Encoder(trusted=True).take_apart(fields)
