@@ -195,8 +195,9 @@ class _Others:
     def use(self, trace: Trace) -> bool:
         path = trace.path
         assert path is not None
-        if trace.kind == "shared memory":
-            return str(path) in self._maps
+        if trace.kind == "shared memory":  # nobody may map it just now, but its launcher has the launch's lock open
+            streams = f"/dev/shm/blendtorch-{path.name.split('-')[1]}/"
+            return str(path) in self._maps or any(file.startswith(streams) for file in self._files)
         if trace.kind == "launch directory":  # the launcher holds a lock in it
             return any(file.startswith(f"{path.resolve()}/") for file in self._files)
         if trace.kind == "X socket":  # an Xvfb that chose its display number itself has no lock

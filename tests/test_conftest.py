@@ -57,8 +57,9 @@ import posix_ipc
 
 STEPS = pathlib.Path(os.environ["STEPS"])
 
-def test_that_has_much():
+def test_that_has_much(monkeypatch):
     from blendtorch_shm.launch.directory import LaunchDirectory
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(STEPS))  # as that of a desktop, which is no run of tests
     while not STEPS.joinpath("watch-begins").exists():
         time.sleep(0.01)
     directory = LaunchDirectory().create()
