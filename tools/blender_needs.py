@@ -26,8 +26,9 @@ LIBRARIES = [
 ]
 MESA = ["libegl-mesa0", "libgl1-mesa-dri"]
 
-# What the tests use besides: a Blender executable, its display, hosts of their own in network namespaces.
-PROGRAMS = [("blender", "blender"), ("Xvfb", "xvfb"), ("ip", "iproute2")]
+# What the tests use besides: a Blender executable, its display, hosts of their own in network namespaces, a C compiler for the
+# model of the protocol.
+PROGRAMS = [("blender", "blender"), ("Xvfb", "xvfb"), ("ip", "iproute2"), ("cc", "build-essential")]
 
 PROBE = """
 import bpy
@@ -118,7 +119,7 @@ def provide_libraries() -> None:
 
 def provide_programs() -> None:
     if (packages := missing_programs()) and (reason := install(packages)):
-        say(f"Tests with a Blender executable or a second host will be skipped ({reason}). To run them too:")
+        say(f"Tests with a Blender executable, a second host or the model will be skipped ({reason}). To run them too:")
         say(f"  {remedy(packages)}")
 
 

@@ -1,10 +1,10 @@
-"""Explores the big settings: some million states each, some minutes and gigabytes. ``--steps`` prints the table of steps."""
+"""Explores all settings, a minute and two gigabytes at most each. ``--steps`` prints the table of steps."""
 
 from __future__ import annotations
 
 import argparse
 
-from .explore import explore
+from .compiled import explore
 from .protocol import C, P, Protocol, R, Setting
 from .settings import LONG, SHORT
 

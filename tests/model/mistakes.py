@@ -5,16 +5,14 @@ from __future__ import annotations
 from .protocol import (
     AFTER_POLL,
     AFTER_SLEEP_STORE,
-    CHANGED,
-    HEAD,
+    HAS,
     INBOX,
-    LEASED,
-    MADE,
+    LIST,
     PC,
     PHASE,
     READY,
     REL_PC,
-    TRIED,
+    TARGET,
     C,
     P,
     Protocol,
@@ -85,11 +83,11 @@ class TellsBeforeReady(Mistake):
 
     def record(self, s: bytearray, p: int) -> bool:
         super().record(s, p)
-        s[p + PC] = P.WHO_SLEEPS
+        s[p + PC] = P.TELL
         return True
 
     def _told(self, s: bytearray, p: int) -> None:
-        s[p + PC] = P.COMMIT
+        s[p + PC], s[p + TARGET] = P.COMMIT, 0
 
     def published(self, s: bytearray, p: int) -> bool:
         super().published(s, p)
@@ -103,8 +101,7 @@ class ClaimsWithoutLock(Mistake):
     finds = "is claimed and not READY"
 
     def claim_lock(self, s: bytearray, c: int) -> bool:
-        slot = s[c + HEAD] - 1
-        s[c + PC] = C.OWNER if s[self.state + slot] == READY and not s[c + CHANGED] else C.MISSED
+        s[c + PC] = C.OWNER if s[self.state + s[c + LIST] - 1] == READY else C.MISSED
         return True
 
 
@@ -114,9 +111,9 @@ class DoesNotLookAgainAfterAMiss(Mistake):
     finds = "sleeps while"
 
     def claim_missed(self, s: bytearray, c: int) -> bool:
-        slot = s[c + HEAD] - 1
-        super().claim_missed(s, c)
-        s[c + TRIED] = 1 << slot
+        s[self.lock + s[c + LIST] - 1] = 0
+        self._end_claim(s, c)
+        self._next_stream(s, c)
         return True
 
 
@@ -124,10 +121,16 @@ class ReleasesAnyGeneration(Mistake):
     """A release that an interrupt cut after its store is repeated when the slot has another message."""
 
     setting_to_fail = Setting(messages=2, slots=1, max_ready=1, threads=True, faults=1, kinds=("consumer interrupted",))
-    finds = "is freed while a user has its message"
+    finds = "is freed"
 
-    def _may_release(self, s: bytearray, c: int, slot: int) -> bool:
-        return s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c]
+    def _new_generation(self, s: bytearray, slot: int) -> None:
+        pass
+
+    def release_interrupted(self, s: bytearray, c: int) -> bool:
+        if s[c + REL_PC] != R.WAITING or not self._fault(s, "consumer interrupted"):
+            return False
+        s[c + REL_PC] = R.FREE
+        return True
 
 
 class ReleasesWhatWasNotHandedOver(Mistake):
@@ -136,13 +139,9 @@ class ReleasesWhatWasNotHandedOver(Mistake):
     setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
     finds = "is freed and was not delivered"
 
-    def consumer_interrupted(self, s: bytearray, c: int) -> bool:
-        made = [slot for slot in range(self.count) if s[c + self.lease + slot] == MADE]
-        if not super().consumer_interrupted(s, c):
-            return False
-        for slot in made:
-            self._free(s, slot)
-        return True
+    def _drop(self, s: bytearray, c: int, slot: int) -> None:
+        super()._drop(s, c, slot)
+        self._free(s, slot)
 
 
 class KeepsALeaseWhoseEndWasCut(Mistake):
@@ -151,11 +150,18 @@ class KeepsALeaseWhoseEndWasCut(Mistake):
     setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
     finds = "is delivered twice"
 
-    def release_interrupted(self, s: bytearray, c: int) -> bool:
-        if not super().release_interrupted(s, c):
-            return False
-        self._released(s, c)
-        return True
+    def _note_cut_end(self, s: bytearray, c: int, slot: int) -> None:
+        pass
+
+
+class NobodyMends(Mistake):
+    """A lease whose end was cut does not end."""
+
+    setting_to_fail = Setting(messages=1, faults=1, kinds=("consumer interrupted",))
+    finds = "no order of steps"
+
+    def _is_something_to_look_after(self, s: bytearray, c: int) -> bool:
+        return self._anyone_dead(s)
 
 
 class PutsBackNothingAfterAnInterrupt(Mistake):
@@ -165,8 +171,6 @@ class PutsBackNothingAfterAnInterrupt(Mistake):
     finds = "no order of steps"
 
     def settle(self, s: bytearray, c: int) -> bool:
-        if s[c + REL_PC] == R.CUT:
-            return super().settle(s, c)
         return self._settled(s, c)
 
 
@@ -206,7 +210,7 @@ class RecoverAbortsNothing(Mistake):
 
     def recover(self, s: bytearray, p: int) -> bool:
         super().recover(s, p)
-        s[p + PC] = P.ROOM
+        s[p + PC] = P.PASS
         return True
 
 
@@ -228,8 +232,30 @@ class NumberNotPassedOn(Mistake):
         return True
 
 
-class AwakeStoredAfterTheLastLook(Mistake):
-    """A message that comes in between is told to nobody, for the producer has told this sleep before."""
+class WokenOneDoesNotPassOn(NumberNotPassedOn):
+    """The producer told only the one that was waking up, and that one takes one message of two."""
+
+    setting_to_fail = FAULTLESS
+
+
+class LeavesItToOneThatIsAwake(Mistake):
+    """The producer tells nobody else, though the one it told last is awake since."""
+
+    finds = "sleeps while"
+
+    def _say_asleep(self, s: bytearray, p: int, i: int) -> None:
+        super()._say_asleep(s, p, i)
+        s[p + self.told + i] = 0
+
+    def _forget_told(self, s: bytearray, p: int, i: int) -> None:
+        pass
+
+    def _is_waking_one(self, s: bytearray, p: int, teller: int) -> bool:
+        return any(s[p + self.told + i] & teller > 0 for i in range(self.setting.consumers))
+
+
+class AwakeStoredAfterPassingOn(Mistake):
+    """A message that comes in between is left to the one that seems to be waking up, and that one does not look again."""
 
     finds = "sleeps while"
 
@@ -241,16 +267,20 @@ class AwakeStoredAfterTheLastLook(Mistake):
 
     def _next_stream(self, s: bytearray, c: int) -> None:
         super()._next_stream(s, c)
-        if s[c + PC] == C.SLEEP and s[c + PHASE] == AFTER_POLL:
+        if s[c + PC] == C.CLEAR and s[c + PHASE] == AFTER_POLL:
             s[c + PC] = C.AWAKE
 
     def _taken(self, s: bytearray, c: int) -> None:
-        s[c + PC] = C.HAND_OVER if s[c + PHASE] not in (AFTER_POLL, AFTER_SLEEP_STORE) else C.AWAKE
+        s[c + PC] = C.PASS if s[c + PHASE] in (AFTER_POLL, AFTER_SLEEP_STORE) else C.HAND_OVER
+
+    def _passed(self, s: bytearray, c: int) -> None:
+        super()._passed(s, c)
+        if s[c + PC] == C.HAND_OVER:
+            s[c + PC] = C.AWAKE
 
     def awake(self, s: bytearray, c: int) -> bool:
         super().awake(s, c)
-        if s[c + PC] == C.READ:
-            s[c + PC] = C.SLEEP
+        s[c + PC] = C.HAND_OVER if s[c + HAS] else C.CLEAR
         return True
 
 
@@ -322,4 +352,6 @@ class OwnerClearedBeforeReady(Mistake):
         return super().consumer_steps() | {C.RECLAIM_OWNER: [Step("reclaim: store owner = 0", self.reclaim_owner)]}
 
 
-MISTAKES = Mistake.__subclasses__() + RecoverCountsNothing.__subclasses__()
+MISTAKES = [
+    each for each in vars().copy().values() if isinstance(each, type) and issubclass(each, Mistake) and each.finds
+]

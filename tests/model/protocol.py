@@ -1,6 +1,6 @@
 """The protocol of a stream as a model: each store, lock, number and sleep is one step.
 
-``explore.py`` takes the steps in every order. To compare the model with the code, read :meth:`Protocol.producer_steps`,
+``compiled.py`` takes the steps in every order. To compare the model with the code, read :meth:`Protocol.producer_steps`,
 :meth:`Protocol.consumer_steps` and :meth:`Protocol.release_steps`: where a process is, the name of each step that it may
 take next, and the method that takes it. A method has its guard first (``return False``: not possible now), then its effect.
 ``s`` is the state, one byte per field; ``p`` or ``c`` is where the block of this producer or consumer begins.
@@ -8,20 +8,23 @@ take next, and the method that takes it. A method has its guard first (``return 
 What one step holds together, and why no order of steps is lost by that:
 
 * What nobody else sees is taken with the step before or after it: the call, the choice of a READY slot from what a look has
-  seen, the end of a poll. A claim's lock and its check, too: nobody else moves a READY slot that is locked, and a slot that
-  is not READY yet fails the check of its generation if it is locked later.
-* A slot's generation is one bit per consumer: whether there was a commit since this consumer read it. A sequence number is
-  an age, the order among the messages that lie in slots. `published` is the note UNCOUNTED on the one message that it may
-  not count yet.
-* `asleep` is a rank (1 sleeps longest), and what a producer has told is a bit that the next sleep clears: the code compares
-  times.
-* An inbox is one bit per stream: a consumer reads all numbers at once, and a number only names the stream to ask first.
-* Spinning is a look that comes later. FLAG_AGAIN only counts. A consumer that finds a slot locked looks again without it.
+  seen, the end of a poll. A claim's lock and its check, too: nobody else moves a READY slot that is locked.
+* A slot's generation is whether there was a commit since a lease's end began. A sequence number is an age, the order among
+  the messages that lie in slots. `published` is the note UNCOUNTED on the one message that it may not count yet.
+* A producer loans any FREE slot, not the lowest: slots are alike then, and states that differ only in which one is which are one.
+* `asleep` is a rank (1 sleeps longest), and what somebody has told is a bit that the next sleep clears: the code compares
+  times. Who has told somebody that is still in that sleep may tell nobody else, or may: the code does not for 0.3 ms.
+* An inbox is one bit per stream: a number only names the stream to ask first. One that comes while its consumer is not about
+  to sleep is not noted, since the next sleep begins with forgetting it.
+* Spinning, and giving the CPU away once before a sleep, are looks that come later. FLAG_AGAIN only counts.
+* Looking after is left out where there is nothing to look after. A consumer that takes back what a dead one held passes it
+  on to a third one; the model leaves that to the look every 50 ms.
 
-Not in the model: TCP, clips, a second ring, copies where consumers hold too much, joining and leaving, a full inbox (that is
-a number withheld). All see stores in the order in which they are made. x86-64 may delay a store behind later loads of the same
-thread until its next system call or locked instruction: `asleep` and `waiting` are each followed by a look, so there the
-model promises more than a processor without a fence, and the looks every 50 ms and 0.1 s heal the difference.
+Not in the model: TCP, clips, a second ring, copies where consumers hold too much, many messages in one call, joining and
+leaving, sources that are gone without being closed, a full inbox (that is a number withheld). All see stores in the order in
+which they are made. x86-64 may delay a store behind later loads of the same thread until its next system call or locked
+instruction: `asleep` and `waiting` are each followed by a look, so there the model promises more than a processor without a
+fence, and the looks every 50 ms and 0.1 s heal the difference.
 """
 
 from __future__ import annotations
@@ -35,8 +38,7 @@ from typing import NamedTuple
 from blendtorch_shm.memory.states import State
 
 FREE, LOANED, READY, LEASED = (int(state) for state in State)
-FOR_A_SLOT = 255
-_OTHER = bytes([0, 2, 1, *range(3, 256)])  # consumer 1 for 2
+FOR_A_SLOT = 7  # more than slots that can be READY
 
 
 class Broken(Exception):
@@ -94,12 +96,13 @@ class P(IntEnum):
     RECORD = auto()
     COMMIT = auto()
     PUBLISHED = auto()
-    WHO_SLEEPS = auto()
+    TELL = auto()
     PUSH = auto()
-    ADOPT = auto()
+    RECOVER_WAITING = auto()
     RECOVER = auto()
     ABORT_RECORD = auto()
     ABORT = auto()
+    PASS = auto()
     RECLAIM = auto()
     RECLAIM_READY = auto()
     RECLAIM_OWNER = auto()
@@ -112,13 +115,17 @@ class C(IntEnum):
 
     USER = 0
     LOOK = auto()
+    LOOK_ALL = auto()
     LOCK = auto()
     MISSED = auto()
     OWNER = auto()
     LEASED = auto()
     UNLOCK = auto()
+    TELL = auto()
+    TELL_PUSH = auto()
     WAITING = auto()
     RING = auto()
+    CLEAR = auto()
     SLEEP = auto()
     POLL = auto()
     AWAKE = auto()
@@ -126,13 +133,14 @@ class C(IntEnum):
     PASS = auto()
     PASS_PUSH = auto()
     HAND_OVER = auto()
+    MEND = auto()
+    MEND_RING = auto()
     RECLAIM = auto()
     RECLAIM_READY = auto()
     RECLAIM_OWNER = auto()
     RECLAIM_UNLOCK = auto()
     RECONCILE = auto()
     SETTLE = auto()
-    SETTLE_RING = auto()
     DEAD = auto()
 
 
@@ -143,21 +151,21 @@ class R(IntEnum):
     FREE = auto()
     WAITING = auto()
     RING = auto()
-    CUT = auto()
 
 
-FIRST, AFTER_SLEEP_STORE, AFTER_POLL, IDLE = 1, 2, 3, 4  # phases of `receive`
-DELIVERED, UNCOUNTED, OVERTAKEN = (
-    1,
-    2,
-    4,
-)  # notes on the message in a slot; UNCOUNTED: `published` does not count it yet
-NOT_LEASED, MADE, HELD = 0, 1, 2  # a consumer's own table of leases
+# Phases of `receive`; 0 outside of it, and while it makes good what an interrupt left.
+FIRST, AFTER_SLEEP_STORE, AFTER_POLL, IDLE, LAST = 1, 2, 3, 4, 5
+# How a claim goes: `_claim_oldest` has taken over; it has locked a slot in vain since its look; somebody is to be told of that.
+ALL, IN_VAIN, TELLS = 1, 2, 4
+# Notes on the message in a slot. UNCOUNTED: `published` does not count it yet.
+DELIVERED, UNCOUNTED, OVERTAKEN = 1, 2, 4
+# A consumer's own table of leases. CUT_SHORT: the lease's end was interrupted.
+NOT_LEASED, MADE, HELD, CUT_SHORT = 0, 1, 2, 3
 
 # A producer's block. The first five are its own memory, the others the stream's control segment and the bell.
 PC, WAIT_FOR, SLOT, TARGET, AGAIN, WAITING, BELL, LEFT, ASLEEP = range(9)
 # A consumer's block (PC = 0, as above).
-PHASE, AT, TURN, HAS, INBOX, CUT, REL_PC, REL_SLOT, REL_STALE, HEAD, CHANGED, TRIED = range(1, 13)
+PHASE, AT, TURN, HAS, INBOX, CUT, REL_PC, REL_SLOT, REL_STALE, WHOM, CLAIM, LIST = range(1, 13)
 
 
 class Protocol:
@@ -171,19 +179,32 @@ class Protocol:
         self.setting = setting
         n, m = setting.streams, setting.consumers
         self.count = n * setting.slots  # slots altogether
+        self.slots = [range(i * setting.slots, (i + 1) * setting.slots) for i in range(n)]  # of each stream
         # Slots: five fields each, those of all slots one after the other.
         self.state, self.age, self.owner, self.lock, self.notes = (i * self.count for i in range(5))
         self.faults = 5 * self.count
-        self.told = ASLEEP + m  # who was told in this sleep: 1 by the producer, 2 by the other consumer
-        producer_nbytes = self.told + m
-        self.producers = [self.faults + 1 + i * producer_nbytes for i in range(n)]
-        self.lease = TRIED + 1
+        self.told = ASLEEP + m  # who was told in this sleep: bit 0 by the producer, bit k by consumer number k
+        self.producer_nbytes = self.told + m
+        self.producers = [self.faults + 1 + i * self.producer_nbytes for i in range(n)]
+        self.lease = LIST + setting.slots
         self.consumer_nbytes = self.lease + self.count
-        first = self.faults + 1 + n * producer_nbytes
+        first = self.faults + 1 + n * self.producer_nbytes
         self.consumers = [first + i * self.consumer_nbytes for i in range(m)]
-        self.number = {at: i + 1 for i, at in enumerate(self.consumers)}  # what stands as an owner and at a lock
+        # What stands as an owner and at a lock.
+        self.number = {at: i + 1 for i, at in enumerate(self.consumers)}
+        self.producer_number = m + 1
         self.stream = {at: i for i, at in enumerate(self.producers)}
         self.nbytes = first + m * self.consumer_nbytes
+
+    def largest(self) -> bytes:
+        """The largest value that each field may have."""
+        m, count, slots = self.setting.consumers, self.count, self.setting.slots
+        of_slots = [3] * count + [slots] * count + [m] * count + [m + 1] * count + [7] * count
+        of_producer = [len(P), FOR_A_SLOT, count, m, 1, FOR_A_SLOT, 1, self.setting.messages] + [m] * m + [2 << m] * m
+        streams = self.setting.streams
+        of_consumer = [len(C), LAST, streams, streams, count, (1 << streams) - 1, 1, len(R), count, 1, m, 7]
+        of_consumer += [count] * slots + [CUT_SHORT] * count
+        return bytes([*of_slots, self.setting.faults, *of_producer * streams, *of_consumer * m])
 
     def initial(self) -> bytes:
         """Everything is FREE, and every consumer is in its user's code."""
@@ -193,45 +214,101 @@ class Protocol:
             s[p + LEFT] = self.setting.messages
         return bytes(s)
 
-    def is_done(self, s: bytes) -> bool:
+    def is_done(self, s: bytearray) -> bool:
         """Whether every message was delivered and every slot is FREE and unlocked."""
         return (
-            not any(s[self.state : self.state + self.count])
-            and not any(s[self.lock : self.lock + self.count])
+            all(s[self.state + slot] == FREE and not s[self.lock + slot] for slot in range(self.count))
             and all(s[p + PC] == P.DONE for p in self.producers)
             and not any(s[c + REL_PC] for c in self.consumers)
         )
 
-    def check_rest(self, s: bytes) -> None:
+    def check_rest(self, s: bytearray) -> None:
         """What must hold where only users could do something: nobody sleeps over what it could have."""
-        for p, stream in self.stream.items():
-            ready = self._states(s, stream).count(READY)
-            for i, c in enumerate(self.consumers):
-                if ready and s[c + PC] == C.POLL:
-                    raise Broken(f"consumer {i} sleeps while {ready} slots of stream {stream} are READY")
-            if s[p + PC] == P.WAIT_BELL:
-                below = s[p + WAIT_FOR]
-                if below == FOR_A_SLOT:
-                    if FREE in self._states(s, stream):
-                        raise Broken(f"producer {stream} waits for a slot while one is FREE")
-                elif ready < below:
-                    raise Broken(f"producer {stream} waits until fewer than {below} slots are READY, and {ready} are")
-
-    def normal(self, s: bytes) -> bytes:
-        """The one of two states that stands for both where they differ only in which consumer is which."""
-        if self.setting.consumers != 2:
-            return s
-        n, (a, b) = self.count, self.consumers
-        if s[a:b] < s[b:]:
-            return s
-        t = bytearray(s)
-        t[a:b], t[b:] = s[b:], s[a:b]
-        t[2 * n : 4 * n] = s[2 * n : 4 * n].translate(_OTHER)  # owners and locks
         for p in self.producers:
-            t[p + TARGET] = _OTHER[s[p + TARGET]]
-            t[p + ASLEEP], t[p + ASLEEP + 1] = s[p + ASLEEP + 1], s[p + ASLEEP]
-            t[p + self.told], t[p + self.told + 1] = s[p + self.told + 1], s[p + self.told]
-        return min(s, bytes(t)) if s[a:b] == s[b:] else bytes(t)
+            ready = self._count(s, self.stream[p], READY)
+            if ready and any(s[c + PC] == C.POLL for c in self.consumers):
+                raise Broken(f"somebody sleeps while {ready} slots of stream {self.stream[p]} are READY")
+            if s[p + PC] == P.WAIT_BELL:
+                if s[p + WAIT_FOR] == FOR_A_SLOT:
+                    if self._find(s, self.stream[p], FREE) >= 0:
+                        raise Broken(f"producer {self.stream[p]} waits for a slot while one is FREE")
+                elif ready < s[p + WAIT_FOR]:
+                    raise Broken(f"producer {self.stream[p]} waits until few slots are READY, and {ready} are")
+
+    def normalise(self, s: bytearray) -> None:
+        """Puts slots and consumers in an order: states that differ only in which one is which are one."""
+        self._sort_slots(s)
+        for end in range(self.setting.consumers - 1, 0, -1):
+            for i in range(end):
+                if self._is_after_next(s, i):
+                    self._swap_with_next(s, i)
+        self._sort_slots(s)  # as consumers are in order now
+
+    def _sort_slots(self, s: bytearray) -> None:
+        for stream in range(self.setting.streams):
+            for end in range((stream + 1) * self.setting.slots - 1, stream * self.setting.slots, -1):
+                for slot in range(stream * self.setting.slots, end):
+                    if self._is_slot_after_next(s, slot):
+                        self._swap_slot_with_next(s, slot)
+
+    def _is_slot_after_next(self, s: bytearray, slot: int) -> bool:
+        for at in range(slot, self.faults, self.count):
+            if s[at] != s[at + 1]:
+                return s[at] > s[at + 1]
+        for c in self.consumers:
+            for at in range(c + LIST, c + self.lease):
+                if s[at] == slot + 1 or s[at] == slot + 2:
+                    return s[at] == slot + 2
+            if s[c + self.lease + slot] != s[c + self.lease + slot + 1]:
+                return s[c + self.lease + slot] > s[c + self.lease + slot + 1]
+            if s[c + REL_SLOT] == slot + 1 or s[c + REL_SLOT] == slot + 2:
+                return s[c + REL_SLOT] == slot + 2
+        return False
+
+    def _swap_slot_with_next(self, s: bytearray, slot: int) -> None:
+        for at in range(slot, self.faults, self.count):
+            s[at], s[at + 1] = s[at + 1], s[at]
+        for p in self.producers:
+            s[p + SLOT] = self._other(s[p + SLOT], slot + 1)
+        for c in self.consumers:
+            at = c + self.lease + slot
+            s[at], s[at + 1] = s[at + 1], s[at]
+            s[c + HAS] = self._other(s[c + HAS], slot + 1)
+            s[c + REL_SLOT] = self._other(s[c + REL_SLOT], slot + 1)
+            for at in range(c + LIST, c + self.lease):
+                s[at] = self._other(s[at], slot + 1)
+
+    def _is_after_next(self, s: bytearray, i: int) -> bool:
+        a, b = self.consumers[i], self.consumers[i + 1]
+        for k in range(self.consumer_nbytes):
+            if s[a + k] != s[b + k]:
+                return s[a + k] > s[b + k]
+        for p in self.producers:
+            if s[p + ASLEEP + i] != s[p + ASLEEP + i + 1]:
+                return s[p + ASLEEP + i] > s[p + ASLEEP + i + 1]
+        return False
+
+    def _swap_with_next(self, s: bytearray, i: int) -> None:
+        a, b = self.consumers[i], self.consumers[i + 1]
+        for k in range(self.consumer_nbytes):
+            s[a + k], s[b + k] = s[b + k], s[a + k]
+        for at in range(self.owner, self.notes):  # owners and locks
+            s[at] = self._other(s[at], i + 1)
+        for c in self.consumers:
+            s[c + WHOM] = self._other(s[c + WHOM], i + 1)
+        for p in self.producers:
+            s[p + TARGET] = self._other(s[p + TARGET], i + 1)
+            at = p + ASLEEP + i
+            s[at], s[at + 1] = s[at + 1], s[at]
+            at = p + self.told + i
+            s[at], s[at + 1] = s[at + 1], s[at]
+            for at in range(p + self.told, p + self.producer_nbytes):
+                if (s[at] >> i + 1 ^ s[at] >> i + 2) & 1:
+                    s[at] ^= 3 << i + 1
+
+    def _other(self, number: int, one: int) -> int:
+        """`number`, with `one` and the next one exchanged."""
+        return one + 1 if number == one else one if number == one + 1 else number
 
     def describe(self, s: bytes) -> str:
         """One line for people."""
@@ -241,7 +318,8 @@ class Protocol:
             for i in range(self.count)
         )
         producers = "; ".join(
-            f"{P(s[p]).name} waiting={s[p + WAITING]} bell={s[p + BELL]} asleep={list(s[p + ASLEEP : p + self.told])}"
+            f"{P(s[p]).name} waiting={s[p + WAITING]} bell={s[p + BELL]} asleep={list(s[p + ASLEEP : p + self.told])} "
+            f"told={list(s[p + self.told : p + self.producer_nbytes])}"
             for p in self.producers
         )
         consumers = "; ".join(
@@ -253,38 +331,105 @@ class Protocol:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def _slots(self, stream: int) -> range:
-        return range(stream * self.setting.slots, (stream + 1) * self.setting.slots)
+    def _count(self, s: bytearray, stream: int, state: int) -> int:
+        return sum(s[self.state + slot] == state for slot in self.slots[stream])
 
-    def _states(self, s: bytes | bytearray, stream: int) -> bytes | bytearray:
-        at = self.state + stream * self.setting.slots
-        return s[at : at + self.setting.slots]
+    def _find(self, s: bytearray, stream: int, state: int) -> int:
+        """The lowest slot in that state, or -1."""
+        for slot in self.slots[stream]:
+            if s[self.state + slot] == state:
+                return slot
+        return -1
 
-    def _leases(self, s: bytes | bytearray, c: int) -> bytes | bytearray:
-        return s[c + self.lease : c + self.lease + self.count]
-
-    def _is_dead(self, s: bytearray, owner: int) -> bool:
-        """Whether nobody holds the member's byte."""
-        return owner > 0 and s[self.consumers[owner - 1] + PC] == C.DEAD
+    def _is_dead(self, s: bytearray, number: int) -> bool:
+        """Whether nobody holds that consumer's byte."""
+        return any(s[c + PC] == C.DEAD and self.number[c] == number for c in self.consumers)
 
     def _anyone_dead(self, s: bytearray) -> bool:
         return any(s[c + PC] == C.DEAD for c in self.consumers)
 
+    def _has_lease(self, s: bytearray, c: int, kind: int) -> bool:
+        return any(s[c + self.lease + slot] == kind for slot in range(self.count))
+
+    # -- who sleeps, and who is told: waiting.py ------------------------------------------------------------------
+
+    def _say_asleep(self, s: bytearray, p: int, i: int) -> None:
+        """Consumer `i` begins a sleep of which nobody was told yet."""
+        self._say_awake(s, p, i)  # its word is not 0 after an interrupt
+        s[p + ASLEEP + i] = 1 + sum(s[p + ASLEEP + k] > 0 for k in range(self.setting.consumers))
+
+    def _say_awake(self, s: bytearray, p: int, i: int) -> None:
+        rank = s[p + ASLEEP + i]
+        if rank:
+            for at in range(p + ASLEEP, p + ASLEEP + self.setting.consumers):
+                if s[at] > rank:
+                    s[at] -= 1
+        s[p + ASLEEP + i] = 0
+        self._forget_told(s, p, i)
+
+    def _forget_told(self, s: bytearray, p: int, i: int) -> None:
+        s[p + self.told + i] = 0
+
+    def _longest_sleeper(self, s: bytearray, p: int, teller: int) -> int:
+        """Number of the consumer that sleeps longest and was not told yet by this teller, or 0."""
+        found = 0
+        for i in range(self.setting.consumers):
+            rank = s[p + ASLEEP + i]
+            if rank and not s[p + self.told + i] & teller and (not found or rank < s[p + ASLEEP + found - 1]):
+                found = i + 1
+        return found
+
+    def _is_waking_one(self, s: bytearray, p: int, teller: int) -> bool:
+        """Whether somebody whom this teller told is still in that sleep."""
+        return any(s[p + ASLEEP + i] > 0 and s[p + self.told + i] & teller > 0 for i in range(self.setting.consumers))
+
+    def _tell(self, s: bytearray, p: int, teller: int) -> int:
+        """Whom it tells, noted as told; or 0."""
+        target = self._longest_sleeper(s, p, teller)
+        if target:
+            s[p + self.told + target - 1] |= teller
+        return target
+
+    def _tells_nobody(self, s: bytearray, p: int, teller: int) -> bool:
+        """Whether there is somebody to tell, and it may be left to one that is waking up. For how long, time would say."""
+        return self._longest_sleeper(s, p, teller) > 0 and self._is_waking_one(s, p, teller)
+
+    def _push(self, s: bytearray, target: int, stream: int) -> None:
+        c = self.consumers[target - 1]
+        if self._listens(s, c):
+            s[c + INBOX] |= 1 << stream
+
+    def _listens(self, s: bytearray, c: int) -> bool:
+        """Whether it may read what comes now. Otherwise its next sleep begins with forgetting it."""
+        return s[c + PHASE] == AFTER_SLEEP_STORE or s[c + PC] == C.SLEEP or s[c + PC] == C.READ
+
+    def _forget_dead(self, s: bytearray, p: int) -> None:
+        for c in self.consumers:
+            if s[c + PC] == C.DEAD:
+                self._say_awake(s, p, self.number[c] - 1)
+
     # -- the producer: publish ----------------------------------------------------------------------------------
 
-    def room(self, s: bytearray, p: int) -> bool:
+    def room(self, s: bytearray, p: int, slot: int) -> bool:
+        """One step with the loan: nobody else makes a slot READY, or takes one that is FREE."""
+        return s[p + LEFT] > 0 and self._has_room(s, p) and self.loan(s, p, slot)
+
+    def no_room(self, s: bytearray, p: int) -> bool:
         if not s[p + LEFT]:
             s[p + PC] = P.DONE
-            return True
-        if self._states(s, self.stream[p]).count(READY) < self.setting.max_ready:
-            return self.loan(s, p)
-        else:
+        elif not self._has_room(s, p):
             s[p + PC], s[p + WAIT_FOR] = P.WAIT, (self.setting.max_ready + 1) // 2
+        else:
+            return self.loan_none(s, p)
         return True
 
+    def _has_room(self, s: bytearray, p: int) -> bool:
+        return self._count(s, self.stream[p], READY) < self.setting.max_ready
+
     def _enough(self, s: bytearray, p: int) -> bool:
-        states = self._states(s, self.stream[p])
-        return FREE in states if s[p + WAIT_FOR] == FOR_A_SLOT else states.count(READY) < self.setting.max_ready
+        if s[p + WAIT_FOR] == FOR_A_SLOT:
+            return self._find(s, self.stream[p], FREE) >= 0
+        return self._has_room(s, p)
 
     def wait(self, s: bytearray, p: int) -> bool:
         s[p + WAITING] = s[p + WAIT_FOR]
@@ -293,13 +438,10 @@ class Protocol:
 
     def wait_look(self, s: bytearray, p: int) -> bool:
         if self._enough(s, p):
-            return self._waited(s, p)
-        s[p + PC] = P.WAIT_BELL
-        return True
-
-    def _waited(self, s: bytearray, p: int) -> bool:
-        s[p + WAITING] = s[p + WAIT_FOR] = 0
-        s[p + PC] = P.LOAN
+            s[p + WAITING] = s[p + WAIT_FOR] = 0
+            s[p + PC] = P.LOAN
+        else:
+            s[p + PC] = P.WAIT_BELL
         return True
 
     def wait_bell(self, s: bytearray, p: int) -> bool:
@@ -315,93 +457,93 @@ class Protocol:
         s[p + PC] = P.RECLAIM if self._anyone_dead(s) else P.WAIT_LOOK
         return True
 
-    def loan(self, s: bytearray, p: int) -> bool:
-        slot = self._states(s, self.stream[p]).find(FREE)
-        if slot < 0:
-            s[p + PC], s[p + WAIT_FOR] = P.WAIT, FOR_A_SLOT
-        else:
-            slot += self._slots(self.stream[p])[0]
-            s[self.state + slot] = LOANED
-            s[p + PC], s[p + SLOT] = P.RECORD, slot
+    def loan(self, s: bytearray, p: int, slot: int) -> bool:
+        if s[self.state + slot] != FREE:
+            return False
+        s[self.state + slot] = LOANED
+        s[p + PC], s[p + SLOT] = P.RECORD, slot + 1
+        return True
+
+    def loan_none(self, s: bytearray, p: int) -> bool:
+        if self._find(s, self.stream[p], FREE) >= 0:
+            return False
+        s[p + PC], s[p + WAIT_FOR] = P.WAIT, FOR_A_SLOT
         return True
 
     def record(self, s: bytearray, p: int) -> bool:
-        s[self.notes + s[p + SLOT]] = UNCOUNTED  # a sequence number that is not below `published`
+        s[self.notes + s[p + SLOT] - 1] = UNCOUNTED  # a sequence number that is not below `published`
         s[p + PC] = P.COMMIT
         return True
 
     def commit(self, s: bytearray, p: int) -> bool:
-        slot, stream = s[p + SLOT], self.stream[p]
-        for other in self._slots(stream):
+        slot, newest = s[p + SLOT] - 1, 0
+        for other in self.slots[self.stream[p]]:
             if s[self.state + other] != LOANED and s[self.notes + other] & UNCOUNTED:
                 raise Broken(f"slot {slot} gets the sequence number that slot {other} has or had")
+            if s[self.age + other] > newest:
+                newest = s[self.age + other]
         s[self.state + slot] = READY
-        s[self.age + slot] = 1 + max(s[self.age + other] for other in self._slots(stream))
-        for c in self.consumers:  # the slot has another generation than this consumer knows
-            if s[c + HEAD] == slot + 1:
-                s[c + CHANGED] = 1
-            if s[c + REL_PC] and s[c + REL_SLOT] == slot:
-                s[c + REL_STALE] = 1
+        s[self.age + slot] = 1 + newest
+        self._new_generation(s, slot)
         s[p + LEFT] -= 1
         s[p + PC] = P.PUBLISHED
         return True
 
+    def _new_generation(self, s: bytearray, slot: int) -> None:
+        """A lease's end that has begun does not end another message's lease."""
+        for c in self.consumers:
+            if s[c + REL_SLOT] == slot + 1:
+                s[c + REL_STALE] = 1
+            if s[c + self.lease + slot] == CUT_SHORT:
+                s[c + self.lease + slot] = NOT_LEASED
+
     def published(self, s: bytearray, p: int) -> bool:
-        s[self.notes + s[p + SLOT]] &= ~UNCOUNTED
+        s[self.notes + s[p + SLOT] - 1] &= ~UNCOUNTED
         s[p + SLOT] = 0
-        s[p + PC] = P.WHO_SLEEPS
+        s[p + PC] = P.TELL
         return True
 
-    def who_sleeps(self, s: bytearray, p: int) -> bool:
-        target = self._longest_sleeper(s, p, told_by=1)
-        if target:
-            s[p + self.told + target - 1] |= 1
-            s[p + PC], s[p + TARGET] = P.PUSH, target
+    def tell(self, s: bytearray, p: int) -> bool:
+        s[p + TARGET] = self._tell(s, p, 1)
+        if s[p + TARGET]:
+            s[p + PC] = P.PUSH
         else:
             self._told(s, p)
         return True
 
-    def _longest_sleeper(self, s: bytearray, p: int, told_by: int) -> int:
-        """Number of the consumer that sleeps longest and was not told yet, or 0."""
-        found = 0
-        for i in range(self.setting.consumers):
-            rank = s[p + ASLEEP + i]
-            if rank and not s[p + self.told + i] & told_by and (not found or rank < s[p + ASLEEP + found - 1]):
-                found = i + 1
-        return found
+    def tell_nobody(self, s: bytearray, p: int) -> bool:
+        if not self._tells_nobody(s, p, 1):
+            return False
+        self._told(s, p)
+        return True
 
     def push(self, s: bytearray, p: int) -> bool:
         self._push(s, s[p + TARGET], self.stream[p])
-        s[p + TARGET] = 0
         self._told(s, p)
         return True
 
     def push_withheld(self, s: bytearray, p: int) -> bool:
         if not self._fault(s, "numbers"):
             return False
-        s[p + TARGET] = 0
         self._told(s, p)
         return True
 
-    def _push(self, s: bytearray, target: int, stream: int) -> None:
-        c = self.consumers[target - 1]
-        if s[c + PC] != C.DEAD:
-            s[c + INBOX] |= 1 << stream
-
     def _told(self, s: bytearray, p: int) -> None:
         s[p + PC] = P.WAIT_LOOK if s[p + AGAIN] else P.ROOM
-        s[p + AGAIN] = 0
+        s[p + TARGET] = s[p + AGAIN] = 0
 
     # -- the producer: recover ----------------------------------------------------------------------------------
 
-    def adopt(self, s: bytearray, p: int) -> bool:
+    def recover_waiting(self, s: bytearray, p: int) -> bool:
         s[p + WAITING] = 0
         s[p + PC] = P.RECOVER
         return True
 
     def recover(self, s: bytearray, p: int) -> bool:
-        """Counts the message of which there is a trace: in a slot in any state but LOANED."""
-        for slot in self._slots(self.stream[p]):
+        """Unlocks what it was reclaiming; counts the message of which there is a trace: in a slot in any state but LOANED."""
+        for slot in self.slots[self.stream[p]]:
+            if s[self.lock + slot] == self.producer_number:
+                s[self.lock + slot] = 0
             if self._is_trace(s[self.state + slot]):
                 s[self.notes + slot] &= ~UNCOUNTED
         s[p + PC] = P.ABORT_RECORD
@@ -411,41 +553,76 @@ class Protocol:
         return state != LOANED
 
     def abort_record(self, s: bytearray, p: int) -> bool:
-        slot = self._states(s, self.stream[p]).find(LOANED)
+        slot = self._find(s, self.stream[p], LOANED)
         if slot < 0:
-            s[p + PC] = P.ROOM
+            s[p + PC] = P.PASS
         else:
-            slot += self._slots(self.stream[p])[0]
             s[self.notes + slot] = 0
-            s[p + PC], s[p + SLOT] = P.ABORT, slot
+            s[p + PC], s[p + SLOT] = P.ABORT, slot + 1
         return True
 
     def abort(self, s: bytearray, p: int) -> bool:
-        s[self.state + s[p + SLOT]] = FREE
+        s[self.state + s[p + SLOT] - 1] = FREE
         s[p + PC], s[p + SLOT] = P.ABORT_RECORD, 0
         return True
 
+    def producer_pass_on(self, s: bytearray, p: int) -> bool:
+        if self._find(s, self.stream[p], READY) >= 0:
+            return self.tell(s, p)
+        self._told(s, p)
+        return True
+
+    def producer_pass_on_to_nobody(self, s: bytearray, p: int) -> bool:
+        return self._find(s, self.stream[p], READY) >= 0 and self.tell_nobody(s, p)
+
     # -- a consumer: receive ------------------------------------------------------------------------------------
 
+    def _may_call(self, s: bytearray, c: int) -> bool:
+        return self.setting.threads or (s[c + REL_PC] == R.NONE and not self._has_lease(s, c, HELD))
+
     def receive(self, s: bytearray, c: int) -> bool:
-        if not self.setting.threads and (s[c + REL_PC] not in (R.NONE, R.CUT) or HELD in self._leases(s, c)):
+        if not self._may_call(s, c):
             return False
+        if s[c + CUT]:
+            s[c + PC] = C.RECONCILE
+            return True
         s[c + PHASE] = FIRST
-        if not s[c + CUT]:
-            return self.look(s, c)
-        s[c + PC] = C.RECONCILE
+        return self.look(s, c)
+
+    def receive_look_after(self, s: bytearray, c: int) -> bool:
+        """Its last look for dead consumers and cut ends of leases is a while ago."""
+        if not self._may_call(s, c) or s[c + CUT] or not self._is_something_to_look_after(s, c):
+            return False
+        s[c + PC], s[c + PHASE] = C.MEND, FIRST
         return True
 
     def look(self, s: bytearray, c: int) -> bool:
-        """Finds the oldest READY slot of the stream that it has not tried to lock since it began with this stream."""
-        stream = s[c + TURN]
-        states, tried = self._states(s, stream), s[c + TRIED]
-        first = self._slots(stream)[0]
-        found = [
-            (s[self.age + first + i], first + i) for i, x in enumerate(states) if x == READY and not tried >> i & 1
-        ]
-        if found:
-            s[c + HEAD] = min(found)[1] + 1
+        """Finds the oldest READY slot of the stream."""
+        s[c + LIST] = self._oldest(s, s[c + TURN], 0) + 1
+        if s[c + LIST]:
+            s[c + PC] = C.LOCK
+        else:
+            self._next_stream(s, c)
+        return True
+
+    def _oldest(self, s: bytearray, stream: int, after: int) -> int:
+        """The oldest of the READY slots that are younger than `after`, or -1."""
+        oldest = -1
+        for slot in self.slots[stream]:
+            age = s[self.age + slot]
+            if s[self.state + slot] == READY and age > after and (oldest < 0 or age < s[self.age + oldest]):
+                oldest = slot
+        return oldest
+
+    def look_all(self, s: bytearray, c: int) -> bool:
+        """Lists the READY slots of the stream, oldest message first."""
+        age = 0
+        for k in range(self.setting.slots):
+            slot = self._oldest(s, s[c + TURN], age)
+            s[c + LIST + k] = slot + 1
+            age = s[self.age + slot] if slot >= 0 else 255
+        s[c + CLAIM] &= ~IN_VAIN
+        if s[c + LIST]:
             s[c + PC] = C.LOCK
         else:
             self._next_stream(s, c)
@@ -454,38 +631,56 @@ class Protocol:
     def _next_stream(self, s: bytearray, c: int) -> None:
         s[c + AT] += 1
         s[c + TURN] = (s[c + TURN] + 1) % self.setting.streams
-        s[c + TRIED] = 0
+        s[c + CLAIM] = 0
         if s[c + AT] < self.setting.streams:
             s[c + PC] = C.LOOK
+            return
+        s[c + AT] = 0
+        if s[c + PHASE] == AFTER_SLEEP_STORE:
+            s[c + PC] = C.POLL
+        elif s[c + PHASE] == LAST:
+            s[c + PC], s[c + PHASE] = C.USER, 0
         else:
-            s[c + AT] = 0
-            s[c + PC] = C.POLL if s[c + PHASE] == AFTER_SLEEP_STORE else C.SLEEP
+            s[c + PC] = C.CLEAR
 
     def claim_lock(self, s: bytearray, c: int) -> bool:
-        slot = s[c + HEAD] - 1
-        if s[self.lock + slot]:  # somebody claims it, or looks again
-            s[c + TRIED] |= 1 << slot % self.setting.slots
-            s[c + HEAD] = s[c + CHANGED] = 0
-            s[c + PC] = C.LOOK
+        slot = s[c + LIST] - 1
+        if s[self.lock + slot]:  # somebody claims it, or holds it in vain
+            self._next_slot(s, c)
         else:
             s[self.lock + slot] = self.number[c]
-            s[c + PC] = C.OWNER if s[self.state + slot] == READY and not s[c + CHANGED] else C.MISSED
+            s[c + PC] = C.OWNER if s[self.state + slot] == READY else C.MISSED
         return True
 
+    def _next_slot(self, s: bytearray, c: int) -> None:
+        """Goes on with the next slot of the list, and lists again if there is none and it has locked one in vain."""
+        for k in range(self.setting.slots - 1):
+            s[c + LIST + k] = s[c + LIST + k + 1]
+        s[c + LIST + self.setting.slots - 1] = 0
+        if not s[c + CLAIM] & ALL:
+            s[c + CLAIM] |= ALL
+            s[c + PC] = C.LOOK_ALL
+        elif s[c + LIST]:
+            s[c + PC] = C.LOCK
+        elif s[c + CLAIM] & IN_VAIN:
+            s[c + PC] = C.LOOK_ALL
+        else:
+            self._next_stream(s, c)
+
     def claim_missed(self, s: bytearray, c: int) -> bool:
-        """Unlocks a slot that has changed since the look, and looks again: whoever found it locked depends on that."""
-        s[self.lock + s[c + HEAD] - 1] = 0
-        s[c + HEAD] = s[c + CHANGED] = s[c + TRIED] = 0
-        s[c + PC] = C.LOOK
+        """Unlocks a slot that is not READY any more. Whoever found it locked depends on a look after this, and on being told."""
+        s[self.lock + s[c + LIST] - 1] = 0
+        s[c + CLAIM] |= IN_VAIN | TELLS
+        self._next_slot(s, c)
         return True
 
     def claim_owner(self, s: bytearray, c: int) -> bool:
-        s[self.owner + s[c + HEAD] - 1] = self.number[c]
+        s[self.owner + s[c + LIST] - 1] = self.number[c]
         s[c + PC] = C.LEASED
         return True
 
     def claim_leased(self, s: bytearray, c: int) -> bool:
-        slot = s[c + HEAD] - 1
+        slot = s[c + LIST] - 1
         if s[self.state + slot] != READY:
             raise Broken(f"slot {slot} is claimed and not READY")
         s[self.state + slot] = LEASED
@@ -493,13 +688,18 @@ class Protocol:
         return True
 
     def claim_unlock(self, s: bytearray, c: int) -> bool:
-        slot = s[c + HEAD] - 1
+        slot = s[c + LIST] - 1
         s[self.lock + slot] = 0
-        s[c + HEAD] = s[c + CHANGED] = s[c + TRIED] = s[c + AT] = 0
+        s[c + PC] = C.TELL if s[c + CLAIM] & TELLS else C.WAITING
         s[c + TURN] = (s[c + TURN] + 1) % self.setting.streams
-        s[c + HAS] = slot + 1
-        s[c + PC] = C.WAITING
+        s[c + HAS], s[c + AT] = slot + 1, 0
+        self._end_claim(s, c)
         return True
+
+    def _end_claim(self, s: bytearray, c: int) -> None:
+        s[c + CLAIM] = 0
+        for k in range(self.setting.slots):
+            s[c + LIST + k] = 0
 
     def claim_waiting(self, s: bytearray, c: int) -> bool:
         """Makes the lease, which nobody else sees, and asks whether the producer waits for room."""
@@ -507,7 +707,7 @@ class Protocol:
         s[c + self.lease + slot] = MADE
         stream = slot // self.setting.slots
         below = s[self.producers[stream] + WAITING]
-        if 0 < below < FOR_A_SLOT and self._states(s, stream).count(READY) < below:
+        if 0 < below < FOR_A_SLOT and self._count(s, stream, READY) < below:
             s[c + PC] = C.RING
         else:
             self._taken(s, c)
@@ -519,18 +719,24 @@ class Protocol:
         return True
 
     def _taken(self, s: bytearray, c: int) -> None:
-        s[c + PC] = {FIRST: C.HAND_OVER, AFTER_SLEEP_STORE: C.AWAKE, AFTER_POLL: C.PASS}[s[c + PHASE]]
+        if s[c + PHASE] == AFTER_SLEEP_STORE:
+            s[c + PC] = C.AWAKE
+        elif s[c + PHASE] == AFTER_POLL:
+            s[c + PC] = C.PASS
+        else:
+            s[c + PC] = C.HAND_OVER
 
     def hand_over(self, s: bytearray, c: int) -> bool:
         """The message is the user's, and the call has ended: one step, for no signal is looked at in between."""
         slot = s[c + HAS] - 1
         if s[self.notes + slot] & DELIVERED:
             raise Broken(f"the message in slot {slot} is delivered twice")
-        if s[self.notes + slot] & OVERTAKEN and self.setting.consumers == 1:
-            raise Broken(f"the message in slot {slot} is delivered after a later one")
-        for other in self._slots(slot // self.setting.slots) if self.setting.consumers == 1 else ():
-            if 0 < s[self.age + other] < s[self.age + slot]:
-                s[self.notes + other] |= OVERTAKEN
+        if self.setting.consumers == 1:
+            if s[self.notes + slot] & OVERTAKEN:
+                raise Broken(f"the message in slot {slot} is delivered after a later one")
+            for other in self.slots[slot // self.setting.slots]:
+                if 0 < s[self.age + other] < s[self.age + slot]:
+                    s[self.notes + other] |= OVERTAKEN
         s[self.notes + slot] |= DELIVERED
         s[c + self.lease + slot] = HELD
         s[c + PC], s[c + HAS], s[c + PHASE] = C.USER, 0, 0
@@ -538,25 +744,24 @@ class Protocol:
 
     # -- a consumer: sleep --------------------------------------------------------------------------------------
 
-    def sleep(self, s: bytearray, c: int) -> bool:
-        p, i = self.producers[s[c + AT]], self.number[c] - 1
-        others = [p + ASLEEP + k for k in range(self.setting.consumers) if k != i]
-        own = s[p + ASLEEP + i]  # not 0 after an interrupt
-        for at in others:
-            if s[at] > own > 0:
-                s[at] -= 1
-        s[p + ASLEEP + i] = 1 + sum(s[at] > 0 for at in others)
-        s[p + self.told + i] = 0  # another sleep
-        s[c + AT] += 1
-        if s[c + AT] == self.setting.streams:
-            s[c + PC], s[c + AT], s[c + PHASE] = C.LOOK, 0, AFTER_SLEEP_STORE
+    def clear(self, s: bytearray, c: int) -> bool:
+        s[c + INBOX] = 0
+        s[c + PC] = C.SLEEP
         return True
 
     def timed_out(self, s: bytearray, c: int) -> bool:
-        """`receive` returns None after its time."""
-        if s[c + PHASE] != AFTER_POLL or s[c + AT]:
+        """`receive` looks once more after its time, and returns None then."""
+        if s[c + PHASE] != AFTER_POLL:
             return False
-        s[c + PC], s[c + PHASE] = C.USER, 0
+        s[c + PHASE] = LAST
+        s[c + PC] = C.MEND if self._is_something_to_look_after(s, c) else C.LOOK
+        return True
+
+    def sleep(self, s: bytearray, c: int) -> bool:
+        self._say_asleep(s, self.producers[s[c + AT]], self.number[c] - 1)
+        s[c + AT] += 1
+        if s[c + AT] == self.setting.streams:
+            s[c + PC], s[c + AT], s[c + PHASE] = C.LOOK, 0, AFTER_SLEEP_STORE
         return True
 
     def poll(self, s: bytearray, c: int) -> bool:
@@ -572,45 +777,46 @@ class Protocol:
         return self.awake(s, c)
 
     def awake(self, s: bytearray, c: int) -> bool:
-        p, i = self.producers[s[c + AT]], self.number[c] - 1
-        own = s[p + ASLEEP + i]
-        for at in range(p + ASLEEP, p + ASLEEP + self.setting.consumers):
-            if s[at] > own:
-                s[at] -= 1
-        s[p + ASLEEP + i] = s[p + self.told + i] = 0
+        self._say_awake(s, self.producers[s[c + AT]], self.number[c] - 1)
         s[c + PC] = C.AWAKE
         s[c + AT] += 1
         if s[c + AT] == self.setting.streams:
             s[c + AT] = 0
             if s[c + PHASE] == IDLE:
-                s[c + PC] = C.RECLAIM if self._anyone_dead(s) else C.LOOK
-                s[c + PHASE] = IDLE if self._anyone_dead(s) else AFTER_POLL
+                s[c + PHASE] = AFTER_POLL
+                s[c + PC] = C.MEND if self._is_something_to_look_after(s, c) else C.LOOK
             else:
                 s[c + PC] = C.PASS if s[c + HAS] else C.READ
+            if s[c + PC] != C.READ:
+                s[c + INBOX] = 0  # the next sleep would
         return True
 
-    def read(self, s: bytearray, c: int) -> bool:
-        """Reads all numbers; the stream that one names is asked first."""
-        named = (s[c + INBOX] & -s[c + INBOX]).bit_length() - 1
-        s[c + TURN] = named
-        s[c + INBOX] = 0
+    def read(self, s: bytearray, c: int, stream: int) -> bool:
+        """Reads one number. The stream that it names is asked first."""
+        if not s[c + INBOX] >> stream & 1:
+            return False
+        s[c + TURN], s[c + INBOX] = stream, 0
         s[c + PC] = C.LOOK
         return True
 
     def pass_on(self, s: bytearray, c: int) -> bool:
+        if self._find(s, s[c + AT], READY) >= 0:
+            s[c + WHOM] = self._tell(s, self.producers[s[c + AT]], 1 << self.number[c])
+        if s[c + WHOM]:
+            s[c + PC] = C.PASS_PUSH
+        else:
+            self._passed(s, c)
+        return True
+
+    def pass_on_to_nobody(self, s: bytearray, c: int) -> bool:
         p = self.producers[s[c + AT]]
-        if READY in self._states(s, s[c + AT]):
-            target = self._longest_sleeper(s, p, told_by=2)
-            if target and target != self.number[c]:
-                s[p + self.told + target - 1] |= 2
-                s[c + PC] = C.PASS_PUSH
-                return True
+        if self._find(s, s[c + AT], READY) < 0 or not self._tells_nobody(s, p, 1 << self.number[c]):
+            return False
         self._passed(s, c)
         return True
 
     def pass_push(self, s: bytearray, c: int) -> bool:
-        (target,) = (i for at, i in self.number.items() if at != c)
-        self._push(s, target, s[c + AT])
+        self._push(s, s[c + WHOM], s[c + AT])
         self._passed(s, c)
         return True
 
@@ -621,33 +827,46 @@ class Protocol:
         return True
 
     def _passed(self, s: bytearray, c: int) -> None:
+        s[c + WHOM] = 0
+        if s[c + PC] == C.TELL or s[c + PC] == C.TELL_PUSH:
+            s[c + PC], s[c + AT] = C.WAITING, 0
+            return
         s[c + AT] += 1
         if s[c + AT] < self.setting.streams:
             s[c + PC] = C.PASS
         else:
             s[c + PC], s[c + AT] = C.HAND_OVER, 0
 
+    def claim_tell(self, s: bytearray, c: int) -> bool:
+        """It held a lock in vain: tells of what it leaves READY. Where it just said that it sleeps, it may tell itself."""
+        s[c + AT] = (s[c + HAS] - 1) // self.setting.slots
+        self.pass_on(s, c)
+        if s[c + WHOM]:
+            s[c + PC] = C.TELL_PUSH
+        return True
+
+    def claim_tell_nobody(self, s: bytearray, c: int) -> bool:
+        s[c + AT] = (s[c + HAS] - 1) // self.setting.slots
+        return self.pass_on_to_nobody(s, c)
+
     # -- a consumer: the lease's end, in any thread -------------------------------------------------------------
 
     def views_die(self, s: bytearray, c: int, slot: int) -> bool:
-        if s[c + REL_PC] or s[c + self.lease + slot] != HELD or not self._threads(s, c):
+        if s[c + REL_PC] or s[c + self.lease + slot] != HELD or not (self.setting.threads or s[c + PC] == C.USER):
             return False
         s[c + self.lease + slot] = NOT_LEASED
-        s[c + REL_PC], s[c + REL_SLOT], s[c + REL_STALE] = R.FREE, slot, 0
+        s[c + REL_PC], s[c + REL_SLOT], s[c + REL_STALE] = R.FREE, slot + 1, 0
         return True
 
-    def _threads(self, s: bytearray, c: int) -> bool:
-        return self.setting.threads or s[c + PC] == C.USER
-
     def release_free(self, s: bytearray, c: int) -> bool:
-        self._release(s, c)
+        slot = s[c + REL_SLOT] - 1
+        if self._may_release(s, c, slot) and not s[c + REL_STALE]:
+            self._free(s, slot)
         s[c + REL_PC] = R.WAITING
         return True
 
-    def _release(self, s: bytearray, c: int) -> None:
-        slot = s[c + REL_SLOT]
-        if self._may_release(s, c, slot):
-            self._free(s, slot)
+    def _may_release(self, s: bytearray, c: int, slot: int) -> bool:
+        return s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c]
 
     def _free(self, s: bytearray, slot: int) -> None:
         if not s[self.notes + slot] & DELIVERED:
@@ -657,46 +876,66 @@ class Protocol:
         s[self.state + slot] = FREE
         s[self.owner + slot] = 0
         s[self.notes + slot] &= UNCOUNTED
-        for other in self._slots(slot // self.setting.slots):
+        for other in self.slots[slot // self.setting.slots]:
             if s[self.age + other] > s[self.age + slot]:
                 s[self.age + other] -= 1
         s[self.age + slot] = 0
 
-    def _may_release(self, s: bytearray, c: int, slot: int) -> bool:
-        return s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c] and not s[c + REL_STALE]
+    def _waits_for_slot(self, s: bytearray, slot: int) -> bool:
+        return s[self.producers[slot // self.setting.slots] + WAITING] == FOR_A_SLOT
 
     def release_waiting(self, s: bytearray, c: int) -> bool:
-        waits = s[self.producers[s[c + REL_SLOT] // self.setting.slots] + WAITING] == FOR_A_SLOT
-        if waits:
+        if self._waits_for_slot(s, s[c + REL_SLOT] - 1):
             s[c + REL_PC] = R.RING
         else:
             self._released(s, c)
         return True
 
     def release_ring(self, s: bytearray, c: int) -> bool:
-        s[self.producers[s[c + REL_SLOT] // self.setting.slots] + BELL] = 1
+        s[self.producers[(s[c + REL_SLOT] - 1) // self.setting.slots] + BELL] = 1
         self._released(s, c)
         return True
 
     def _released(self, s: bytearray, c: int) -> None:
         s[c + REL_PC] = s[c + REL_SLOT] = s[c + REL_STALE] = 0
 
-    # -- reclaim: of a dead owner's leases (a consumer that idles, a producer that waits), of one's own ----------
+    # -- looking after: the cut ends of one's own leases, and the leases of the dead -----------------------------
 
-    def _lock_dead(self, s: bytearray, number: int, slots: range) -> int:
-        """Locks the lowest slot that a dead consumer has leased; -1: there is none whose lock is free."""
-        for slot in slots:
-            if s[self.state + slot] == LEASED and self._is_dead(s, s[self.owner + slot]) and not s[self.lock + slot]:
-                s[self.lock + slot] = number
-                return slot
-        return -1
+    def _is_something_to_look_after(self, s: bytearray, c: int) -> bool:
+        return self._anyone_dead(s) or self._has_lease(s, c, CUT_SHORT)
+
+    def mend(self, s: bytearray, c: int) -> bool:
+        """Ends a lease whose end was cut."""
+        for slot in range(self.count):
+            if s[c + self.lease + slot] == CUT_SHORT:
+                if self._may_release(s, c, slot):
+                    self._free(s, slot)
+                s[c + PC], s[c + HAS] = C.MEND_RING, slot + 1
+                return True
+        for p in self.producers:
+            self._forget_dead(s, p)
+        s[c + PC] = C.RECLAIM
+        return True
+
+    def mend_ring(self, s: bytearray, c: int) -> bool:
+        slot = s[c + HAS] - 1
+        if self._waits_for_slot(s, slot):
+            s[self.producers[slot // self.setting.slots] + BELL] = 1
+        s[c + self.lease + slot] = NOT_LEASED
+        s[c + PC], s[c + HAS] = C.MEND, 0
+        return True
+
+    def _is_of_dead(self, s: bytearray, slot: int) -> bool:
+        """Whether a dead consumer has leased the slot, and its lock is free."""
+        return s[self.state + slot] == LEASED and not s[self.lock + slot] and self._is_dead(s, s[self.owner + slot])
 
     def reclaim_lock(self, s: bytearray, c: int) -> bool:
-        slot = self._lock_dead(s, self.number[c], range(self.count))
-        if slot < 0:
-            s[c + PC], s[c + PHASE] = C.LOOK, AFTER_POLL
-        else:
-            s[c + PC], s[c + HAS] = C.RECLAIM_READY, slot + 1
+        for slot in range(self.count):
+            if self._is_of_dead(s, slot):
+                s[self.lock + slot] = self.number[c]
+                s[c + PC], s[c + HAS] = C.RECLAIM_READY, slot + 1
+                return True
+        s[c + PC] = C.LOOK
         return True
 
     def reclaim_ready(self, s: bytearray, c: int) -> bool:
@@ -712,29 +951,31 @@ class Protocol:
     def reclaim_unlock(self, s: bytearray, c: int) -> bool:
         s[self.lock + s[c + HAS] - 1] = 0
         s[c + HAS] = 0
-        s[c + PC] = C.RECLAIM if s[c + PHASE] == IDLE else C.SETTLE
+        s[c + PC] = C.RECLAIM if s[c + PHASE] else C.SETTLE
         return True
 
     def producer_reclaim_lock(self, s: bytearray, p: int) -> bool:
-        slot = self._lock_dead(s, 255, self._slots(self.stream[p]))
-        if slot < 0:
-            s[p + PC] = P.WHO_SLEEPS if s[p + AGAIN] else P.WAIT_LOOK
-        else:
-            s[p + PC], s[p + SLOT] = P.RECLAIM_READY, slot
+        self._forget_dead(s, p)
+        for slot in self.slots[self.stream[p]]:
+            if self._is_of_dead(s, slot):
+                s[self.lock + slot] = self.producer_number
+                s[p + PC], s[p + SLOT] = P.RECLAIM_READY, slot + 1
+                return True
+        s[p + PC] = P.PASS if s[p + AGAIN] else P.WAIT_LOOK
         return True
 
     def producer_reclaim_ready(self, s: bytearray, p: int) -> bool:
-        s[self.state + s[p + SLOT]] = READY
+        s[self.state + s[p + SLOT] - 1] = READY
         s[p + PC] = P.RECLAIM_OWNER
         return True
 
     def producer_reclaim_owner(self, s: bytearray, p: int) -> bool:
-        s[self.owner + s[p + SLOT]] = 0
+        s[self.owner + s[p + SLOT] - 1] = 0
         s[p + PC] = P.RECLAIM_UNLOCK
         return True
 
     def producer_reclaim_unlock(self, s: bytearray, p: int) -> bool:
-        s[self.lock + s[p + SLOT]] = 0
+        s[self.lock + s[p + SLOT] - 1] = 0
         s[p + PC], s[p + SLOT], s[p + AGAIN] = P.RECLAIM, 0, 1
         return True
 
@@ -742,21 +983,14 @@ class Protocol:
 
     def reconcile(self, s: bytearray, c: int) -> bool:
         """Unlocks what it has locked."""
-        for slot in range(self.count):
-            if s[self.lock + slot] == self.number[c]:
-                s[self.lock + slot] = 0
+        self._unlock_all(s, self.number[c])
         s[c + PC] = C.SETTLE
         return True
 
     def settle(self, s: bytearray, c: int) -> bool:
-        """Ends the lease whose end was cut; puts back each slot that is leased to it and was not handed over."""
-        if s[c + REL_PC] == R.CUT:
-            self._release(s, c)
-            s[c + PC] = C.SETTLE_RING
-            return True
+        """Puts back each slot that is leased to it and was not handed over. Last, it says that it does not sleep."""
         for slot in range(self.count):
-            is_mine = s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c]
-            if is_mine and not s[c + self.lease + slot] and not self._is_being_released(s, c, slot):
+            if self._may_release(s, c, slot) and not s[c + self.lease + slot] and not self._is_ending(s, c, slot):
                 if s[self.lock + slot]:
                     return False  # somebody looks whether we are dead
                 s[self.lock + slot] = self.number[c]
@@ -765,19 +999,13 @@ class Protocol:
         return self._settled(s, c)
 
     def _settled(self, s: bytearray, c: int) -> bool:
-        s[c + PC], s[c + CUT] = C.LOOK, 0
+        for p in self.producers:
+            self._say_awake(s, p, self.number[c] - 1)
+        s[c + PC], s[c + PHASE], s[c + CUT] = C.LOOK, FIRST, 0
         return True
 
-    def _is_being_released(self, s: bytearray, c: int, slot: int) -> bool:
-        return s[c + REL_PC] == R.FREE and s[c + REL_SLOT] == slot
-
-    def settle_ring(self, s: bytearray, c: int) -> bool:
-        p = self.producers[s[c + REL_SLOT] // self.setting.slots]
-        if s[p + WAITING] == FOR_A_SLOT:
-            s[p + BELL] = 1
-        self._released(s, c)
-        s[c + PC] = C.SETTLE
-        return True
+    def _is_ending(self, s: bytearray, c: int, slot: int) -> bool:
+        return s[c + REL_PC] == R.FREE and s[c + REL_SLOT] == slot + 1 and not s[c + REL_STALE]
 
     # -- faults -------------------------------------------------------------------------------------------------
 
@@ -788,31 +1016,35 @@ class Protocol:
         return True
 
     def producer_dies(self, s: bytearray, p: int) -> bool:
-        """The kernel frees its locks; a successor adopts the stream at some time."""
+        """The kernel frees its locks; a successor adopts the stream at some time, and was not told what this one told."""
         if s[p + PC] == P.DONE or not self._fault(s, "producer dies"):
             return False
-        self._unlock_all(s, 255)
+        for slot in self.slots[self.stream[p]]:
+            if s[self.lock + slot] == self.producer_number:
+                s[self.lock + slot] = 0
         for i in range(self.setting.consumers):
-            s[p + self.told + i] &= 2
-        s[p + WAIT_FOR] = s[p + SLOT] = s[p + TARGET] = s[p + AGAIN] = 0
-        s[p + PC] = P.ADOPT
+            s[p + self.told + i] &= ~1
+        self._forget_call(s, p)
         return True
 
     def producer_interrupted(self, s: bytearray, p: int) -> bool:
         """Its next call finds the mark. Its locks stay."""
-        if s[p + PC] in (P.DONE, P.ROOM) or not self._fault(s, "producer interrupted"):
+        if s[p + PC] == P.DONE or s[p + PC] == P.ROOM or not self._fault(s, "producer interrupted"):
             return False
-        s[p + WAIT_FOR] = s[p + SLOT] = s[p + TARGET] = s[p + AGAIN] = 0
-        s[p + PC] = P.RECOVER
+        if s[p + TARGET]:  # nothing was pushed, so nothing was noted
+            s[p + self.told + s[p + TARGET] - 1] &= ~1
+        self._forget_call(s, p)
         return True
+
+    def _forget_call(self, s: bytearray, p: int) -> None:
+        s[p + WAIT_FOR] = s[p + SLOT] = s[p + TARGET] = s[p + AGAIN] = 0
+        s[p + PC] = P.RECOVER_WAITING
 
     def consumer_dies(self, s: bytearray, c: int) -> bool:
         """The kernel frees its locks. What its user held may be delivered again. The last consumer lives."""
-        if (
-            sum(s[at + PC] != C.DEAD for at in self.consumers) < 2
-            or s[c + PC] == C.DEAD
-            or not self._fault(s, "consumer dies")
-        ):
+        if s[c + PC] == C.DEAD or sum(s[other + PC] != C.DEAD for other in self.consumers) < 2:
+            return False
+        if not self._fault(s, "consumer dies"):
             return False
         number = self.number[c]
         self._unlock_all(s, number)
@@ -821,7 +1053,11 @@ class Protocol:
                 s[self.notes + slot] &= ~DELIVERED
             elif s[self.state + slot] == READY and s[self.owner + slot] == number:
                 s[self.owner + slot] = 0  # nobody reads it
-        s[c : c + self.consumer_nbytes] = bytes(self.consumer_nbytes)
+        for p in self.producers:
+            for i in range(self.setting.consumers):
+                s[p + self.told + i] &= ~(1 << number)
+        for at in range(c, c + self.consumer_nbytes):
+            s[at] = 0
         s[c + PC] = C.DEAD
         return True
 
@@ -832,52 +1068,78 @@ class Protocol:
 
     def consumer_interrupted(self, s: bytearray, c: int) -> bool:
         """`receive` ends anywhere. The lease of a message that was not handed over ends without a release."""
-        if s[c + PC] in (C.USER, C.DEAD) or not self._fault(s, "consumer interrupted"):
+        if s[c + PC] == C.USER or s[c + PC] == C.DEAD or not self._fault(s, "consumer interrupted"):
             return False
         for slot in range(self.count):
             if s[c + self.lease + slot] == MADE:
-                s[c + self.lease + slot] = NOT_LEASED
-        s[c + HEAD] = s[c + CHANGED] = s[c + TRIED] = 0
-        s[c + PC], s[c + PHASE], s[c + AT], s[c + HAS], s[c + CUT] = C.USER, 0, 0, 0, 1
+                self._drop(s, c, slot)
+        if s[c + WHOM]:  # nothing was pushed, so nothing was noted
+            s[self.producers[s[c + AT]] + self.told + s[c + WHOM] - 1] &= ~(1 << self.number[c])
+        self._end_claim(s, c)
+        s[c + PHASE] = s[c + AT] = s[c + HAS] = s[c + WHOM] = s[c + INBOX] = 0
+        s[c + PC], s[c + CUT] = C.USER, 1
         return True
 
+    def _drop(self, s: bytearray, c: int, slot: int) -> None:
+        s[c + self.lease + slot] = NOT_LEASED
+
     def release_interrupted(self, s: bytearray, c: int) -> bool:
-        if s[c + REL_PC] in (R.NONE, R.CUT) or not self._fault(s, "consumer interrupted"):
+        """The error is kept, and cuts the next call short. The lease's end is found by who looks after."""
+        if s[c + REL_PC] == R.NONE or not self._fault(s, "consumer interrupted"):
             return False
+        if not s[c + REL_STALE]:
+            self._note_cut_end(s, c, s[c + REL_SLOT] - 1)
         s[c + CUT] = 1
-        if s[c + REL_PC] == R.RING:
-            self._released(s, c)
-        else:
-            s[c + REL_PC] = R.CUT
+        self._released(s, c)
         return True
+
+    def _note_cut_end(self, s: bytearray, c: int, slot: int) -> None:
+        s[c + self.lease + slot] = CUT_SHORT
 
     def number_forged(self, s: bytearray, c: int, stream: int) -> bool:
         """Somebody sends a number that was sent before, or never."""
-        if s[c + PC] == C.DEAD or s[c + INBOX] >> stream & 1 or not self._fault(s, "numbers"):
+        if not self._listens(s, c) or s[c + INBOX] >> stream & 1 or not self._fault(s, "numbers"):
             return False
         s[c + INBOX] |= 1 << stream
         return True
 
     # -- the table ----------------------------------------------------------------------------------------------
 
-    def producer_steps(self) -> dict[int, list[Step]]:
-        """What a producer may do, by where it is."""
+    def producer_steps(self, stream: int = 0) -> dict[int, list[Step]]:
+        """What the producer of a stream may do, by where it is."""
+        slots = self.slots[stream]
         return {
-            P.ROOM: [Step("wait_for_room: look, loan: store LOANED if there is room", self.room)],
+            P.ROOM: [
+                *(
+                    Step(f"wait_for_room: look, loan: store LOANED, slot {i}", partial(self.room, slot=i))
+                    for i in slots
+                ),
+                Step("wait_for_room: look, no room", self.no_room),
+            ],
             P.WAIT: [Step("wait: store waiting", self.wait)],
             P.WAIT_LOOK: [Step("wait: look again, store waiting = 0 if enough", self.wait_look)],
             P.WAIT_BELL: [Step("wait: bell", self.wait_bell), Step("wait: 0.1 s passed", self.wait_idle)],
-            P.LOAN: [Step("loan: store LOANED", self.loan)],
+            P.LOAN: [
+                *(Step(f"loan: store LOANED, slot {i}", partial(self.loan, slot=i)) for i in slots),
+                Step("loan: no slot is FREE", self.loan_none),
+            ],
             P.RECORD: [Step("commit: store sequence, owner = 0", self.record, is_private=True)],
             P.COMMIT: [Step("commit: store READY", self.commit)],
             P.PUBLISHED: [Step("publish: store published", self.published, is_quiet=True)],
-            P.WHO_SLEEPS: [Step("tell: look who sleeps", self.who_sleeps)],
+            P.TELL: [
+                Step("tell: look who sleeps", self.tell),
+                Step("tell: look who sleeps, one is waking up", self.tell_nobody),
+            ],
             P.PUSH: [Step("tell: push a number", self.push), Step("tell: push a number, withheld", self.push_withheld)],
-            P.ADOPT: [Step("adopt: store waiting = 0", self.adopt)],
-            P.RECOVER: [Step("recover: store published", self.recover)],
+            P.RECOVER_WAITING: [Step("recover: store waiting = 0", self.recover_waiting)],
+            P.RECOVER: [Step("recover: unlock, store published", self.recover)],
             P.ABORT_RECORD: [Step("abort: store no sequence", self.abort_record)],
             P.ABORT: [Step("abort: store FREE", self.abort)],
-            P.RECLAIM: [Step("reclaim: lock", self.producer_reclaim_lock)],
+            P.PASS: [
+                Step("pass on: look", self.producer_pass_on),
+                Step("pass on: look, one is waking up", self.producer_pass_on_to_nobody),
+            ],
+            P.RECLAIM: [Step("reclaim: forget who died asleep, lock", self.producer_reclaim_lock)],
             P.RECLAIM_READY: [Step("reclaim: store READY", self.producer_reclaim_ready)],
             P.RECLAIM_OWNER: [Step("reclaim: store owner = 0", self.producer_reclaim_owner, is_private=True)],
             P.RECLAIM_UNLOCK: [Step("reclaim: unlock", self.producer_reclaim_unlock)],
@@ -886,36 +1148,57 @@ class Protocol:
 
     def consumer_steps(self) -> dict[int, list[Step]]:
         """What a consumer may do, by where it is."""
+        one_stream = self.setting.streams == 1
         return {
-            C.USER: [Step("receive: call, take: look", self.receive, by_user=True)],
+            C.USER: [
+                Step("receive: call, take: look", self.receive, by_user=True),
+                Step("receive: call, look after", self.receive_look_after, by_user=True),
+            ],
             C.LOOK: [Step("take: look", self.look)],
+            C.LOOK_ALL: [Step("claim oldest: look", self.look_all)],
             C.LOCK: [Step("claim: lock and check", self.claim_lock)],
-            C.MISSED: [Step("claim: unlock what has changed, look again", self.claim_missed)],
+            C.MISSED: [Step("claim: unlock what has changed", self.claim_missed)],
             C.OWNER: [Step("claim: store owner", self.claim_owner, is_private=True)],
             C.LEASED: [Step("claim: store LEASED", self.claim_leased)],
             C.UNLOCK: [Step("claim: unlock", self.claim_unlock)],
+            C.TELL: [
+                Step("claim oldest: pass on: look", self.claim_tell),
+                Step("claim oldest: pass on: look, one is waking up", self.claim_tell_nobody),
+            ],
+            C.TELL_PUSH: [
+                Step("claim oldest: pass on: push a number", self.pass_push),
+                Step("claim oldest: pass on: push, withheld", self.pass_withheld),
+            ],
             C.WAITING: [Step("claim: does the producer wait?", self.claim_waiting)],
             C.RING: [Step("claim: ring", self.claim_ring)],
-            C.SLEEP: [Step("sleep: store asleep = now", self.sleep), Step("receive: time is up", self.timed_out)],
+            C.CLEAR: [Step("sleep: clear the inbox", self.clear), Step("receive: time is up", self.timed_out)],
+            C.SLEEP: [Step("sleep: store asleep = now", self.sleep)],
             C.POLL: [
                 Step("sleep: poll wakes, store asleep = 0", self.poll),
                 Step("sleep: 50 ms passed, store asleep = 0", self.poll_idle),
             ],
             C.AWAKE: [Step("sleep: store asleep = 0 (next stream, or has a message)", self.awake)],
-            C.READ: [Step("sleep: read numbers", self.read)],
-            C.PASS: [Step("pass on: look", self.pass_on)],
+            C.READ: [
+                Step(f"sleep: read a number of stream {i}", partial(self.read, stream=i), is_private=one_stream)
+                for i in range(self.setting.streams)
+            ],
+            C.PASS: [
+                Step("pass on: look", self.pass_on),
+                Step("pass on: look, one is waking up", self.pass_on_to_nobody),
+            ],
             C.PASS_PUSH: [
                 Step("pass on: push a number", self.pass_push),
                 Step("pass on: push, withheld", self.pass_withheld),
             ],
             C.HAND_OVER: [Step("receive: hand over", self.hand_over, is_quiet=True)],
+            C.MEND: [Step("mend: store FREE, or forget who died asleep", self.mend)],
+            C.MEND_RING: [Step("mend: ring if the producer waits", self.mend_ring)],
             C.RECLAIM: [Step("reclaim: lock", self.reclaim_lock)],
             C.RECLAIM_READY: [Step("reclaim: store READY", self.reclaim_ready)],
             C.RECLAIM_OWNER: [Step("reclaim: store owner = 0", self.reclaim_owner, is_private=True)],
             C.RECLAIM_UNLOCK: [Step("reclaim: unlock", self.reclaim_unlock)],
             C.RECONCILE: [Step("reconcile: unlock", self.reconcile)],
-            C.SETTLE: [Step("reconcile: end or put back a lease", self.settle)],
-            C.SETTLE_RING: [Step("reconcile: ring", self.settle_ring)],
+            C.SETTLE: [Step("reconcile: put back a lease, or store asleep = 0", self.settle)],
             C.DEAD: [],
         }
 
@@ -929,7 +1212,6 @@ class Protocol:
             R.FREE: [Step("release: store FREE", self.release_free, is_quiet=True)],
             R.WAITING: [Step("release: does the producer wait?", self.release_waiting)],
             R.RING: [Step("release: ring", self.release_ring)],
-            R.CUT: [],
         }
 
     def fault_steps(self) -> list[tuple[str, int, Step]]:

@@ -1,30 +1,71 @@
 """The protocol of a stream, explored to the end: see protocol.py for what the model is, and mistakes.py for what it can find."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
-from .explore import Violation, explore
-from .mistakes import MISTAKES, Mistake
+from . import compiled, explore
+from .compiled import Untranslatable
+from .explore import Violation
+from .mistakes import MISTAKES, Mistake, NoLookAfterSayingAsleep
 from .protocol import Protocol, Setting
 from .settings import SHORT
+
+pytestmark = pytest.mark.timeout(600)  # for busy machines: alone on a core, the longest takes a quarter of a minute
+SMALL = Setting(messages=1, slots=2, faults=1)
+
+
+@pytest.fixture(autouse=True)
+def needs_a_c_compiler() -> None:
+    if compiled.compiler() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("There is no C compiler (cc or gcc).")
 
 
 @pytest.mark.parametrize("setting", SHORT.values(), ids=SHORT)
 def test_every_order_of_steps_delivers_each_message_once_and_leaves_nobody_waiting(setting: Setting) -> None:
-    found = explore(Protocol(setting))
+    found = compiled.explore(Protocol(setting))
     print(found)
-    assert found.states > 1000  # it did go on
+    assert found.states > 10_000  # it did go on
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
 def test_the_model_finds_a_planted_mistake(mistake: type[Mistake]) -> None:
     with pytest.raises(Violation, match=mistake.finds):
-        explore(mistake())
+        compiled.explore(mistake(), optimises=False)
 
 
 def test_a_lost_number_is_healed_by_the_look_every_50_ms_and_by_nothing_else() -> None:
     setting = Setting(messages=1, faults=1, kinds=("numbers",))
-    explore(Protocol(setting))
+    compiled.explore(Protocol(setting), optimises=False)
     with pytest.raises(Violation, match="sleeps while"):
-        explore(Protocol(replace(setting, idle_look=False)))
+        compiled.explore(Protocol(replace(setting, idle_look=False)), optimises=False)
+
+
+def test_the_model_in_c_takes_the_same_steps_as_in_python() -> None:
+    in_python = explore.explore(Protocol(SMALL))
+    in_c = compiled.explore(Protocol(SMALL), optimises=False)
+    assert in_c[:2] == in_python[:2]
+    with pytest.raises(Violation) as of_python:
+        explore.explore(NoLookAfterSayingAsleep())
+    with pytest.raises(Violation) as of_c:
+        compiled.explore(NoLookAfterSayingAsleep(), optimises=False)
+    assert str(of_c.value) == str(of_python.value)
+
+
+def test_a_value_that_is_too_large_for_its_field_is_an_error() -> None:
+    class OneSlotMore(Protocol):
+        def largest(self) -> bytes:
+            return super().largest().replace(bytes([self.count]), bytes([self.count - 1]))
+
+    with pytest.raises(OverflowError, match="Protocol.largest"):
+        compiled.explore(OneSlotMore(SMALL), optimises=False)
+
+
+def test_a_method_that_cannot_be_said_in_c_is_an_error_that_names_it() -> None:
+    class Sorts(Protocol):
+        def published(self, s: bytearray, p: int) -> bool:
+            return bool(sorted(s))
+
+    with pytest.raises(Untranslatable, match="Sorts.published: cannot translate 'bool"):
+        compiled.explore(Sorts(SMALL), optimises=False)
