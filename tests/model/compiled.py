@@ -1,9 +1,10 @@
 """Puts a model into C, so that a million of its states are explored in a second: ``explore.py`` takes two minutes for them.
 
-protocol.py stays the only source. Its methods keep to a part of Python that says the same in C: whole numbers, the state's
-bytes, ``if`` and ``for``, ``any``, ``all`` and ``sum``, calls of each other. What does not depend on the state (the setting,
-where a block begins, the tables of steps) is worked out here and stands as a number in the C. A method that is overridden, and
-``super()``, are those of the model's own class, as in Python. Whatever else a method has is an error that names it.
+protocol.py stays the only source. Its methods keep to a part of Python that says the same in C: whole numbers (those that
+are divided are not negative), the state's bytes, ``if`` and ``for``, ``any``, ``all`` and ``sum``, calls of each other. What
+does not depend on the state (the setting, where a block begins, the tables of steps) is worked out here and stands as a number
+in the C. A method that is overridden, and ``super()``, are those of the model's own class, as in Python. Whatever else a method
+has is an error that names it.
 
 ``explore.c`` does with the result what ``explore.py`` does with the model. Cython could not: a model is classes that override
 methods and tables of these, which Cython leaves to Python. It needs a C compiler and nothing of Python's headers.
@@ -75,7 +76,6 @@ def _compile(model: str, optimisation: str) -> ctypes.CDLL:
 
 class _Found(ctypes.Structure):
     _fields_ = (
-        ("packed", ctypes.c_void_p),
         ("parents", ctypes.POINTER(ctypes.c_uint32)),
         ("num_states", ctypes.c_uint64),
         ("num_steps", ctypes.c_uint64),
@@ -86,18 +86,21 @@ class _Found(ctypes.Structure):
 def _error(model: Protocol, core: ctypes.CDLL, found: _Found, outcome: int) -> Exception:
     if outcome == TOO_MANY:
         return MemoryError(f"{found.num_states} states and {found.num_steps} steps are too many")
-    way, number = [], found.here
-    while True:
-        state = ctypes.create_string_buffer(model.nbytes)
-        core.state(ctypes.c_uint64(number), state)
-        way.append(state.raw)
-        if number == 0:
-            break
+    if not found.num_states:
+        return OverflowError("a field of the first state is larger than Protocol.largest says")
+    way, number = [_state(model, core, found.here)], found.here
+    while number:
         number = found.parents[number]
+        way.append(_state(model, core, number))
     if outcome == TOO_LARGE_A_VALUE:
-        return OverflowError(f"a field is larger than Protocol.largest says, after {model.describe(way[0])}")
-    what = "" if outcome == STUCK else broken_at(model, way[0])
-    return violation(model, way[::-1], what)
+        return OverflowError(f"a field is larger than Protocol.largest says, one step after\n{model.describe(way[0])}")
+    return violation(model, way[::-1], "" if outcome == STUCK else broken_at(model, way[0]))
+
+
+def _state(model: Protocol, core: ctypes.CDLL, number: int) -> bytes:
+    state = ctypes.create_string_buffer(model.nbytes)
+    core.state(ctypes.c_uint64(number), state)
+    return state.raw
 
 
 _BINARY: dict[type[ast.operator], str] = {
@@ -134,17 +137,17 @@ class _Model:
         processes, faults = processes_of(model), faults_of(model)
         takes: list[str] = []
 
-        def step(at: int, step: Step) -> str:
+        def put(at: int, step: Step) -> str:
             takes.append(f"static int take_{len(takes)}(u8 *s) {{ return {self._call(step, at)}; }}")
             return f"{{take_{len(takes) - 1}, {int(step.by_user)}}}"
 
-        def row(process: Process, row: int) -> str:
-            steps = [step(process.at, each) for each in process.steps[row]]
-            private = [int(process.private[quiet][row]) for quiet in (0, 1)]
+        def put_row(process: Process, pc: int) -> str:
+            steps = [put(process.at, each) for each in process.steps[pc]]
+            private = [int(kind[pc]) for kind in process.private]
             return f"{{{len(steps)}, {_braces(private)}, {_braces(steps or ['{0}'])}}}"
 
-        rows = [_braces(row(process, i) for i in range(len(process.steps))) for process in processes]
-        fault_steps = [step(at, each) for _, at, each in faults]
+        rows = [_braces(put_row(process, pc) for pc in range(len(process.steps))) for process in processes]
+        fault_steps = [put(at, each) for _, at, each in faults]
         for name in ("normalise", "is_done", "check_rest"):
             takes.append(f"static int {name}(u8 *s) {{ return {self.method(type(model).__mro__, name)}(s); }}")
         most = [max(len(steps) for steps in process.steps) for process in processes]
@@ -252,9 +255,8 @@ class _Method:
         }
         self._names |= set(stored)
         lines = [line for statement in self._definition.body for line in self._statement(statement)]
-        used = "\n".join(lines)
-        variables = "".join(f"int {name} = 0; (void){name};\n" for name in stored)
-        return f"static int {function}({', '.join(parameters)}) {{\n{variables}{used}\nreturn 0;\n}}"
+        variables = [f"int {name} = 0; (void){name};" for name in stored]
+        return "\n".join([f"static int {function}({', '.join(parameters)}) {{", *variables, *lines, "return 0;", "}"])
 
     # -- statements ---------------------------------------------------------------------------------------------
 
@@ -269,8 +271,8 @@ class _Method:
                 return [self._value(value) + ";"]
             case ast.Return(None):
                 return ["return 0;"]
-            case ast.Return(value):
-                return [f"return {self._truth(value) if self._is_bool else self._value(value)};"]  # type: ignore[arg-type]
+            case ast.Return(ast.expr() as value):
+                return [f"return {self._truth(value) if self._is_bool else self._value(value)};"]
             case ast.Raise(ast.Call(ast.Name("Broken"))):
                 return ["broken = 1;", "return 0;"]
             case ast.If(test, body, orelse):
@@ -303,7 +305,7 @@ class _Method:
         if isinstance(known, range):
             start, stop, step = str(known.start), str(known.stop), known.step
         elif known is not _UNKNOWN:
-            values = list(known)  # type: ignore[call-overload]
+            values = list(known)
             return f"for (int at_ = 0; at_ < {len(values)}; at_++) {{ {name} = {self._model.array(values)}[at_];"
         elif isinstance(iterable, ast.Call) and isinstance(iterable.func, ast.Name) and iterable.func.id == "range":
             bounds = [self._value(each) for each in iterable.args[:2]]
@@ -391,7 +393,8 @@ class _Method:
             "all": f"if (!{term}) {{ result = 0; break; }}",
             "sum": f"result += {term};",
         }[name]
-        return f"({{ int result = {int(name == 'all')}; {head} if ({test}) {{ {body} }} }} result; }})"
+        variables = f"int result = {int(name == 'all')}, {loop.target.id};"  # its own, as in Python
+        return f"({{ {variables} {head} if ({test}) {{ {body} }} }} result; }})"
 
     def _table(self, container: Any) -> str:
         """A list of numbers, or a dictionary of them by small numbers."""

@@ -16,7 +16,6 @@ static int broken;  // a property did not hold in the step that was just taken
 enum { DONE, BROKEN, RESTS_BADLY, STUCK, TOO_LARGE_A_VALUE, TOO_MANY };
 
 typedef struct {
-    u64 (*packed)[WORDS];
     u32 *parents;
     u64 num_states, num_steps;
     u64 here;  // where the outcome was found
@@ -195,7 +194,6 @@ int explore(const u8 *initial, Found *found) {
         }
     }
     if (outcome == DONE && (found->here = stuck(&all)) < all.count) outcome = STUCK;
-    found->packed = all.packed;
     found->parents = all.parents;
     found->num_states = all.count;
     found->num_steps = all.num_after_all;

@@ -3,7 +3,7 @@
 A step that is private (see :class:`~.protocol.Step`) is taken together with the one before it: its place among the steps
 of others makes no difference. Two states that differ only in which consumer is which are one.
 
-This explores in Python: 10 000 states a second. ``compiled.py`` does the same in C, for more.
+This explores in Python: 10 000 states a second. ``compiled.py`` does the same in C, a hundred times as fast.
 """
 
 from __future__ import annotations

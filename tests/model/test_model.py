@@ -13,7 +13,7 @@ from .protocol import Protocol, Setting
 from .settings import SHORT
 
 pytestmark = pytest.mark.timeout(600)  # for busy machines: alone on a core, the longest takes a quarter of a minute
-SMALL = Setting(messages=1, slots=2, faults=1)
+SMALL = Setting(consumers=1, messages=2, slots=2, max_ready=1, faults=1)
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +42,20 @@ def test_a_lost_number_is_healed_by_the_look_every_50_ms_and_by_nothing_else() -
         compiled.explore(Protocol(replace(setting, idle_look=False)), optimises=False)
 
 
-def test_the_model_in_c_takes_the_same_steps_as_in_python() -> None:
-    in_python = explore.explore(Protocol(SMALL))
-    in_c = compiled.explore(Protocol(SMALL), optimises=False)
-    assert in_c[:2] == in_python[:2]
+@pytest.mark.parametrize(
+    "setting",
+    [
+        SMALL,
+        Setting(messages=1, slots=2, faults=1, kinds=("consumer dies",)),
+        Setting(streams=2, consumers=1, messages=1, slots=2, idle_look=False),
+    ],
+    ids=["one consumer", "death", "two streams"],
+)
+def test_the_model_in_c_takes_the_same_steps_as_in_python(setting: Setting) -> None:
+    assert compiled.explore(Protocol(setting), optimises=False)[:2] == explore.explore(Protocol(setting))[:2]
+
+
+def test_a_violation_is_the_same_in_c_as_in_python() -> None:
     with pytest.raises(Violation) as of_python:
         explore.explore(NoLookAfterSayingAsleep())
     with pytest.raises(Violation) as of_c:
@@ -54,12 +64,15 @@ def test_the_model_in_c_takes_the_same_steps_as_in_python() -> None:
 
 
 def test_a_value_that_is_too_large_for_its_field_is_an_error() -> None:
-    class OneSlotMore(Protocol):
+    class HasRoomForOneAge(Protocol):
         def largest(self) -> bytes:
-            return super().largest().replace(bytes([self.count]), bytes([self.count - 1]))
+            largest = bytearray(super().largest())
+            largest[self.age : self.age + self.count] = bytes([1]) * self.count
+            return bytes(largest)
 
-    with pytest.raises(OverflowError, match="Protocol.largest"):
-        compiled.explore(OneSlotMore(SMALL), optimises=False)
+    two_ready = replace(SMALL, max_ready=2)
+    with pytest.raises(OverflowError, match="Protocol.largest says, one step after\nslots: .*READY age=1"):
+        compiled.explore(HasRoomForOneAge(two_ready), optimises=False)
 
 
 def test_a_method_that_cannot_be_said_in_c_is_an_error_that_names_it() -> None:
