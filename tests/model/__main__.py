@@ -1,4 +1,4 @@
-"""Explores all settings, a minute and two gigabytes at most each. ``--steps`` prints the table of steps."""
+"""Explores all settings, the largest in a minute and two gigabytes. ``--steps`` prints the table of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What is explored: in every run of the tests, and in `make soak`."""
+"""What is explored: in every run of the tests, and in `make soak`.
+
+A million states take about 1.3 s of a core and 60 MB: the largest setting of every run 14 s and 0.65 GB, the largest of all 51 s
+and 2.1 GB.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,31 @@ from .protocol import Setting
 
 SHORT = {
     # No fault: nobody needs the looks every 50 ms and 0.1 s, not even where users never come back.
+    # 892 114 states, 2 587 918 steps
     "no fault, numbers alone": Setting(idle_look=False),
+    # 1 764 575 states, 6 474 302 steps
     "no fault, three consumers, numbers alone": Setting(consumers=3, messages=2, idle_look=False),
+    # 224 857 states, 804 943 steps
     "no fault, leases end in threads": Setting(messages=2, slots=2, max_ready=1, threads=True, idle_look=False),
+    # 546 867 states, 1 798 119 steps
     "two streams, numbers alone": Setting(streams=2, messages=1, slots=1, max_ready=1, idle_look=False),
+    # 10 912 703 states, 41 571 480 steps
     "a fault at any step": Setting(faults=1),
+    # 87 456 states, 261 262 steps
     "one consumer, in order, two faults at any steps": Setting(consumers=1, faults=2),
 }
 
 LONG = {
+    # 35 941 607 states, 136 509 283 steps
     "no fault, three consumers, numbers alone, three messages": Setting(consumers=3, messages=3, idle_look=False),
+    # 1 024 054 states, 3 064 378 steps
     "no fault, with the looks": Setting(),
+    # 12 922 370 states, 55 562 655 steps
     "two streams, a fault at any step": Setting(streams=2, messages=1, slots=1, max_ready=1, faults=1),
+    # 3 307 699 states, 16 222 939 steps
     "leases end in threads, a fault at any step": Setting(messages=2, slots=2, max_ready=1, threads=True, faults=1),
+    # 1 125 677 states, 5 531 316 steps
     "three consumers, a fault at any step": Setting(consumers=3, messages=1, slots=2, faults=1),
+    # 14 771 770 states, 68 482 764 steps
     "two faults at any steps": Setting(messages=3, faults=2),
 }
