@@ -87,15 +87,18 @@ static u32 find(States *all, const u64 *w, u64 hash) {
     }
 }
 
-static void take_private(u8 *s, int first, int end) {
+// A step, and what is private then, of the movers from `first` to `end`. False if it cannot happen, or a property does not hold.
+static int take(const Step *step, u8 *s, int first, int end) {
+    int taken = step->take(s);
     for (int again = 1; again;) {
         again = 0;
-        for (int m = first; m < end; m++)
+        for (int m = first; taken && m < end; m++)
             for (const Row *row; !broken && (row = &ROWS[m][s[PC_AT[m]]])->is_private[!s[FAULTS_AT]];) {
                 row->steps[0].take(s);
                 again = 1;
             }
     }
+    return taken && !broken;
 }
 
 typedef struct {
@@ -124,18 +127,18 @@ static int take_all(States *all, u64 here) {
         const Row *row = &ROWS[m][from[PC_AT[m]]];
         for (int i = 0; i < row->count; i++) {
             memcpy(s, from, NBYTES);
-            if (!row->steps[i].take(s)) continue;
-            take_private(s, m, m + 1);
+            int taken = take(&row->steps[i], s, m, m + 1);
             if (broken) return BROKEN;
+            if (!taken) continue;
             is_at_rest &= row->steps[i].by_user;
             if (!arrive(all, s, &after[count++])) return TOO_LARGE_A_VALUE;
         }
     }
     for (int i = 0; from[FAULTS_AT] && i < NUM_FAULTS; i++) {
         memcpy(s, from, NBYTES);
-        if (!FAULTS[i].take(s)) continue;
-        take_private(s, 0, NUM_MOVERS);
+        int taken = take(&FAULTS[i], s, 0, NUM_MOVERS);
         if (broken) return BROKEN;
+        if (!taken) continue;
         if (!arrive(all, s, &after[count++])) return TOO_LARGE_A_VALUE;
     }
     if (MUST_REST_WELL && is_at_rest) {

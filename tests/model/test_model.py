@@ -9,7 +9,7 @@ from . import compiled, explore
 from .compiled import Untranslatable
 from .explore import Violation
 from .mistakes import MISTAKES, Mistake, NoLookAfterSayingAsleep
-from .protocol import Protocol, Setting
+from .protocol import Broken, Protocol, Setting
 from .settings import SHORT
 
 pytestmark = pytest.mark.timeout(600)  # for busy machines: alone on a core, the longest takes a quarter of a minute
@@ -55,11 +55,19 @@ def test_the_model_in_c_takes_the_same_steps_as_in_python(setting: Setting) -> N
     assert compiled.explore(Protocol(setting), optimises=False)[:2] == explore.explore(Protocol(setting))[:2]
 
 
-def test_a_violation_is_the_same_in_c_as_in_python() -> None:
+class RaisesAtTheOnlyStep(Protocol):
+    """With one consumer, nobody else can take a step there that would show it a moment later."""
+
+    def commit(self, s: bytearray, p: int) -> bool:
+        raise Broken("the only step")
+
+
+@pytest.mark.parametrize("model", [NoLookAfterSayingAsleep(), RaisesAtTheOnlyStep(SMALL)], ids=["at rest", "in a step"])
+def test_a_violation_is_the_same_in_c_as_in_python(model: Protocol) -> None:
     with pytest.raises(Violation) as of_python:
-        explore.explore(NoLookAfterSayingAsleep())
+        explore.explore(model)
     with pytest.raises(Violation) as of_c:
-        compiled.explore(NoLookAfterSayingAsleep(), optimises=False)
+        compiled.explore(model, optimises=False)
     assert str(of_c.value) == str(of_python.value)
 
 
