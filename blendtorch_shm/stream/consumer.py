@@ -445,7 +445,12 @@ class Consumer(Closable):
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
-        return self._control.explain(self.place.name, self._rings.now(), self._member.locks)
+        state = self._control.explain(self.place.name, self._rings.now(), self._member.locks)
+        return (
+            f"{state}; not all of its memory could be attached: {self._rings.unattached}"
+            if self._rings.unattached
+            else state
+        )
 
     def __repr__(self) -> str:
         return f"<Consumer {self.index} of {self.place.name}, {len(self._leases)} leases>"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from ..errors import SegmentError
 from ..memory.layout import MAX_RINGS_AT_ONCE, STREAM_HEADER, word
 from ..memory.ring import Ring
@@ -20,6 +18,9 @@ class Rings:
         place: where they are.
         control: the stream's control segment.
 
+    Attributes:
+        unattached: why the last of them that should exist could not be attached; "" if all could.
+
     Example::
 
         for ring in Rings(place, Control.attach(place)).now():
@@ -31,6 +32,7 @@ class Rings:
         self._control = control
         self._known: dict[int, Ring] = {}
         self._current: list[Ring] = []
+        self.unattached = ""
         self._first = self._next = 0  # what the control segment said when those were attached
 
     def now(self) -> list[Ring]:
@@ -55,9 +57,12 @@ class Rings:
         self._known = {number: ring for number, ring in self._known.items() if number >= first}
         for number in range(first, following):
             if number not in self._known:
-                with contextlib.suppress(SegmentError):  # removed meanwhile: all its messages have been consumed
+                try:
                     segment = self._place.attach(f".{number}")
                     self._known[number] = Ring.attach(segment, self._control.key, number)
+                except SegmentError as error:  # removed meanwhile, as all its messages have been consumed, or a failure
+                    self.unattached = str(error)
         self._current = [self._known[number] for number in sorted(self._known)]
         if len(self._current) == following - first:  # else try again: not every failure means that it was removed
             self._first, self._next = first, following
+            self.unattached = ""
