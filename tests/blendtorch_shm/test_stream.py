@@ -320,7 +320,7 @@ def test_a_ring_of_another_version_is_not_read(place: SharedPlace, sink: Produce
     memory = place.attach(".0")
     make_it_another_version(memory, layout.RING_HEADER)
     assert source.receive(0) is None
-    assert re.search(f"not all of its memory could be attached: .*{both_versions(place.name)}", source.explain())
+    assert re.search(f"not all of its memory could be attached: .*{both_versions(place.name + '.0')}", source.explain())
     memory.words[word(layout.RING_HEADER, "version")] = VERSION
     assert receive_all(source) == [0]
     assert "attached" not in source.explain()
