@@ -149,7 +149,7 @@ def disable_viewport_antialiasing() -> None:
 
 def shades_wire_objects(shading: str) -> bool:
     """Whether a viewport shaded like that draws the surface of objects that are displayed as wire or as bounds."""
-    return VERSION >= (4, 2, 0) and shading in ("MATERIAL", "RENDERED")
+    return VERSION >= (4, 2, 0) and shading == "RENDERED"
 
 
 def corner_normals(mesh: Any) -> NDArray[np.float32]:

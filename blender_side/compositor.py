@@ -23,8 +23,9 @@ from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import SHARED_MEMORY, streams_path
 from blendtorch_shm.launch.notes import LAUNCH_VARIABLE
 
-from . import compat
+from . import compat, evaluation
 from .camera import Camera
+from .evaluation import Evaluation
 from .final import Changes, allocate, describe, load_pixels, look_through, no_room, run_render
 
 _FORMATS = ("OPEN_EXR", "OPEN_EXR_MULTILAYER")
@@ -86,6 +87,12 @@ class CompositeRenderer:
                 f"Keys of the selected slots: {keys}. There must be one at least, and each only once."
             )
         self._find_slots()
+        evaluation.register(self)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its next picture shows."""
+        return Evaluation(is_final=True, engine=str(bpy.context.scene.render.engine))
 
     def render(self) -> dict[str, NDArray[np.float32]]:
         """Render the scene as it is now.
@@ -98,6 +105,7 @@ class CompositeRenderer:
             ConfigurationError: a node or slot is gone, or nothing was written for it; the engine cannot run here.
             OutOfSharedMemory: there is no room for the files.
         """
+        evaluation.register(self)
         selected = list(zip(self.slots, self._find_slots(), strict=True))
         nodes = {slot.node.name: slot.node for _, slot in selected}
         pixels: dict[tuple[str, int], NDArray[np.float32]] = {}

@@ -19,8 +19,9 @@ from numpy.typing import DTypeLike, NDArray
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 from blendtorch_shm.launch.address import SHARED_MEMORY
 
-from . import compat
+from . import compat, evaluation
 from .camera import Camera, Origin, check_origin
+from .evaluation import Evaluation
 from .publisher import lend_array
 from .utils import find_first_view3d
 
@@ -102,6 +103,13 @@ class FinalRenderer:
         self.origin = origin
         self.color_space = color_space
         self.engine = engine
+        evaluation.register(self)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its next picture shows."""
+        engine = bpy.context.scene.render.engine if self.engine is None else _ENGINES[self.engine]
+        return Evaluation(is_final=True, engine=str(engine))
 
     def render(self) -> NDArray[Any]:
         """Render the scene as it is now.
@@ -114,6 +122,7 @@ class FinalRenderer:
             OutOfSharedMemory: there is no memory for the picture.
         """
         image = allocate((*self.camera.shape, len(self.mode)), self.dtype)
+        evaluation.register(self)
         with Changes() as changes:
             look_through(changes, self.camera)
             if self.engine is not None:
@@ -131,7 +140,7 @@ class ViewportStandIn:
     """Final renders that look like the viewport, for `OffScreenRenderer` where Blender cannot draw that."""
 
     def __init__(self) -> None:
-        self._shading: Shading = "RENDERED"
+        self.shading: Shading = "RENDERED"
 
     def set_style(self, shading: Shading, overlays: bool) -> None:
         if overlays or shading == "WIREFRAME":
@@ -140,7 +149,7 @@ class ViewportStandIn:
                 f" Blender {bpy.app.version_string} has nothing else in background. 5.1 and later have; so has any version"
                 " with a display (a virtual one such as Xvfb will do)."
             )
-        self._shading = shading
+        self.shading = shading
 
     def describe(self) -> str:
         return f"{describe(self._engine())}, slower than off-screen drawing"
@@ -150,7 +159,7 @@ class ViewportStandIn:
         with Changes() as changes:
             look_through(changes, camera)
             changes.set(render, use_compositing=False, use_stamp=False, engine=self._engine())
-            if self._shading == "SOLID":
+            if self.shading == "SOLID":
                 shown = find_first_view3d()[1].shading
                 changes.set(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
                 changes.set(scene.display, render_aa="OFF")
@@ -161,8 +170,7 @@ class ViewportStandIn:
             _render_colors(changes, image, flip=flip, display=display)
 
     def _engine(self) -> str:
-        engine = str(bpy.context.scene.render.engine)
-        return {"SOLID": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(self._shading, engine)
+        return evaluation.of_viewport(self.shading).engine
 
 
 class Changes(ExitStack):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import compat, readback
+from . import compat, evaluation, readback
 from .camera import Camera, Origin
+from .evaluation import Evaluation
 from .final import ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture
 from .utils import find_first_view3d
 
@@ -63,6 +64,12 @@ class OffScreenRenderer:
         self.color_space = color_space
         self._final = ViewportStandIn()
         self._viewport = ViewportDrawing() if compat.draws_off_screen() else None
+        evaluation.register(self)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its next picture shows."""
+        return evaluation.of_viewport((self._viewport or self._final).shading)
 
     def render(self) -> NDArray[np.uint8]:
         """Render the scene as it is now.
@@ -112,11 +119,9 @@ class OffScreenRenderer:
         (self._viewport or self._final).set_style(shading, overlays)
 
     def _drawing(self) -> ViewportDrawing | ViewportStandIn:
-        """What draws now. Viewports draw nothing off-screen for engines that trace rays."""
-        if self._viewport is None:
-            return self._final
-        traced = self._viewport.shading == "RENDERED" and bpy.context.scene.render.engine not in compat.GL_ENGINES
-        return self._final if traced else self._viewport
+        """What draws now."""
+        evaluation.register(self)
+        return self._final if self._viewport is None or self.evaluation.is_final else self._viewport
 
 
 class PendingPicture:

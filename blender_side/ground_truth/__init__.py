@@ -11,8 +11,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat
+from .. import compat, evaluation
 from ..camera import Camera
+from ..final import Changes, look_through
 from ..publisher import lend_array
 from . import labels
 from .draw import ATTACHMENTS, Rasterizer, View
@@ -53,17 +54,21 @@ class GroundTruth:
         objects: Iterable[Any] | None = None,
         categories: Mapping[str, Iterable[Any]] | None = None,
         keypoints: Mapping[str, Any] | None = None,
+        renderer: evaluation.Renderer | None = None,
     ) -> None:
         """Choose what to make.
 
         Args:
-            camera: what to look through, the one that pictures are made with. None: the scene's camera.
+            camera: what to look through, the one that pictures are made with. None: that of `renderer`, or the scene's.
             passes: names of what `render` returns.
             objects: what gets numbers and boxes (`bpy.types.Object`; of an instancer, all that it instances). The rest is drawn
                 with number 0. None: everything.
             categories: names of categories, and the objects in each. None: the custom property "category" of objects.
             keypoints: names of points and where they are: an object (its origin), ``(object, vertex index)``,
                 ``(object, (x, y, z))`` in the object's own coordinates or ``(armature, bone name)``.
+            renderer: whose pictures the labels belong to (`OffScreenRenderer`, `FinalRenderer`, `CompositeRenderer`). What a
+                final render shows differs from what the viewport does. None: that of pictures through `camera`, or else of
+                any pictures made here; where they are made in several ways, `render` asks for this argument.
 
         Raises:
             ConfigurationError: a pass is unknown, an argument cannot be understood, or this Blender cannot draw off-screen and
@@ -87,7 +92,8 @@ class GroundTruth:
                 " later do; so does any version with a display (a virtual one such as Xvfb will do). Here there are"
                 f" {', '.join(name for name in _LABELS if name not in _NEED_RASTER)}."
             )
-        self.camera = camera or Camera()
+        self.camera = camera or (renderer.camera if renderer else Camera())
+        self._renderer = renderer
         self._reader = SceneReader(objects, categories)
         self._keypoints = None if keypoints is None else labels.Keypoints(keypoints)
         self._present, self._past = Rasterizer(), Rasterizer()
@@ -128,16 +134,31 @@ class GroundTruth:
         view = View.of(self.camera)
         if self._before is not None and self._before[1].shape != view.shape:
             self.forget()
-        drawn = self._reader.read(normals="normals" in self.passes)
+        drawn, points = self._read()
         rasters = self._rasters(drawn, view)
         self._before = drawn, view
         result: dict[str, Any] = {name: array for name, array in rasters.items() if name in self.passes}
-        return result | self._labels(drawn, rasters)
+        return result | self._labels(drawn, points, rasters)
 
     def forget(self) -> None:
         """Let flow begin anew, for example after a jump to another place of the animation. Numbers of objects stay."""
         self._before = None
         self._reader.forget()
+
+    def _read(self) -> tuple[list[Drawn], labels.Points | None]:
+        """What the picture shows, and where keypoints are, from the evaluation of the scene that the picture is made of."""
+        shown = self._renderer.evaluation if self._renderer else evaluation.of_pictures_through(self.camera)
+
+        def read(depsgraph: Any) -> tuple[list[Drawn], labels.Points | None]:
+            drawn = self._reader.read(depsgraph, shown, normals="normals" in self.passes)
+            if self._keypoints is None:
+                return drawn, None
+            return drawn, self._keypoints.locate(self.camera, drawn, self._reader.shown, depsgraph)
+
+        with Changes() as changes:
+            if shown.is_final:
+                look_through(changes, self.camera)
+            return shown.read(read, changes)
 
     def _rasters(self, drawn: list[Drawn], view: View) -> dict[str, NDArray[Any]]:
         """The passes that are drawn, and those that labels are made from."""
@@ -163,7 +184,9 @@ class GroundTruth:
             self._past.draw(flow, before, view_before or view, [after.get(thing) for thing in before], view)
         return arrays
 
-    def _labels(self, drawn: list[Drawn], rasters: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def _labels(
+        self, drawn: list[Drawn], points: labels.Points | None, rasters: Mapping[str, NDArray[Any]]
+    ) -> dict[str, Any]:
         result: dict[str, Any] = {}
         if not _WITH_TABLE.isdisjoint(self.passes):
             rows = self._reader.rows(drawn)
@@ -179,8 +202,8 @@ class GroundTruth:
             result["instance_names"] = [row.name for row in rows]
             result["category_ids"] = np.array([row.category for row in rows], np.uint16)
             result["category_names"] = list(self._reader.category_names)
-        if self._keypoints is not None:
-            result["keypoints"] = self._keypoints.project(self.camera, drawn, rasters.get("depth"))
+        if self._keypoints is not None and points is not None:
+            result["keypoints"] = labels.project(points, self.camera, rasters.get("depth"))
             result["keypoint_names"] = list(self._keypoints.names)
         if "camera" in self.passes:
             result["camera"] = {

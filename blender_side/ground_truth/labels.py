@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import bpy
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
+from .. import compat
 from ..camera import Camera
 from ..utils import evaluated_mesh, first_obstacles
 from .scene import Drawn, Geometry
@@ -176,19 +177,29 @@ class Keypoints:
         self.names = list(keypoints)
         self._targets = [_target(name, keypoint) for name, keypoint in keypoints.items()]
 
-    def world_coordinates(self, drawn: Iterable[Drawn]) -> NDArray[np.float64]:
+    def locate(self, camera: Camera, drawn: Iterable[Drawn], shown: Container[str], depsgraph: Any) -> Points:
         """Where the points are now.
 
         Args:
+            camera: that looks.
             drawn: what is drawn; saves reading those meshes anew.
-
-        Returns:
-            (M, 3) array; NaN where the object was deleted.
+            shown: names of the objects that the picture does not leave out.
+            depsgraph: the scene as evaluated.
 
         Raises:
             ConfigurationError: the mesh of an object has no such vertex any more.
         """
-        depsgraph = bpy.context.evaluated_depsgraph_get()
+        xyz = self._world_coordinates(drawn, depsgraph)
+        inside = camera.in_view(xyz) & [_is_shown(obj, shown) for obj, _ in self._targets]
+        is_free = None
+        if not compat.draws_off_screen():  # there will be no raster to look at
+            obstacles = first_obstacles(camera, xyz[inside], bpy.context.scene, depsgraph)
+            is_free = np.zeros(len(xyz), np.bool_)
+            is_free[inside] = [obstacle is None for obstacle in obstacles]
+        return Points(xyz, inside, is_free)
+
+    def _world_coordinates(self, drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
+        """(M, 3) array; NaN where the object was deleted."""
         geometries = {thing.object: thing.geometry for thing in drawn}
         xyz = np.empty((len(self.names), 3))
         for i, (obj, place) in enumerate(self._targets):
@@ -207,38 +218,51 @@ class Keypoints:
             xyz[i] = matrix[:3, :3] @ local + matrix[:3, 3]
         return xyz
 
-    def project(self, camera: Camera, drawn: Iterable[Drawn], depth: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Where the points are in the image, and whether they are seen.
 
-        A point on or before the first surface in its direction is seen. The raster decides this to about a pixel: next to the
-        outline of what hides it, a point may still count as seen. A point inside an object is occluded.
+class Points(NamedTuple):
+    """Where M keypoints are.
 
-        Args:
-            camera: that looks.
-            drawn: what is drawn, as in `world_coordinates`.
-            depth: (H, W) distances along the viewing direction, inf: nothing there, upper-left origin. None: rays are cast
-                through the scene, which is exact, and takes some microseconds for each point and object.
+    Attributes:
+        xyz: (M, 3) world coordinates; NaN: its object was deleted.
+        inside: (M,) whether it is in the image and the clip range, and its object in the picture or never in one.
+        is_free: (M,) whether rays find nothing before it; None: the depth raster will tell.
+    """
 
-        Returns:
-            (M, 3) x, y in pixels from the upper left, and 2: visible, 1: occluded, 0: outside the image or the clip range, or of
-            an object that was deleted or, if it has geometry, is hidden in the viewport; x and y are 0 then, too, as in COCO.
-        """
-        xyz = self.world_coordinates(drawn)
-        keypoints = np.zeros((len(xyz), 3), np.float32)
-        shown = [i for i in np.flatnonzero(camera.in_view(xyz)) if _is_shown(self._targets[i][0])]
-        xyz = xyz[shown]
-        if not shown:
-            return keypoints
-        ndc, depths = camera.world_to_ndc(xyz, return_depth=True)
-        pixels = camera.ndc_to_pixel(ndc)
-        if depth is None:
-            obstacles = first_obstacles(camera, xyz, bpy.context.scene, bpy.context.evaluated_depsgraph_get())
-            visible = np.array([obstacle is None for obstacle in obstacles])
-        else:
-            visible = _visible_in_raster(pixels, depths, depth)
-        keypoints[shown, :2] = pixels
-        keypoints[shown, 2] = np.where(visible, _VISIBLE, _OCCLUDED)
+    xyz: NDArray[np.float64]
+    inside: NDArray[np.bool_]
+    is_free: NDArray[np.bool_] | None
+
+
+def project(points: Points, camera: Camera, depth: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Where points are in the image, and whether they are seen.
+
+    A point on or before the first surface in its direction is seen. The raster decides this to about a pixel: next to the
+    outline of what hides it, a point may still count as seen. A point inside an object is occluded.
+
+    Args:
+        points: M of them.
+        camera: that looks.
+        depth: (H, W) distances along the viewing direction, inf: nothing there, upper-left origin. None: rays were cast
+            through the scene, which is exact, and takes some microseconds for each point and object.
+
+    Returns:
+        (M, 3) x, y in pixels from the upper left, and 2: visible, 1: occluded, 0: outside the image or the clip range, or of
+        an object that was deleted or, if it has geometry, is not in the picture; x and y are 0 then, too, as in COCO.
+    """
+    keypoints = np.zeros((len(points.xyz), 3), np.float32)
+    inside = points.inside
+    if not inside.any():
         return keypoints
+    ndc, depths = camera.world_to_ndc(points.xyz[inside], return_depth=True)
+    pixels = camera.ndc_to_pixel(ndc)
+    if points.is_free is not None:
+        visible = points.is_free[inside]
+    else:
+        assert depth is not None
+        visible = _visible_in_raster(pixels, depths, depth)
+    keypoints[inside, :2] = pixels
+    keypoints[inside, 2] = np.where(visible, _VISIBLE, _OCCLUDED)
+    return keypoints
 
 
 def _target(name: str, keypoint: Any) -> tuple[Any, int | str | NDArray[np.float64]]:
@@ -282,9 +306,12 @@ def _vertex(name: str, evaluated: Any, index: int, geometry: Geometry | None) ->
     )
 
 
-def _is_shown(obj: Any) -> bool:
+def _is_shown(obj: Any, shown: Container[str]) -> bool:
     """Whether an object is in the picture, or is one of those that never are and only say where something is."""
-    return obj.type not in _GEOMETRY_TYPES or bool(obj.visible_get())
+    try:
+        return obj.type not in _GEOMETRY_TYPES or obj.name_full in shown
+    except ReferenceError:  # it was deleted
+        return False
 
 
 def _visible_in_raster(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat
+from ..evaluation import Evaluation
 from ..utils import find_first_view3d
 
 _NO_INDEX = 2**31 - 1  # fills up `persistent_id`
@@ -107,6 +108,7 @@ class SceneReader:
 
     Attributes:
         category_names: by number; the first is "", for what has no category.
+        shown: names of the objects that the picture does not leave out, whether they have a surface or not.
     """
 
     def __init__(self, objects: Iterable[Any] | None, categories: Mapping[str, Iterable[Any]] | None) -> None:
@@ -118,6 +120,7 @@ class SceneReader:
         self._category_ids = {name: i for i, name in enumerate(self.category_names) if i}
         self._ids: dict[Key, tuple[int, str]] = {}
         self._drawn: dict[Key, Drawn] = {}
+        self.shown: set[str] = set()
         _listen()
 
     @property
@@ -128,28 +131,33 @@ class SceneReader:
         """Let nothing that comes have a `previous`. Numbers stay."""
         self._drawn = {}
 
-    def read(self, *, normals: bool) -> list[Drawn]:
+    def read(self, depsgraph: Any, evaluation: Evaluation, *, normals: bool) -> list[Drawn]:
         """What the scene shows now.
 
         Args:
+            depsgraph: the scene as evaluated.
+            evaluation: which one it is.
             normals: fill in `Geometry.normals`.
         """
-        depsgraph = bpy.context.evaluated_depsgraph_get()
         asked = None if self._asked is None else {reference.name for reference in self._asked}
         category_of = self._category_lookup()
-        is_hidden = _hiding()
+        is_hidden = _hiding(evaluation)
+        geometry_of = _Meshes(evaluation, normals=normals)
+        shown = set()
         before, self._drawn = self._drawn, {}
         matrices: list[tuple[float, ...]] = []
         for instance in depsgraph.object_instances:
             evaluated = instance.object
-            if evaluated.type != "MESH" or not instance.show_self:
-                continue
-            if is_hidden(evaluated, instance.parent if instance.is_instance else None):
+            if not instance.show_self or is_hidden(evaluated, instance.parent if instance.is_instance else None):
                 continue
             original = evaluated.original
+            if not instance.is_instance:
+                shown.add(original.name_full)
+            if evaluated.type != "MESH":
+                continue
             instancer = instance.parent.original if instance.is_instance else None
             key = _key(instance, original, instancer)
-            geometry = _geometry_of(evaluated, key, normals=normals)
+            geometry = geometry_of(evaluated, key)
             if geometry is None:
                 continue
             id_, name = self._id(key)
@@ -159,6 +167,7 @@ class SceneReader:
             matrices.append((*x, *y, *z, *w))
             category = category_of(original, instancer)
             self._drawn[key] = Drawn(id_, name, category, original, _NOWHERE, geometry, before.get(key))
+        self.shown = shown
         drawn = list(self._drawn.values())
         for thing, matrix in zip(drawn, np.array(matrices, np.float64).reshape(-1, 4, 4), strict=True):
             thing.matrix_world = matrix
@@ -257,18 +266,18 @@ def _key(instance: Any, original: Any, instancer: Any) -> Key:
     return instancer.name_full, name, index
 
 
-def _hiding() -> Callable[[Any, Any], bool]:
+def _hiding(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
     """What says whether the picture leaves out an evaluated object, or an instance by its object and instancer.
 
-    The depsgraph has left out already what is hidden from all viewports.
+    The depsgraph has left out already what is hidden from all viewports, or from final renders.
     """
-    if not compat.draws_off_screen():  # then pictures are final renders
-        return lambda obj, instancer: bool(obj.hide_render or (instancer is not None and instancer.hide_render))
+    if evaluation.is_final:
+        return lambda obj, instancer: False
     try:
         _, space, _ = find_first_view3d()
     except ConfigurationError:  # then no picture is drawn
         return lambda obj, instancer: False
-    shows_wires = compat.shades_wire_objects(space.shading.type)
+    shows_wires = compat.shades_wire_objects(evaluation.shading)
     is_restricted = bool(space.local_view or space.use_local_collections or not space.show_object_viewport_mesh)
 
     def is_hidden(obj: Any, instancer: Any) -> bool:
@@ -290,17 +299,24 @@ _geometries: weakref.WeakValueDictionary[tuple[int, str], Geometry] = weakref.We
 """By the evaluated mesh's address, and its owner where it is no object's. They live as long as something is drawn with them."""
 
 
-def _geometry_of(evaluated: Any, key: Key, *, normals: bool) -> Geometry | None:
-    """The surface of an evaluated object of type MESH; None if it has no faces."""
-    instancer, name, _ = key
-    owner = name if instancer == name or evaluated.original.type != "MESH" else ""
-    place = (evaluated.data.as_pointer(), owner)
-    geometry = _geometries.get(place)
-    if geometry is None or geometry.stale or (normals and geometry.normals is None):
-        geometry = _read(evaluated, normals=normals)
-        _geometries[place] = geometry
-    geometry.sources.add(name)
-    return geometry if len(geometry.triangles) else None
+class _Meshes:
+    """The surfaces of evaluated objects of type MESH, each mesh read once; None if it has no faces."""
+
+    def __init__(self, evaluation: Evaluation, *, normals: bool) -> None:
+        # An address means the same mesh for as long as its depsgraph lives, which final renders make anew.
+        self._known: Any = {} if evaluation.is_final else _geometries
+        self._normals = normals
+
+    def __call__(self, evaluated: Any, key: Key) -> Geometry | None:
+        instancer, name, _ = key
+        owner = name if instancer == name or evaluated.original.type != "MESH" else ""
+        place = (evaluated.data.as_pointer(), owner)
+        geometry = self._known.get(place)
+        if geometry is None or geometry.stale or (self._normals and geometry.normals is None):
+            geometry = _read(evaluated, normals=self._normals)
+            self._known[place] = geometry
+        geometry.sources.add(name)
+        return geometry if len(geometry.triangles) else None
 
 
 def _read(evaluated: Any, *, normals: bool) -> Geometry:

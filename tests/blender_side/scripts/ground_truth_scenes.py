@@ -10,6 +10,7 @@ import numpy as np
 
 import blendtorch.btb as btb
 from blender_side import bootstrap, compat, utils
+from blender_side.evaluation import Evaluation
 from blender_side.ground_truth.scene import SceneReader
 from blendtorch_shm.errors import ConfigurationError
 
@@ -57,6 +58,11 @@ def looking(look_from: tuple, shape: tuple = (240, 320), look_at: tuple = (0, 0,
 def clear() -> None:
     for obj in [obj for obj in bpy.data.objects if obj != scene.camera]:
         bpy.data.objects.remove(obj)
+
+
+def read(reader: SceneReader, normals: bool = False) -> list:
+    evaluation = Evaluation(False, compat.WORKBENCH, "SOLID")
+    return reader.read(bpy.context.evaluated_depsgraph_get(), evaluation, normals=normals)
 
 
 def refuses(call: object) -> str:
@@ -380,7 +386,7 @@ def geometry_follows(seed: int, steps: int) -> list[str]:
         done = [chance.choice(actions)() for _ in range(chance.randint(1, 3))]
         normals = chance.random() < 0.5
         for which in (reader, second) if chance.random() < 0.5 else (reader,):
-            for thing in which.read(normals=normals):
+            for thing in read(which, normals):
                 evaluated = thing.object.evaluated_get(bpy.context.evaluated_depsgraph_get())
                 mesh = evaluated.to_mesh()
                 vertices = np.empty(3 * len(mesh.vertices), np.float32)
@@ -401,7 +407,7 @@ def deforming() -> None:
     still = add("Still", box, location=(4, 0, 0))  # beside the grid, in the picture too
     scene.frame_set(10)
     reader = SceneReader(None, None)
-    before = {thing.name: thing for thing in reader.read(normals=False)}
+    before = {thing.name: thing for thing in read(reader)}
     truth = (
         btb.GroundTruth(camera, ("flow_backward", "flow_forward", "instance")) if compat.draws_off_screen() else None
     )
@@ -409,7 +415,7 @@ def deforming() -> None:
         truth.render()
     scene.frame_set(12)
     still.location.x += 0.1
-    after = {thing.name: thing for thing in reader.read(normals=False)}
+    after = {thing.name: thing for thing in read(reader)}
     results["read anew"] = [name for name in ("Waves", "Still") if before[name].geometry is not after[name].geometry]
     if truth:
         made = truth.render()

@@ -13,9 +13,11 @@ import numpy as np
 from mathutils import Vector
 
 import blendtorch.btb as btb
-from blender_side import bootstrap
-from blender_side.ground_truth.labels import Keypoints, boxes_3d, full_boxes, tight_boxes
+from blender_side import bootstrap, compat
+from blender_side.evaluation import Evaluation
+from blender_side.ground_truth.labels import Keypoints, Points, boxes_3d, full_boxes, project, tight_boxes
 from blender_side.ground_truth.scene import SceneReader
+from blender_side.utils import first_obstacles
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -25,6 +27,12 @@ bpy.data.objects.remove(floor)
 lens = scene.camera.data
 reader = SceneReader(None, None)
 results = {}
+
+
+def read() -> list:
+    return reader.read(
+        bpy.context.evaluated_depsgraph_get(), Evaluation(False, compat.WORKBENCH, "SOLID"), normals=False
+    )
 
 
 def add(name: str, data: object, **placed: object) -> object:
@@ -60,7 +68,7 @@ def only(*shown: object) -> None:
 
 def cast(camera: btb.Camera) -> tuple[np.ndarray, np.ndarray, list]:
     """Depth, numbers of what is seen, and what is drawn."""
-    drawn = reader.read(normals=False)
+    drawn = read()
     numbers = {thing.object: thing.id for thing in drawn}
     depsgraph = bpy.context.evaluated_depsgraph_get()
     height, width = camera.shape
@@ -84,13 +92,24 @@ def cast(camera: btb.Camera) -> tuple[np.ndarray, np.ndarray, list]:
     return depth, mask, drawn
 
 
+def located(keypoints: Keypoints, camera: btb.Camera, drawn: list) -> Points:
+    """With rays cast, whether this Blender would need them or not."""
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    points = keypoints.locate(camera, drawn, reader.shown, depsgraph)
+    is_free = np.zeros(len(points.xyz), np.bool_)
+    obstacles = first_obstacles(camera, points.xyz[points.inside], scene, depsgraph)
+    is_free[points.inside] = [obstacle is None for obstacle in obstacles]
+    return points._replace(is_free=is_free)
+
+
 def both(name: str, camera: btb.Camera, points: dict) -> None:
     """Keypoints by raster and by rays."""
     depth, _, drawn = cast(camera)
     keypoints = Keypoints(points)
-    results[f"{name}: by raster"] = keypoints.project(camera, drawn, depth)
-    results[f"{name}: by rays"] = keypoints.project(camera, drawn, None)
-    xyz = keypoints.world_coordinates(drawn)
+    points = located(keypoints, camera, drawn)
+    xyz = points.xyz
+    results[f"{name}: by raster"] = project(points._replace(is_free=None), camera, depth)
+    results[f"{name}: by rays"] = project(points, camera, None)
     results[f"{name}: in view"] = seen = camera.in_view(xyz)
     results[f"{name}: xy in view"] = camera.ndc_to_pixel(camera.world_to_ndc(xyz[seen]))
 
@@ -231,17 +250,17 @@ wrong = {
 for name, point in wrong.items():
     for how, things in {"": drawn, ", not drawn": []}.items():
         try:
-            Keypoints(point).world_coordinates(things)
+            located(Keypoints(point), camera, things)
         except ConfigurationError as error:
             results[f"wrong: {name}{how}"] = str(error)
 
 doomed = add("Doomed", None, location=(0, 0, 2))
 points = Keypoints({"hidden": (cube, 3), "hidden empty": helper, "doomed": doomed})
-results["hidden: before"] = points.project(camera, drawn, None)
+results["hidden: before"] = project(located(points, camera, drawn), camera, None)
 cube.hide_viewport = helper.hide_viewport = True
 bpy.data.objects.remove(doomed)
-results["hidden: after"] = points.project(camera, reader.read(normals=False), None)
-results["hidden: no points"] = Keypoints({}).project(camera, drawn, None)
+results["hidden: after"] = project(located(points, camera, read()), camera, None)
+results["hidden: no points"] = project(located(Keypoints({}), camera, drawn), camera, None)
 
 # Boxes.
 
@@ -271,7 +290,7 @@ for kind in ("PERSP", "ORTHO"):
 
 camera = look((0.5, -9, 1), (6, 0, 2), type="PERSP")  # some are partly, some wholly outside
 only(cube, ball)
-drawn = reader.read(normals=False)
+drawn = read()
 results["outside: full"] = full_boxes(drawn, camera)
 for thing in drawn:
     results[f"outside: xy of {thing.name}"] = camera.object_to_pixel(thing.object)
@@ -284,7 +303,7 @@ cube.location, cube.scale = (0, -15, 0), (1, 1, 1)
 only(ground, cube)
 for kind in ("PERSP", "ORTHO"):
     camera = look((0.3, -2, 0.4), (0, 3, 0), type=kind, clip_start=0.5)
-    drawn = {thing.name: thing for thing in reader.read(normals=False)}
+    drawn = {thing.name: thing for thing in read()}
     results[f"crossing, {kind}: full"] = full_boxes([drawn["Ground"], drawn["Cube"]], camera)
     shape = bmesh.new()
     shape.from_mesh(ground.data)

@@ -1,0 +1,230 @@
+"""Which evaluation of the scene a picture shows.
+
+Blender evaluates a scene in two ways. The *viewport* has the viewport levels of modifiers, the displayed part of hair and
+particles, and the window's view layer. A *final render* has the render levels and all of the particles, its own visibility
+and simplification, and the first view layer that is rendered. Labels have to come from the evaluation that the picture shows.
+
+Python is given the evaluation of a final render only while an engine renders. So there is an engine here that renders
+nothing, and reads instead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import bpy
+
+from blendtorch_shm.errors import ConfigurationError
+
+from . import compat
+from .utils import find_first_view3d
+
+if TYPE_CHECKING:
+    from .camera import Camera
+    from .final import Changes
+
+T = TypeVar("T")
+
+_LEAST_PIXELS = 4  # to a side: Blender renders no smaller pictures
+_PACKAGE = __name__.partition(".")[0]
+_HANDLERS = (
+    "frame_change_pre",
+    "frame_change_post",
+    "depsgraph_update_pre",
+    "depsgraph_update_post",
+    "render_init",
+    "render_pre",
+    "render_post",
+    "render_stats",
+    "render_write",
+    "render_complete",
+    "render_cancel",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a picture is made, as far as that decides what it shows.
+
+    Attributes:
+        is_final: whether it is a final render (F12). Otherwise it is drawn as the viewport is.
+        engine: what draws or renders it, as this Blender calls it, such as 'CYCLES' or `compat.WORKBENCH`.
+        shading: that of the viewport, such as 'SOLID'; "" for final renders.
+    """
+
+    is_final: bool
+    engine: str
+    shading: str = ""
+
+    def read(self, function: Callable[[Any], T], changes: Changes) -> T:
+        """Call a function with this evaluation of the scene as it is now.
+
+        A final render evaluates animation anew, and so does this: what a script changed about animated properties is lost in
+        both. Handlers of the user's are not called.
+
+        Args:
+            function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
+            changes: takes note of what is changed about the scene's settings meanwhile. To have in the evaluation what
+                depends on the camera (drivers, geometry nodes), look through it first.
+
+        Returns:
+            what the function returns.
+
+        Raises:
+            ConfigurationError: Blender cannot render the scene.
+        """
+        if not self.is_final:
+            return function(bpy.context.evaluated_depsgraph_get())
+        render = bpy.context.scene.render
+        smallest = min(100, -(-100 * _LEAST_PIXELS // min(render.resolution_x, render.resolution_y)))  # saves memory
+        changes.set(render, use_compositing=False, use_sequencer=False, use_freestyle=False)
+        changes.set(render, resolution_percentage=smallest)
+        changes.set(render, engine=_reading_engine())
+        reading = _Reading(function)
+        with reading, _without_users_handlers():
+            try:
+                bpy.ops.render.render()
+            except RuntimeError as error:  # what it reports as an error
+                if reading.error is None:
+                    raise ConfigurationError(f"Blender could not evaluate the scene: {error}".strip()) from error
+        if reading.error is not None:
+            raise reading.error
+        if not reading.results:
+            raise ConfigurationError(
+                f"The scene {bpy.context.scene.name!r} has no view layer that is used for rendering, so a final render shows"
+                " nothing: switch 'Use for Rendering' on for one."
+            )
+        result: T = reading.results[0]
+        return result
+
+
+def of_viewport(shading: str) -> Evaluation:
+    """What a viewport in this shading ('SOLID', 'MATERIAL', 'RENDERED', 'WIREFRAME') shows when it is drawn off-screen.
+
+    Where Blender cannot draw that, for engines that trace rays and in background before 5.1, it is a final render.
+    """
+    engine = {"SOLID": compat.WORKBENCH, "WIREFRAME": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(
+        shading, str(bpy.context.scene.render.engine)
+    )
+    if not compat.draws_off_screen() or engine not in compat.GL_ENGINES:
+        return Evaluation(is_final=True, engine=engine)
+    return Evaluation(is_final=False, engine=engine, shading=shading)
+
+
+# ------------------------------------------------------------------------------------------- whose picture it is
+
+
+class Renderer(Protocol):
+    """What makes pictures."""
+
+    @property
+    def camera(self) -> Camera: ...
+    @property
+    def evaluation(self) -> Evaluation:
+        """What its next picture shows."""
+
+
+_renderers: weakref.WeakSet[Any] = weakref.WeakSet()
+_last: weakref.WeakKeyDictionary[Any, Evaluation] = weakref.WeakKeyDictionary()
+"""By camera: what the last picture through it showed. For renderers that are gone by now."""
+
+
+def register(renderer: Renderer) -> None:
+    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made and renders."""
+    _renderers.add(renderer)
+    _last[renderer.camera] = renderer.evaluation
+
+
+def of_pictures_through(camera: Camera) -> Evaluation:
+    """What pictures through a camera show: those of its renderers; else of all renderers; else of a viewport drawn now.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    renderers = list(_renderers)
+    found = {renderer.evaluation for renderer in renderers if renderer.camera is camera}
+    if not found and camera in _last:
+        return _last[camera]
+    found = found or {renderer.evaluation for renderer in renderers}
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"Pictures are made in {len(found)} ways here, which may show different things:"
+            f" {', '.join(sorted(map(_describe, found)))}. Say which of them the labels belong to: GroundTruth(...,"
+            " renderer=...)."
+        )
+    return found.pop() if found else of_viewport(_first_shading())
+
+
+def _describe(evaluation: Evaluation) -> str:
+    return f"final renders ({evaluation.engine})" if evaluation.is_final else f"viewport drawing ({evaluation.shading})"
+
+
+def _first_shading() -> str:
+    try:
+        return str(find_first_view3d()[1].shading.type)
+    except ConfigurationError:  # then nothing is drawn either
+        return "SOLID"
+
+
+# ------------------------------------------------------------------------------------------- the engine that reads
+
+
+class _Reading:
+    """One call of a function by our engine, which cannot be given arguments."""
+
+    current: _Reading | None = None
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self.results: list[Any] = []
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> _Reading:
+        _Reading.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _Reading.current = None
+
+    def read(self, depsgraph: Any) -> None:
+        """Read the first view layer that is rendered: its picture is the one that is seen. Exceptions would be printed only."""
+        if self.error is None and not self.results:
+            try:
+                self.results.append(self._function(depsgraph))
+            except BaseException as error:
+                self.error = error
+
+
+def _reading_engine() -> str:
+    """The name of our engine. It stays registered: to unregister it would cost other engines what they keep."""
+    if not hasattr(bpy.types, _ReadingEngine.__name__):
+        bpy.utils.register_class(_ReadingEngine)
+    return str(_ReadingEngine.bl_idname)
+
+
+class _ReadingEngine(bpy.types.RenderEngine):  # type: ignore[misc]
+    bl_idname = "BLENDTORCH_READING"
+    bl_label = "Labels (blendtorch)"
+    bl_use_postprocess = False
+
+    def render(self, depsgraph: Any) -> None:
+        if _Reading.current is not None:
+            _Reading.current.read(depsgraph)
+
+
+@contextmanager
+def _without_users_handlers() -> Iterator[None]:
+    """Keep handlers from taking this for a render, or a new frame. Ours have to know what was evaluated anew."""
+    handlers = [getattr(bpy.app.handlers, name) for name in _HANDLERS if hasattr(bpy.app.handlers, name)]
+    before = [list(functions) for functions in handlers]
+    for functions in handlers:
+        functions[:] = [one for one in functions if str(getattr(one, "__module__", "")).startswith(_PACKAGE)]
+    try:
+        yield
+    finally:
+        for functions, old in zip(handlers, before, strict=True):
+            functions[:] = old

@@ -1,0 +1,103 @@
+"""What becomes of objects that a script keeps when Blender replaces the file's data under them.
+
+Opening a file, reverting, undo and redo free everything that `bpy.data` had. Python's references to data-blocks become invalid
+then; those to parts of them, such as a viewport of a screen, become wild pointers; addresses name something else. What
+keeps such things, keeps the number of the *generation* with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bpy
+from bpy.app.handlers import persistent
+
+from blendtorch_shm.errors import ConfigurationError
+
+_counts = {"load": 0, "undo": 0}
+
+
+def generation() -> tuple[int, int]:
+    """Which set of data Blender has now: another value after each file that was opened, and each undo and redo."""
+    _listen()
+    return _counts["load"], _counts["undo"]
+
+
+def file_number() -> int:
+    """How many files were opened up to now."""
+    return generation()[0]
+
+
+class Reference:
+    """A data-block of the user's: follows it when it is renamed, and finds it again by its name when it was replaced.
+
+    Args:
+        block: a `bpy.types.Object` or `bpy.types.Collection`.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self._kind = "objects" if isinstance(block, bpy.types.Object) else "collections"
+        self._block = block
+        self._generation = generation()
+        self._name = str(block.name)
+        self._library = block.library.filepath if block.library else None
+
+    @property
+    def name(self) -> str:
+        """Its name now, or the last one it had."""
+        self.get()
+        return self._name
+
+    def get(self) -> Any:
+        """The data-block, or None if there is none of its name any more, or not yet where undo led to.
+
+        Raises:
+            ConfigurationError: another file was opened, and has none of this name.
+        """
+        now = generation()
+        try:
+            if now == self._generation and self._block is not None:
+                self._name = str(self._block.name)
+                return self._block
+        except ReferenceError:  # deleted, or its library was reloaded
+            pass
+        self._block = getattr(bpy.data, self._kind).get((self._name, self._library))
+        if self._block is None and now[0] != self._generation[0]:
+            raise ConfigurationError(
+                f"Another file was opened, and there is no {self._name!r} among its {self._kind}: after opening a file, make"
+                " what refers to its contents (GroundTruth, Camera, renderers) anew."
+            )
+        self._generation = now
+        return self._block
+
+
+def require_same_file(number: int, what: str) -> None:
+    """Raise ConfigurationError if another file was opened since `file_number` was `number`; `what` is to be made anew."""
+    if file_number() != number:
+        raise ConfigurationError(
+            f"Another file was opened, and this {what} belongs to the one before: after opening a file, make it anew."
+        )
+
+
+def _listen() -> None:
+    """Idempotent: a script may clear the lists of handlers."""
+    for handlers, handler in (
+        (bpy.app.handlers.load_post, _loaded),
+        (bpy.app.handlers.undo_post, _undone),
+        (bpy.app.handlers.redo_post, _undone),
+    ):
+        if handler not in handlers:
+            handlers.insert(0, handler)  # before those of the user's, which may render
+
+
+@persistent  # type: ignore[untyped-decorator]
+def _loaded(*_: Any) -> None:
+    _counts["load"] += 1
+
+
+@persistent  # type: ignore[untyped-decorator]
+def _undone(*_: Any) -> None:
+    _counts["undo"] += 1
+
+
+_listen()
