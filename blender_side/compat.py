@@ -152,6 +152,11 @@ def shades_wire_objects(shading: str) -> bool:
     return VERSION >= (4, 2, 0) and shading == "RENDERED"
 
 
+def hides_from_camera(engine: str) -> bool:
+    """Whether an engine leaves out what is not visible to the camera (ray visibility)."""
+    return engine != WORKBENCH and (engine != EEVEE or VERSION >= (4, 2, 0))
+
+
 def corner_normals(mesh: Any) -> NDArray[np.float32]:
     """The normals that a mesh is shaded with, (C, 3), one for each corner of a face."""
     normals = np.empty((len(mesh.loops), 3), np.float32)

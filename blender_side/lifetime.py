@@ -39,14 +39,16 @@ class Reference:
         self._kind = "objects" if isinstance(block, bpy.types.Object) else "collections"
         self._block = block
         self._generation = generation()
-        self._name = str(block.name)
+        self._name, self._full_name = str(block.name), str(block.name_full)
         self._library = block.library.filepath if block.library else None
 
     @property
-    def name(self) -> str:
-        """Its name now, or the last one it had."""
-        self.get()
-        return self._name
+    def key(self) -> tuple[bool, str]:
+        """Whether it is an object, and its full name, which no other one has; those that it had last, if it is gone."""
+        block = self.get()
+        if block is not None:
+            self._full_name = str(block.name_full)
+        return self._kind == "objects", self._full_name
 
     def get(self) -> Any:
         """The data-block, or None if there is none of its name any more, or not yet where undo led to.

@@ -14,10 +14,11 @@ from blendtorch_shm.errors import ConfigurationError
 from .. import compat, evaluation
 from ..camera import Camera
 from ..final import Changes, look_through
+from ..lifetime import generation
 from ..publisher import lend_array
 from . import labels
 from .draw import ATTACHMENTS, Rasterizer, View
-from .scene import Drawn, SceneReader
+from .scene import Drawn, Look, SceneReader
 
 __all__ = ["GroundTruth"]
 
@@ -27,6 +28,8 @@ Label = Literal["boxes_2d", "boxes_2d_full", "boxes_3d", "keypoints", "camera"]
 _RASTERS: tuple[Raster, ...] = get_args(Raster)
 _LABELS: tuple[Label, ...] = get_args(Label)
 _NEED_RASTER = {*_RASTERS, "boxes_2d"}
+_NUMBERS = ("instance", "category")
+_NUMBER_DTYPES = tuple(map(np.dtype, ("uint8", "int16", "uint16", "int32", "uint32")))
 _WITH_TABLE = {"instance", "category", "boxes_2d", "boxes_2d_full", "boxes_3d"}
 
 
@@ -51,28 +54,34 @@ class GroundTruth:
         camera: Camera | None,
         passes: Iterable[Raster | Label],
         *,
-        objects: Iterable[Any] | None = None,
+        objects: Iterable[Any] | Mapping[str, Any] | None = None,
         categories: Mapping[str, Iterable[Any]] | None = None,
         keypoints: Mapping[str, Any] | None = None,
         renderer: evaluation.Renderer | None = None,
+        dtypes: Mapping[Raster, DTypeLike] | None = None,
     ) -> None:
         """Choose what to make.
 
         Args:
             camera: what to look through, the one that pictures are made with. None: that of `renderer`, or the scene's.
             passes: names of what `render` returns.
-            objects: what gets numbers and boxes (`bpy.types.Object`; of an instancer, all that it instances). The rest is drawn
-                with number 0. None: everything.
-            categories: names of categories, and the objects in each. None: the custom property "category" of objects.
+            objects: what gets numbers and boxes: objects and collections (`bpy.types.Object`, `bpy.types.Collection`). One
+                without a surface, such as an Empty or an armature, stands for its children and theirs, a collection for what is
+                in it, an instancer for all that it instances; each of these has its own number. By name, as in
+                ``{"car": empty, "trees": [tree, forest]}``, all that stands under a name has one number. The rest is
+                drawn with number 0. None: everything.
+            categories: names of categories, and the objects and collections in each, which stand for others likewise. None: the
+                custom property "category" of objects and collections.
             keypoints: names of points and where they are: an object (its origin), ``(object, vertex index)``,
                 ``(object, (x, y, z))`` in the object's own coordinates or ``(armature, bone name)``.
             renderer: whose pictures the labels belong to (`OffScreenRenderer`, `FinalRenderer`, `CompositeRenderer`). What a
                 final render shows differs from what the viewport does. None: that of pictures through `camera`, or else of
                 any pictures made here; where they are made in several ways, `render` asks for this argument.
+            dtypes: other dtypes for ``instance`` and ``category``: uint8, int16, uint16, int32 or uint32.
 
         Raises:
-            ConfigurationError: a pass is unknown, an argument cannot be understood, or this Blender cannot draw off-screen and
-                a pass needs it.
+            ConfigurationError: a pass is unknown, an argument cannot be understood, an object has no surface and stands for
+                none, or this Blender cannot draw off-screen and a pass needs it.
         """
         self.passes = tuple(dict.fromkeys(passes))
         unknown = [name for name in self.passes if name not in (*_RASTERS, *_LABELS)]
@@ -94,10 +103,12 @@ class GroundTruth:
             )
         self.camera = camera or (renderer.camera if renderer else Camera())
         self._renderer = renderer
+        self._dtypes = _checked_dtypes(dtypes or {})
         self._reader = SceneReader(objects, categories)
         self._keypoints = None if keypoints is None else labels.Keypoints(keypoints)
         self._present, self._past = Rasterizer(), Rasterizer()
         self._before: tuple[list[Drawn], View] | None = None
+        self._generation = generation()
 
     def render(self) -> dict[str, Any]:
         """Make all passes of the scene as it is now. Call it once per frame: flow is the way since the last call.
@@ -106,12 +117,14 @@ class GroundTruth:
             for each pass its array, by name; H and W are `camera.shape`, the first row is the upper one. Pixel coordinates are
             those of `Camera`: the middle of the first pixel is at (0.5, 0.5).
 
-            - ``depth``: (H, W) float32, scene units (metres) along the viewing direction; inf: nothing there.
+            - ``depth``: (H, W) float32, scene units along the viewing direction; inf: nothing there. Times the scene's
+              ``unit_settings.scale_length``, which is 1 at first, they are metres.
             - ``distance``: (H, W) float32, scene units from the camera, for an orthographic one from its plane; inf as above.
             - ``normals``: (H, W, 3) float32 unit vectors in camera coordinates (x to the right, y up, z towards the viewer) of
               the shaded surface, turned to the viewer's side; 0: nothing there.
-            - ``instance``: (H, W) uint16 numbers, from 65536 names on uint32; see `instance_ids`. 0: nothing.
-            - ``category``: (H, W) uint16 indices into `category_names`. 0: nothing, or without a category.
+            - ``instance``: (H, W) int32 numbers, see `instance_ids`. 0: nothing.
+            - ``category``: (H, W) uint8 indices into `category_names`, int32 if there are more than 255. 0: nothing, or
+              without a category.
             - ``flow_backward``: (H, W, 2) float32 pixels, x to the right, y down: where what this pixel shows was at the last
               call, minus where it is. NaN: nothing there, or it was not there then or has become another mesh.
             - ``flow_forward``: (H, W, 2) float32 pixels: for each pixel of the *last* call's frame, where what it showed is
@@ -124,16 +137,20 @@ class GroundTruth:
             - ``camera``: a dict of ``K`` (3, 3), ``extrinsics`` (4, 4) from world to OpenCV's camera coordinates and
               ``extrinsics_blender`` (4, 4) to Blender's, float64.
 
-            With masks or boxes also the table of names: ``instance_ids`` (N,) uint32 and ``instance_names`` (N), to which the
-            rows of boxes belong, ``category_ids`` (N,) uint16 and ``category_names``, the latter by category number. A
-            number belongs to a name for the life of this GroundTruth. Objects asked for by `objects` always have their row.
+            With masks or boxes also the table of names: ``instance_ids`` (N,) int64 and ``instance_names`` (N), to which the
+            rows of boxes belong, ``category_ids`` (N,) int64 and ``category_names``, the latter by category number. A
+            number belongs to a name for the life of this GroundTruth, in whatever file. What `objects` asks for always has its
+            row.
 
         Raises:
-            ConfigurationError: a keypoint's vertex is not there any more, or the camera is panoramic and K was asked for.
+            ConfigurationError: a keypoint's vertex is not there any more, the camera is panoramic and K was asked for, a
+                number does not fit into its dtype, pictures are made in several ways and `renderer` was not given, or
+                another file was opened and has nothing by the name of what was asked for.
         """
         view = View.of(self.camera)
-        if self._before is not None and self._before[1].shape != view.shape:
+        if self._before is not None and (self._before[1].shape != view.shape or self._generation != generation()):
             self.forget()
+        self._generation = generation()
         drawn, points = self._read()
         rasters = self._rasters(drawn, view)
         self._before = drawn, view
@@ -164,15 +181,15 @@ class GroundTruth:
         """The passes that are drawn, and those that labels are made from."""
         arrays: dict[str, NDArray[Any]] = {}
         to_draw: dict[str, NDArray[Any]] = {}
-        wanted = set(self.passes) & set(_RASTERS)
+        wanted: set[str] = {name for name in self.passes if name in _RASTERS}
         if "boxes_2d" in self.passes:
             wanted.add("instance")
         if "keypoints" in self.passes and compat.draws_off_screen():
-            wanted.add("depth")
+            wanted.add(self._obstacles(drawn))
         for name in sorted(wanted):
-            attachment = _attachment(name, self._reader.highest_id)
-            kind = ATTACHMENTS[attachment]
-            arrays[name] = _array((*view.shape, *kind.components), kind.dtype, lent=name in self.passes)
+            attachment, dtype = self._attachment(name)
+            shape = (*view.shape, *ATTACHMENTS[attachment].components)
+            arrays[name] = _array(shape, dtype, lent=name in self.passes)
             if name != "flow_forward":
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
@@ -184,26 +201,44 @@ class GroundTruth:
             self._past.draw(flow, before, view_before or view, [after.get(thing) for thing in before], view)
         return arrays
 
+    def _attachment(self, name: str) -> tuple[str, np.dtype[Any]]:
+        """What a pass is drawn into, and the dtype of its array."""
+        if name not in _NUMBERS:
+            name = "flow" if name in ("flow_backward", "flow_forward") else name
+            return name, np.dtype(ATTACHMENTS[name].dtype)
+        highest = self._reader.highest_id if name == "instance" else len(self._reader.category_names) - 1
+        small = name == "category" and highest <= np.iinfo(np.uint8).max
+        dtype = self._dtypes.get(name, np.dtype(np.uint8 if small else np.int32))
+        if highest > np.iinfo(dtype).max:
+            raise ConfigurationError(
+                f"The pass {name!r} has numbers up to {highest}, and {dtype} holds {np.iinfo(dtype).max} at most: choose a larger"
+                f" dtype, as in GroundTruth(..., dtypes={{{name!r}: 'int32'}})."
+            )
+        return f"{name} in {dtype.itemsize} bytes", dtype
+
+    def _obstacles(self, drawn: list[Drawn]) -> str:
+        """The raster that says what is before a keypoint. Holes are, and the depth raster has none there."""
+        return "nearest" if any(thing.look is Look.AS_A_HOLE for thing in drawn) else "depth"
+
     def _labels(
         self, drawn: list[Drawn], points: labels.Points | None, rasters: Mapping[str, NDArray[Any]]
     ) -> dict[str, Any]:
         result: dict[str, Any] = {}
         if not _WITH_TABLE.isdisjoint(self.passes):
             rows = self._reader.rows(drawn)
-            things = [row.drawn for row in rows]
-            ids = np.array([row.id for row in rows], np.uint32)
+            ids = np.array([row.id for row in rows], np.int64)
             if "boxes_2d" in self.passes:
                 result["boxes_2d"] = labels.tight_boxes(rasters["instance"], ids)
             if "boxes_2d_full" in self.passes:
-                result["boxes_2d_full"] = labels.full_boxes(things, self.camera)
+                result["boxes_2d_full"] = labels.full_boxes(rows, self.camera)
             if "boxes_3d" in self.passes:
-                result["boxes_3d"] = labels.boxes_3d(things, self.camera)
+                result["boxes_3d"] = labels.boxes_3d(rows, self.camera)
             result["instance_ids"] = ids
             result["instance_names"] = [row.name for row in rows]
-            result["category_ids"] = np.array([row.category for row in rows], np.uint16)
+            result["category_ids"] = np.array([row.category for row in rows], np.int64)
             result["category_names"] = list(self._reader.category_names)
         if self._keypoints is not None and points is not None:
-            result["keypoints"] = labels.project(points, self.camera, rasters.get("depth"))
+            result["keypoints"] = labels.project(points, self.camera, rasters.get(self._obstacles(drawn)))
             result["keypoint_names"] = list(self._keypoints.names)
         if "camera" in self.passes:
             result["camera"] = {
@@ -214,11 +249,15 @@ class GroundTruth:
         return result
 
 
-def _attachment(name: str, highest_id: int) -> str:
-    """What a pass is drawn into."""
-    if name in ("flow_backward", "flow_forward"):
-        return "flow"
-    return "instance of many" if name == "instance" and highest_id > np.iinfo(np.uint16).max else name
+def _checked_dtypes(dtypes: Mapping[Raster, DTypeLike]) -> dict[str, np.dtype[Any]]:
+    checked: dict[str, np.dtype[Any]] = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+    for name, dtype in checked.items():
+        if name not in _NUMBERS or dtype not in _NUMBER_DTYPES:
+            raise ConfigurationError(
+                f"dtypes={dtypes!r}: for {' and '.join(_NUMBERS)} one of {', '.join(map(str, _NUMBER_DTYPES))} can be chosen;"
+                " everything else has the dtype that it has."
+            )
+    return checked
 
 
 def _array(shape: tuple[int, ...], dtype: DTypeLike, *, lent: bool) -> NDArray[Any]:

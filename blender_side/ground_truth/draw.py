@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .. import compat
+from .scene import Drawn, Geometry, Look
 
 if TYPE_CHECKING:
     from ..camera import Camera
-    from .scene import Drawn, Geometry
 
 _NUM_TEXELS = 11
 _THINGS_PER_ROW = 64  # of that texture, which then has room for a million
@@ -90,6 +90,9 @@ void main()
 """
 
 
+_GLSL_NUMBERS = {"0.0": "0.0", "inf": "uintBitsToFloat(0x7f800000u)", "nan": "uintBitsToFloat(0x7fc00000u)"}
+
+
 @dataclass(frozen=True)
 class Attachment:
     """What one pass is drawn into.
@@ -100,7 +103,8 @@ class Attachment:
         expression: what the shader writes.
         dtype: elements of the array that it is read into. Integers are the bytes of a colour, little end first.
         components: of a pixel in that array; () for one.
-        background: where nothing is drawn.
+        background: where nothing is drawn, and where a hole is.
+        shows_holes: what a hole shows instead is its own surface.
     """
 
     texture: str
@@ -109,17 +113,27 @@ class Attachment:
     dtype: DTypeLike
     components: tuple[int, ...] = ()
     background: float = 0.0
+    shows_holes: bool = False
 
 
 ATTACHMENTS = {
     "depth": Attachment("R32F", "FLOAT", "-in_camera.z", np.float32, background=inf),
     "distance": Attachment("R32F", "FLOAT", "length(in_camera * vec3(what.zz, 1.0))", np.float32, background=inf),
     "normals": Attachment("RGBA32F", "VEC4", "vec4(facing_the_viewer(), 0.0)", np.float32, (3,)),
-    "instance": Attachment("RG8", "VEC2", "bytes(what.x).xy", np.uint16),
-    "instance of many": Attachment("RGBA8", "VEC4", "bytes(what.x)", np.uint32),
-    "category": Attachment("RG8", "VEC2", "bytes(what.y).xy", np.uint16),
+    "nearest": Attachment("R32F", "FLOAT", "-in_camera.z", np.float32, background=inf, shows_holes=True),
     "flow": Attachment("RG32F", "VEC2", "way()", np.float32, (2,), background=nan),
 }
+
+
+def _number(expression: str, nbytes: int) -> Attachment:
+    texture, glsl, components = {1: ("R8", "FLOAT", "x"), 2: ("RG8", "VEC2", "xy"), 4: ("RGBA8", "VEC4", "xyzw")}[
+        nbytes
+    ]
+    return Attachment(texture, glsl, f"bytes({expression}).{components}", np.dtype(f"u{nbytes}"))
+
+
+ATTACHMENTS |= {f"instance in {nbytes} bytes": _number("what.x", nbytes) for nbytes in (1, 2, 4)}
+ATTACHMENTS |= {f"category in {nbytes} bytes": _number("what.y", nbytes) for nbytes in (1, 2, 4)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +198,7 @@ class Rasterizer:
             texture.clear(format="FLOAT", value=(ATTACHMENTS[name].background,) * 4)
         with self._framebuffer.bind():
             self._framebuffer.clear(depth=1.0)
-            _draw(names, things, view, others, other_view)
+            _draw(self._framebuffer, names, things, view, others, other_view)
             for slot, array in enumerate(arrays.values()):
                 kind = "FLOAT" if array.dtype == np.float32 else "UBYTE"
                 pixels = array if kind == "FLOAT" else array.view(np.uint8)
@@ -201,22 +215,29 @@ class Rasterizer:
 
 
 def _draw(
+    framebuffer: Any,
     names: tuple[str, ...],
     things: Sequence[Drawn],
     view: View,
     others: Sequence[Drawn | None],
     other_view: View | None,
 ) -> None:
-    """Draw into the bound frame buffer."""
-    groups: dict[tuple[Geometry, Geometry | None], list[tuple[Drawn, Drawn | None]]] = {}
+    """Draw into a frame buffer, which is bound."""
+    groups: dict[tuple[Geometry, Geometry | None, Look], list[tuple[Drawn, Drawn | None]]] = {}
     for thing, other in zip(things, others, strict=True):
-        if other is None or other_view is None or not thing.geometry.corresponds_to(other.geometry):
+        deformed = None
+        if other is None or other_view is None:
             other = None
-        deformed = other.geometry if other is not None and other.geometry is not thing.geometry else None
-        groups.setdefault((thing.geometry, deformed), []).append((thing, other))
+        elif other.geometry is not thing.geometry:
+            if thing.geometry.corresponds_to(other.geometry):
+                deformed = other.geometry
+            else:
+                other = None
+        groups.setdefault((thing.geometry, deformed, thing.look), []).append((thing, other))
     if not groups:
         return
-    texture = _texture([pair for group in groups.values() for pair in group], view, other_view)
+    in_order = sorted(groups.items(), key=lambda group: group[0][2] is Look.IN_FRONT)  # after all others
+    texture = _texture([pair for _, group in in_order for pair in group], view, other_view)
     depth_test, depth_mask, blend = (
         gpu.state.depth_test_get(),
         gpu.state.depth_mask_get(),
@@ -227,8 +248,12 @@ def _draw(
     gpu.state.blend_set("NONE")
     gpu.state.face_culling_set("NONE")
     first = 0
-    for (geometry, deformed), group in groups.items():
-        shader = _shader(names, deformed is not None)
+    is_in_front = False
+    for (geometry, deformed, look), group in in_order:
+        if look is Look.IN_FRONT and not is_in_front:
+            framebuffer.clear(depth=1.0)
+            is_in_front = True
+        shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
         shader.bind()
         shader.uniform_sampler("things", texture)
         compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
@@ -258,7 +283,7 @@ def _texture(pairs: Sequence[tuple[Drawn, Drawn | None]], view: View, other_view
 
 
 @cache
-def _shader(names: tuple[str, ...], deformed: bool) -> Any:
+def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
     info = gpu.types.GPUShaderCreateInfo()
     info.define("NUM_TEXELS", str(_NUM_TEXELS))
     info.define("THINGS_PER_ROW", str(_THINGS_PER_ROW))
@@ -282,7 +307,11 @@ def _shader(names: tuple[str, ...], deformed: bool) -> Any:
     writes = []
     for slot, name in enumerate(names):
         info.fragment_out(slot, ATTACHMENTS[name].glsl, f"pass_{slot}")
-        writes.append(f"  pass_{slot} = {ATTACHMENTS[name].expression};\n")
+        attachment = ATTACHMENTS[name]
+        value = attachment.expression
+        if is_hole and not attachment.shows_holes:
+            value = f"{attachment.glsl.lower()}({_GLSL_NUMBERS[str(attachment.background)]})"
+        writes.append(f"  pass_{slot} = {value};\n")
     info.vertex_source(_VERTEX_SHADER)
     info.fragment_source(_FRAGMENT_SHADER + "".join(writes) + "}\n")
     return gpu.shader.create_from_info(info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import bpy
@@ -14,12 +14,14 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat
 from ..camera import Camera
+from ..lifetime import Reference
 from ..utils import evaluated_mesh, first_obstacles
-from .scene import Drawn, Geometry
+from .scene import Drawn, Geometry, Row
 
 _VISIBLE, _OCCLUDED = 2, 1  # as in COCO
 _DEPTH_TOLERANCE = 1e-4
 """Of a keypoint's depth: how far a surface may be before it and still be taken for its own. Rasters have this precision."""
+_AT_ONCE = 2**20  # vertices
 _GEOMETRY_TYPES = ("MESH", "CURVE", "SURFACE", "META", "FONT", "CURVES", "POINTCLOUD", "VOLUME")
 
 
@@ -62,13 +64,13 @@ def tight_boxes(mask: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]) -
     return boxes
 
 
-def full_boxes(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.float32]:
+def full_boxes(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
     """Boxes around the whole of things in the image plane: what others hide and what is outside the image included.
 
     What is nearer to the camera than its clip range does not count; what is farther away does.
 
     Args:
-        drawn: N things; None: this one is not there.
+        rows: N things.
         camera: that looks at them.
 
     Returns:
@@ -76,27 +78,41 @@ def full_boxes(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.floa
     """
     height, width = camera.shape
     to_clip = np.array(camera.proj_matrix, np.float64) @ np.array(camera.view_matrix, np.float64)
-    boxes = np.full((len(drawn), 4), np.nan, np.float32)
-    for box, thing in zip(boxes, drawn, strict=True):
-        if thing is None:
-            continue
-        clip = _transformed(_extent(thing.geometry).vertices, to_clip @ thing.matrix_world)
-        inside = clip[2] + clip[3] >= 0
-        if not inside.all():
-            if not inside.any():
-                continue
-            clip = np.concatenate([clip[:, inside], _crossings(thing.geometry, to_clip @ thing.matrix_world)], axis=1)
-        ndc = clip[:2] / clip[3]
-        (left, bottom), (right, top) = ndc.min(axis=1), ndc.max(axis=1)
-        box[:] = (left + 1) / 2 * width, (1 - top) / 2 * height, (right + 1) / 2 * width, (1 - bottom) / 2 * height
+    lower, upper = np.full((len(rows), 2), np.inf), np.full((len(rows), 2), -np.inf)
+    for geometry, places, matrices in _by_geometry(rows):
+        extent = _extent(geometry)
+        at_once = max(1, _AT_ONCE // len(extent.vertices))
+        for start in range(0, len(places), at_once):
+            some = np.array(places[start : start + at_once])
+            clip = _transformed(extent.vertices, to_clip @ matrices[start : start + at_once])
+            inside = clip[:, 2] + clip[:, 3] >= 0
+            whole = inside.all(axis=1)
+            _widen(lower, upper, some[whole], clip[whole])
+            for i in np.flatnonzero(~whole & inside.any(axis=1)):
+                cut = np.concatenate([clip[i][:, inside[i]], _crossings(clip[i], extent.triangles)], axis=1)
+                _widen(lower, upper, some[i : i + 1], cut[None])
+    boxes = np.full((len(rows), 4), np.nan, np.float32)
+    shown = np.isfinite(lower[:, 0])
+    (left, bottom), (right, top) = lower[shown].T, upper[shown].T
+    boxes[shown] = np.stack([(left + 1) * width, (1 - top) * height, (right + 1) * width, (1 - bottom) * height], 1) / 2
     return boxes
 
 
-def boxes_3d(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.float32]:
-    """Boxes along the axes of each thing's own coordinates, around its surface.
+def _widen(
+    lower: NDArray[np.float64], upper: NDArray[np.float64], places: NDArray[np.intp], clip: NDArray[np.float32]
+) -> None:
+    """Make the boxes at some places reach around points in clip coordinates (N, 4, V)."""
+    if len(places):
+        ndc = clip[:, :2] / clip[:, 3:]
+        np.minimum.at(lower, places, ndc.min(axis=2))
+        np.maximum.at(upper, places, ndc.max(axis=2))
+
+
+def boxes_3d(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
+    """Boxes around the surface of each thing, along the axes of its own coordinates.
 
     Args:
-        drawn: N things; None: this one is not there.
+        rows: N things.
         camera: whose coordinates are wanted.
 
     Returns:
@@ -105,12 +121,23 @@ def boxes_3d(drawn: Sequence[Drawn | None], camera: Camera) -> NDArray[np.float3
         is not there.
     """
     to_camera = camera.extrinsics("opencv")
-    corners = np.full((len(drawn), 8, 3), np.nan, np.float32)
-    for box, thing in zip(corners, drawn, strict=True):
-        if thing is not None:
-            extent = _extent(thing.geometry)
-            own = np.where(_IS_UPPER, extent.upper, extent.lower)
-            box[:] = _transformed(own, to_camera @ thing.matrix_world)[:3].T
+    corners = np.full((len(rows), 8, 3), np.nan, np.float32)
+    for geometry, places, matrices in _by_geometry(row for row in rows if row.axes is None):
+        extent = _extent(geometry)
+        own = np.where(_IS_UPPER, extent.upper, extent.lower)
+        corners[places] = _transformed(own, to_camera @ matrices)[:, :3].swapaxes(1, 2)
+    for box, row in zip(corners, rows, strict=True):
+        if row.axes is not None and row.parts:
+            to_axes = np.linalg.inv(row.axes)
+            xyz = np.concatenate(
+                [
+                    _transformed(_extent(part.geometry).vertices, (to_axes @ part.matrix_world)[None])[0, :3]
+                    for part in row.parts
+                ],
+                axis=1,
+            )
+            own = np.where(_IS_UPPER, xyz.max(axis=1), xyz.min(axis=1))
+            box[:] = _transformed(own.astype(np.float32), (to_camera @ row.axes)[None])[0, :3].T
     return corners
 
 
@@ -121,6 +148,7 @@ class _Extent(NamedTuple):
     """What a mesh takes up in its own coordinates: the vertices that some face has, since others are not drawn."""
 
     vertices: NDArray[np.float32]
+    triangles: NDArray[np.int64]
     lower: NDArray[np.float32]
     upper: NDArray[np.float32]
 
@@ -133,22 +161,34 @@ def _extent(geometry: Geometry) -> _Extent:
     if known is None:
         used = np.zeros(len(geometry.vertices), np.bool_)
         used[geometry.corners] = True
+        places = np.cumsum(used) - 1
         vertices = geometry.vertices if used.all() else geometry.vertices[used]
-        known = _extents[geometry] = _Extent(vertices, vertices.min(axis=0), vertices.max(axis=0))
+        triangles = places[geometry.corners[geometry.triangles]]
+        known = _extents[geometry] = _Extent(vertices, triangles, vertices.min(axis=0), vertices.max(axis=0))
     return known
 
 
-def _transformed(xyz: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(4, N) homogeneous coordinates; single precision will do once the matrices are one, and is quick on large meshes."""
-    m = matrix.astype(np.float32)
-    return np.asarray(m[:, :3] @ xyz.T + m[:, 3:])
+def _by_geometry(rows: Iterable[Row]) -> Iterator[tuple[Geometry, list[int], NDArray[np.float64]]]:
+    """What is drawn with the same mesh: that, the places of their rows, and their (N, 4, 4) matrices to the world."""
+    groups: dict[Geometry, tuple[list[int], list[NDArray[np.float64]]]] = {}
+    for place, row in enumerate(rows):
+        for part in row.parts:
+            places, matrices = groups.setdefault(part.geometry, ([], []))
+            places.append(place)
+            matrices.append(part.matrix_world)
+    for geometry, (places, matrices) in groups.items():
+        yield geometry, places, np.array(matrices)
 
 
-def _crossings(geometry: Geometry, to_clip: NDArray[np.float64]) -> NDArray[np.float32]:
+def _transformed(xyz: NDArray[np.float32], matrices: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(N, 4, V) homogeneous coordinates; single precision will do once the matrices are one, and is quick on large meshes."""
+    m = matrices.astype(np.float32)
+    return np.asarray(m[:, :, :3] @ xyz.T + m[:, :, 3:])
+
+
+def _crossings(clip: NDArray[np.float32], triangles: NDArray[np.int64]) -> NDArray[np.float32]:
     """Where edges of triangles meet the plane at which the clip range begins, in clip coordinates (4, M)."""
-    clip = _transformed(geometry.vertices, to_clip)
     beyond = clip[2] + clip[3]
-    triangles = geometry.corners[geometry.triangles]
     ends = np.concatenate([triangles[:, (0, 1)], triangles[:, (1, 2)], triangles[:, (2, 0)]]).T
     first, second = ends[:, (beyond[ends[0]] < 0) != (beyond[ends[1]] < 0)]
     return np.asarray(
@@ -189,8 +229,9 @@ class Keypoints:
         Raises:
             ConfigurationError: the mesh of an object has no such vertex any more.
         """
-        xyz = self._world_coordinates(drawn, depsgraph)
-        inside = camera.in_view(xyz) & [_is_shown(obj, shown) for obj, _ in self._targets]
+        objects = [reference.get() for reference, _ in self._targets]
+        xyz = self._world_coordinates(objects, drawn, depsgraph)
+        inside = camera.in_view(xyz) & [_is_shown(obj, shown) for obj in objects]
         is_free = None
         if not compat.draws_off_screen():  # there will be no raster to look at
             obstacles = first_obstacles(camera, xyz[inside], bpy.context.scene, depsgraph)
@@ -198,16 +239,15 @@ class Keypoints:
             is_free[inside] = [obstacle is None for obstacle in obstacles]
         return Points(xyz, inside, is_free)
 
-    def _world_coordinates(self, drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
+    def _world_coordinates(self, objects: Sequence[Any], drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
         """(M, 3) array; NaN where the object was deleted."""
-        geometries = {thing.object: thing.geometry for thing in drawn}
-        xyz = np.empty((len(self.names), 3))
-        for i, (obj, place) in enumerate(self._targets):
-            try:
-                evaluated = obj.evaluated_get(depsgraph)
-            except ReferenceError:  # the object was deleted
-                xyz[i] = np.nan
+        with_vertex = {obj for obj, (_, place) in zip(objects, self._targets, strict=True) if isinstance(place, int)}
+        geometries = {thing.object: thing.geometry for thing in drawn if with_vertex and thing.object in with_vertex}
+        xyz = np.full((len(objects), 3), np.nan)
+        for i, (obj, (_, place)) in enumerate(zip(objects, self._targets, strict=True)):
+            if obj is None:
                 continue
+            evaluated = obj.evaluated_get(depsgraph)
             if isinstance(place, int):
                 local = _vertex(self.names[i], evaluated, place, geometries.get(obj))
             elif isinstance(place, str):
@@ -265,7 +305,7 @@ def project(points: Points, camera: Camera, depth: NDArray[np.float32] | None) -
     return keypoints
 
 
-def _target(name: str, keypoint: Any) -> tuple[Any, int | str | NDArray[np.float64]]:
+def _target(name: str, keypoint: Any) -> tuple[Reference, int | str | NDArray[np.float64]]:
     """The object, and its vertex, bone or place in its coordinates."""
     obj, place = keypoint if isinstance(keypoint, tuple) and len(keypoint) == 2 else (keypoint, (0.0, 0.0, 0.0))
     if not isinstance(obj, bpy.types.Object):
@@ -276,9 +316,9 @@ def _target(name: str, keypoint: Any) -> tuple[Any, int | str | NDArray[np.float
     if isinstance(place, str):
         if obj.pose is None or place not in obj.pose.bones:
             raise ConfigurationError(f"Keypoint {name!r}: the object {obj.name!r} has no bone {place!r}.")
-        return obj, place
+        return Reference(obj), place
     if isinstance(place, (int, np.integer)):
-        return obj, int(place)
+        return Reference(obj), int(place)
     try:
         xyz = np.array(place, np.float64)
     except (TypeError, ValueError):
@@ -288,7 +328,7 @@ def _target(name: str, keypoint: Any) -> tuple[Any, int | str | NDArray[np.float
             f"Keypoint {name!r}: on the object {obj.name!r}, {place!r} is neither the index of a vertex nor a bone's name nor"
             " x, y, z."
         )
-    return obj, xyz
+    return Reference(obj), xyz
 
 
 def _vertex(name: str, evaluated: Any, index: int, geometry: Geometry | None) -> NDArray[np.float64]:
@@ -308,10 +348,7 @@ def _vertex(name: str, evaluated: Any, index: int, geometry: Geometry | None) ->
 
 def _is_shown(obj: Any, shown: Container[str]) -> bool:
     """Whether an object is in the picture, or is one of those that never are and only say where something is."""
-    try:
-        return obj.type not in _GEOMETRY_TYPES or obj.name_full in shown
-    except ReferenceError:  # it was deleted
-        return False
+    return obj is not None and (obj.type not in _GEOMETRY_TYPES or obj.name_full in shown)
 
 
 def _visible_in_raster(

@@ -7,9 +7,11 @@ come as the meshes that Blender draws for them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum, auto
+from typing import Any, TypeVar
 
 import bpy
 import numpy as np
@@ -20,9 +22,13 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat
 from ..evaluation import Evaluation
+from ..lifetime import Reference, generation
 from ..utils import find_first_view3d
 
+T = TypeVar("T")
+
 _NO_INDEX = 2**31 - 1  # fills up `persistent_id`
+_SURFACE_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META")
 
 
 @dataclass(eq=False)
@@ -60,18 +66,37 @@ class Geometry:
             self.corners, self.triangles = other.corners, other.triangles
         return same
 
+    def equals(self, other: Geometry) -> bool:
+        """Whether both have the same surface."""
+        if not self.corresponds_to(other) or not np.array_equal(self.vertices, other.vertices):
+            return False
+        if self.normals is None or other.normals is None:
+            return self.normals is other.normals
+        return np.array_equal(self.normals, other.normals)
 
-@dataclass(eq=False)
+
+class Look(Enum):
+    """How a picture shows an object."""
+
+    NOT_AT_ALL = auto()
+    AS_IT_IS = auto()
+    IN_FRONT = auto()  # of everything else, wherever it is
+    AS_A_HOLE = auto()  # the background appears in its place, whatever is behind it
+
+
+@dataclass(eq=False, slots=True)
 class Drawn:
     """One mesh in the picture: an object, or one instance of an object.
 
     Attributes:
         id: its number in masks, from 1 on, always the same for one name; 0: not asked for, only in the way of others.
-        name: the object's name; of an instance 'INSTANCER/OBJECT#INDEX', or 'OBJECT#INDEX' of what geometry nodes instance.
+        name: the object's name; of an instance 'INSTANCER/OBJECT#INDEX', or 'OBJECT#INDEX' of what geometry nodes instance;
+            or the name that it was asked for by.
         category: its category's number, 0: none.
         object: the original (not evaluated) object; of an instance, the one that is instanced.
         matrix_world: (4, 4) float64, object to world coordinates.
         geometry: its surface, in object coordinates.
+        look: how the picture shows it.
         previous: the same thing as it was drawn the time before, or None.
     """
 
@@ -81,6 +106,7 @@ class Drawn:
     object: Any
     matrix_world: NDArray[np.float64]
     geometry: Geometry
+    look: Look = Look.AS_IT_IS
     previous: Drawn | None = None
 
 
@@ -88,38 +114,75 @@ Key = tuple[str, str, tuple[int, ...]]
 """Instancer, object and index; the first and the last are empty where nothing is instanced."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row of what labels come in; `drawn` is None for an object that was asked for and is not in the picture."""
+    """One row of what labels come in.
+
+    Attributes:
+        id, name, category: as in `Drawn`.
+        parts: what is drawn of it; none: it was asked for and is not in the picture.
+        axes: (4, 4) float64: the coordinates along whose axes its box lies, to world coordinates. None: those of its only part.
+    """
 
     id: int
     name: str
     category: int
-    drawn: Drawn | None
+    parts: list[Drawn]
+    axes: NDArray[np.float64] | None = None
 
 
 class SceneReader:
     """Lists what is drawn, frame after frame, and remembers numbers and where everything was.
 
+    An object with a surface stands for itself; one without, such as an Empty or an armature, for its children and theirs; a
+    collection for what is in it. Whatever instances others stands for these, too. Where several stand for one thing, the
+    nearest counts: the object itself, its parents, its instancer and that one's parents, collections from the inside out.
+
     Args:
-        objects: what gets numbers, with all that it instances. None: everything.
-        categories: names of categories and the objects in each, or what instances them. None: the custom property "category"
-            of an object, or else of what instances it, is its category.
+        objects: what gets numbers: objects and collections, each surface that they stand for its own; or, by names, one or
+            several of them, that share one number. None: everything.
+        categories: names of categories and the objects and collections in each. None: the custom property "category" of
+            objects and collections.
 
     Attributes:
         category_names: by number; the first is "", for what has no category.
-        shown: names of the objects that the picture does not leave out, whether they have a surface or not.
+        shown: names of the objects that the picture shows, whether they have a surface or not.
+
+    Raises:
+        ConfigurationError: something has no surface, and stands for nothing that has.
     """
 
-    def __init__(self, objects: Iterable[Any] | None, categories: Mapping[str, Iterable[Any]] | None) -> None:
-        self._asked = None if objects is None else [_Reference(obj) for obj in objects]
+    def __init__(
+        self,
+        objects: Iterable[Any] | Mapping[str, Any] | None,
+        categories: Mapping[str, Iterable[Any]] | None,
+    ) -> None:
+        self._ids: dict[Key, tuple[int, str]] = {}
+        self._asked: list[tuple[Reference, str]] | None = None
+        """What was asked for, and the name that it shares a number by, or ""."""
+        self._lasting: list[tuple[Key, list[Reference]]] = []
+        """What always has a row, and what it was asked for by."""
+        if isinstance(objects, Mapping):
+            groups = {name: [_reference(block) for block in _as_list(blocks)] for name, blocks in objects.items()}
+            self._asked = [(block, name) for name, blocks in groups.items() for block in blocks]
+            self._lasting = [(_group_key(name), blocks) for name, blocks in groups.items()]
+        elif objects is not None:
+            self._asked = [(_reference(block), "") for block in objects]
+            surfaces = {obj.name_full: obj for block, _ in self._asked for obj in _surfaces(block.get())}
+            self._lasting = [(("", name, ()), [Reference(obj)]) for name, obj in surfaces.items()]
+        for key, _ in self._lasting:
+            self._id(key)
         self._categories = None
         if categories is not None:
-            self._categories = {name: [_Reference(obj) for obj in members] for name, members in categories.items()}
+            self._categories = {
+                name: [_reference(block) for block in _as_list(blocks)] for name, blocks in categories.items()
+            }
         self.category_names = ["", *(_categories_in_file() if categories is None else categories)]
         self._category_ids = {name: i for i, name in enumerate(self.category_names) if i}
-        self._ids: dict[Key, tuple[int, str]] = {}
         self._drawn: dict[Key, Drawn] = {}
+        self._axes: dict[str, NDArray[np.float64]] = {}
+        self._final_geometries: dict[Any, Geometry] = {}
+        self._generation = generation()
         self.shown: set[str] = set()
         _listen()
 
@@ -139,86 +202,108 @@ class SceneReader:
             evaluation: which one it is.
             normals: fill in `Geometry.normals`.
         """
-        asked = None if self._asked is None else {reference.name for reference in self._asked}
-        category_of = self._category_lookup()
-        is_hidden = _hiding(evaluation)
-        geometry_of = _Meshes(evaluation, normals=normals)
-        shown = set()
-        before, self._drawn = self._drawn, {}
-        matrices: list[tuple[float, ...]] = []
-        for instance in depsgraph.object_instances:
-            evaluated = instance.object
-            if not instance.show_self or is_hidden(evaluated, instance.parent if instance.is_instance else None):
+        if self._generation != generation():  # a name means something else now
+            self.forget()
+            self._generation = generation()
+        self._read_axes(depsgraph)
+        kind_of = _Kinds(self, depsgraph, evaluation, normals=normals)
+        instances = depsgraph.object_instances
+        count = len(instances)
+        matrices, persistent_ids = np.empty((count, 4, 4), np.float32), np.empty((count, 8), np.int32)
+        instances.foreach_get("matrix_world", matrices.reshape(-1))
+        instances.foreach_get("persistent_id", persistent_ids.reshape(-1))
+        to_world = matrices.swapaxes(1, 2).astype(np.float64)  # Blender has them column by column
+        indices = persistent_ids.tolist()
+        before, self._drawn, known = self._drawn, {}, self._ids
+        for i, instance in enumerate(instances):
+            kind = kind_of(instance) if instance.show_self else None
+            if kind is None:
                 continue
-            original = evaluated.original
-            if not instance.is_instance:
-                shown.add(original.name_full)
-            if evaluated.type != "MESH":
-                continue
-            instancer = instance.parent.original if instance.is_instance else None
-            key = _key(instance, original, instancer)
-            geometry = geometry_of(evaluated, key)
-            if geometry is None:
-                continue
-            id_, name = self._id(key)
-            if asked is not None and original.name_full not in asked and key[0] not in asked:
-                id_ = 0
-            x, y, z, w = instance.matrix_world
-            matrices.append((*x, *y, *z, *w))
-            category = category_of(original, instancer)
-            self._drawn[key] = Drawn(id_, name, category, original, _NOWHERE, geometry, before.get(key))
-        self.shown = shown
+            key: Key = "", kind.name, ()
+            if kind.is_instance:
+                index = tuple([number for number in indices[i] if number != _NO_INDEX])
+                if not kind.is_itself or len(index) > 1:
+                    key = kind.instancer, kind.name, index
+            id_, name = kind.number or known.get(key) or self._id(key)
+            self._drawn[key] = Drawn(
+                id_, name, kind.category, kind.original, to_world[i], kind.geometry, kind.look, before.get(key)
+            )
+        self.shown, self._final_geometries = kind_of.shown, kind_of.meshes.final
         drawn = list(self._drawn.values())
-        for thing, matrix in zip(drawn, np.array(matrices, np.float64).reshape(-1, 4, 4), strict=True):
-            thing.matrix_world = matrix
+        for thing in drawn:
             if thing.previous is not None:
                 thing.previous.previous = None  # or nothing would ever be forgotten
         return drawn
 
     def rows(self, drawn: list[Drawn]) -> list[Row]:
-        """Everything that has a number, in the order of numbers; or first the objects asked for, in their order, then what they
-        instance."""
-        with_id = {thing.id: thing for thing in drawn if thing.id}
-        rows = []
+        """What was asked for, in that order; then everything else that has a number, in the order of numbers."""
+        parts: dict[int, list[Drawn]] = {}
+        for thing in drawn:
+            if thing.id:
+                parts.setdefault(thing.id, []).append(thing)
         category_of = self._category_lookup()
-        for reference in self._asked or ():
-            if reference.has_surface:
-                id_, name = self._id(("", reference.name, ()))
-                thing = with_id.pop(id_, None)
-                obj = reference.object
-                category = thing.category if thing else category_of(obj, None) if obj is not None else 0
-                rows.append(Row(id_, name, category, thing))
-        rows += [Row(thing.id, thing.name, thing.category, thing) for _, thing in sorted(with_id.items())]
+        rows = []
+        for key, blocks in self._lasting:
+            id_, name = self._id(key)
+            found = parts.pop(id_, [])
+            categories = {thing.category for thing in found}
+            if not found:
+                obj = blocks[0].get()
+                categories = {0 if obj is None else category_of(obj, None)}
+            axes = self._axes[name] if _is_group(key) else None
+            rows.append(Row(id_, name, categories.pop() if len(categories) == 1 else 0, found, axes))
+        rows += [Row(id_, things[0].name, things[0].category, things) for id_, things in sorted(parts.items())]
         return rows
+
+    def numbers(self) -> Callable[[Any, Any], tuple[int, str] | None]:
+        """What says number and name of all instances of an object by an instancer (or None); None: each has its own."""
+        if self._asked is None:
+            return lambda obj, instancer: None
+        names = {reference.key: name for reference, name in self._asked}
+        owners = _Owners()
+
+        def number_of(obj: Any, instancer: Any) -> tuple[int, str] | None:
+            name = owners.find(lambda block: names.get(_block_key(block)), obj, instancer)
+            return (0, "") if name is None else self._id(_group_key(name)) if name else None
+
+        return number_of
+
+    def _read_axes(self, depsgraph: Any) -> None:
+        """Groups have their box along the axes of the one object that they were asked for by, or of the world."""
+        for key, blocks in self._lasting:
+            if _is_group(key):
+                obj = blocks[0].get() if len(blocks) == 1 else None
+                matrix = np.eye(4)
+                if isinstance(obj, bpy.types.Object):
+                    matrix = np.array(obj.evaluated_get(depsgraph).matrix_world, np.float64)
+                self._axes[key[1]] = matrix if np.linalg.matrix_rank(matrix) == 4 else np.eye(4)
 
     def _id(self, key: Key) -> tuple[int, str]:
         known = self._ids.get(key)
         if known is None:
             instancer, name, index = key
-            path = name if instancer in ("", name) else f"{instancer}/{name}"
+            path = name if instancer in ("", name) or _is_group(key) else f"{instancer}/{name}"
             full_name = f"{path}#{'.'.join(map(str, index))}" if index else path
             known = self._ids[key] = (len(self._ids) + 1, full_name)
         return known
 
     def _category_lookup(self) -> Callable[[Any, Any], int]:
         """What says the category of an object and of its instancer (or None)."""
-        by_name = None
-        if self._categories is not None:
-            by_name = {
-                reference.name: self._category_ids[category]
-                for category, references in self._categories.items()
-                for reference in references
-            }
+        owners = _Owners()
+        if self._categories is None:
+            return lambda obj, instancer: owners.find(self._category_by_property, obj, instancer) or 0
+        known = {
+            reference.key: self._category_ids[category]
+            for category, references in self._categories.items()
+            for reference in references
+        }
+        return lambda obj, instancer: owners.find(lambda block: known.get(_block_key(block)), obj, instancer) or 0
 
-        def category_of(obj: Any) -> int:
-            if by_name is not None:
-                return by_name.get(obj.name_full, 0)
-            name = obj.get("category")
-            return 0 if name is None else self._category_id(str(name))
-
-        return lambda obj, instancer: category_of(obj) or (0 if instancer is None else category_of(instancer))
-
-    def _category_id(self, name: str) -> int:
+    def _category_by_property(self, block: Any) -> int | None:
+        value = block.get("category")
+        if value is None:
+            return None
+        name = str(value)
         id_ = self._category_ids.get(name)
         if id_ is None:
             id_ = self._category_ids[name] = len(self.category_names)
@@ -226,51 +311,117 @@ class SceneReader:
         return id_
 
 
-class _Reference:
-    """An object of the user's, who may rename or delete it."""
+@dataclass(frozen=True)
+class _Kind:
+    """What all instances of one object by one instancer have in common.
 
-    def __init__(self, obj: Any) -> None:
-        if not isinstance(obj, bpy.types.Object):
-            raise ConfigurationError(f"{obj!r} is not an object (bpy.types.Object), such as bpy.data.objects['Cube'].")
-        self._object = obj
-        self._name = str(obj.name_full)
-        self.has_surface = obj.type in _SURFACE_TYPES
-
-    @property
-    def object(self) -> Any:
-        """None: it was deleted."""
-        try:
-            self._name = str(self._object.name_full)
-            return self._object
-        except ReferenceError:
-            return None
-
-    @property
-    def name(self) -> str:
-        """Its name now, or the last one it had."""
-        _ = self.object
-        return self._name
-
-
-_NOWHERE = np.zeros((4, 4))
-_SURFACE_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META")
-
-
-def _key(instance: Any, original: Any, instancer: Any) -> Key:
-    name = original.name_full
-    if instancer is None:
-        return "", name, ()
-    index = tuple(i for i in instance.persistent_id if i != _NO_INDEX)
-    if instancer == original and original.type != "MESH" and len(index) == 1:
-        return "", name, ()  # Blender lets curves, text, surfaces and metaballs instance their own mesh
-    return instancer.name_full, name, index
-
-
-def _hiding(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
-    """What says whether the picture leaves out an evaluated object, or an instance by its object and instancer.
-
-    The depsgraph has left out already what is hidden from all viewports, or from final renders.
+    Attributes:
+        is_instance: an object that nobody instances has no index.
+        is_itself: curves, text, surfaces and metaballs instance their own mesh.
+        number: and the name that goes with it. None: each has its own.
     """
+
+    instancer: str
+    name: str
+    is_instance: bool
+    is_itself: bool
+    original: Any
+    geometry: Geometry
+    look: Look
+    category: int
+    number: tuple[int, str] | None
+
+
+class _Kinds:
+    """Looks once at all instances of one object by one instancer: there may be many, and to look takes long."""
+
+    def __init__(self, reader: SceneReader, depsgraph: Any, evaluation: Evaluation, *, normals: bool) -> None:
+        self._known: dict[tuple[int, int, int], _Kind | None] = {}
+        self._look_of = _looks(evaluation, depsgraph)
+        self._category_of = reader._category_lookup()
+        self._number_of = reader.numbers()
+        self.meshes = _Meshes(evaluation, reader._final_geometries, normals=normals)
+        self.shown: set[str] = set()
+
+    def __call__(self, instance: Any) -> _Kind | None:
+        """None: it is not in the picture, or has no surface."""
+        evaluated = instance.object
+        original, data = evaluated.original, evaluated.data
+        instancer = instance.parent if instance.is_instance else None
+        place = (
+            original.as_pointer(),
+            0 if data is None else data.as_pointer(),
+            0 if instancer is None else instancer.as_pointer(),
+        )
+        try:
+            return self._known[place]
+        except KeyError:
+            kind = self._known[place] = self._look_at(evaluated, original, instancer)
+            return kind
+
+    def _look_at(self, evaluated: Any, original: Any, instancer: Any) -> _Kind | None:
+        look = self._look_of(evaluated, instancer)
+        if look is Look.NOT_AT_ALL:
+            return None
+        name = original.name_full
+        if instancer is None and look is not Look.AS_A_HOLE:
+            self.shown.add(name)
+        if evaluated.type != "MESH":
+            return None
+        by = None if instancer is None else instancer.original
+        instancer_name = "" if by is None else by.name_full
+        # The mesh of geometry nodes, and of what is no mesh itself, lies in the object that it was made for.
+        is_own = instancer_name == name or original.type != "MESH"
+        geometry = self.meshes.read(evaluated, name, is_own=is_own)
+        if geometry is None:
+            return None
+        is_hole = look is Look.AS_A_HOLE
+        return _Kind(
+            instancer_name,
+            name,
+            by is not None,
+            by == original and original.type != "MESH",
+            original,
+            geometry,
+            look,
+            0 if is_hole else self._category_of(original, by),
+            (0, "") if is_hole else self._number_of(original, by),
+        )
+
+
+def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]:
+    """What says how the picture shows an evaluated object, or an instance by its object and instancer.
+
+    The depsgraph has left out already what is hidden from all viewports, or from all final renders. The table is in
+    docs/ground_truth.md; the engines differ in what they ask the object for, and what its instancer.
+    """
+    engine = evaluation.engine
+    is_left_out = _left_out(evaluation)
+    layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
+
+    def look(obj: Any, instancer: Any) -> Look:
+        host = instancer or obj
+        if is_left_out(obj, instancer):
+            return Look.NOT_AT_ALL
+        if engine == compat.WORKBENCH:
+            return Look.IN_FRONT if obj.show_in_front else Look.AS_IT_IS
+        is_traced = engine != compat.EEVEE
+        if compat.hides_from_camera(engine) and not (obj.visible_camera and host.visible_camera):
+            return Look.NOT_AT_ALL
+        if is_traced and host.original.indirect_only_get(view_layer=layer):
+            return Look.NOT_AT_ALL
+        if is_traced and (obj.is_shadow_catcher or host.is_shadow_catcher):
+            return Look.AS_A_HOLE
+        is_holdout = host.is_holdout or host.original.holdout_get(view_layer=layer)
+        if is_holdout or (not is_traced and obj.is_holdout):
+            return Look.AS_A_HOLE
+        return Look.AS_IT_IS
+
+    return look
+
+
+def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
+    """What says whether the viewport leaves out an evaluated object, or an instance."""
     if evaluation.is_final:
         return lambda obj, instancer: False
     try:
@@ -280,40 +431,187 @@ def _hiding(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
     shows_wires = compat.shades_wire_objects(evaluation.shading)
     is_restricted = bool(space.local_view or space.use_local_collections or not space.show_object_viewport_mesh)
 
-    def is_hidden(obj: Any, instancer: Any) -> bool:
+    def is_left_out(obj: Any, instancer: Any) -> bool:
         if not shows_wires and obj.display_type in ("WIRE", "BOUNDS"):
             return True
         return is_restricted and not (instancer or obj).visible_in_viewport_get(space)
 
-    return is_hidden
+    return is_left_out
+
+
+# -------------------------------------------------------------------------------------- what stands for what
+
+
+class _Owners:
+    """Finds what stands for an object: itself, or something above it."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, list[Any]] | None = None
+
+    def find(self, look: Callable[[Any], T | None], obj: Any, instancer: Any = None) -> T | None:
+        """What the nearest block that stands for an object, or an instance, has to say.
+
+        Args:
+            look: asked about an object or a collection; None: nothing.
+            obj: the original object.
+            instancer: what instances it, or None.
+
+        Raises:
+            ConfigurationError: two collections that are equally near say different things.
+        """
+        line = [*_line(obj), *(() if instancer is None else _line(instancer))]
+        for block in line:
+            found = look(block)
+            if found is not None:
+                return found
+        level = {_block_key(one): one for block in line for one in block.users_collection}
+        while level:
+            said = {name: found for (_, name), one in level.items() if (found := look(one)) is not None}
+            if len(set(said.values())) > 1:
+                raise ConfigurationError(
+                    f"The object {obj.name!r} is in the collections {', '.join(map(repr, said))}, and they say different things"
+                    " about it: say it of the object itself."
+                )
+            for found in said.values():
+                return found
+            level = {_block_key(one): one for block in level.values() for one in self._parents(block)}
+        return None
+
+    def _parents(self, collection: Any) -> list[Any]:
+        if self._above is None:
+            self._above = {}
+            for parent in (*bpy.data.collections, *(scene.collection for scene in bpy.data.scenes)):
+                for child in parent.children:
+                    self._above.setdefault(child.name_full, []).append(parent)
+        return self._above.get(collection.name_full, [])
+
+
+def _line(obj: Any) -> Iterator[Any]:
+    """An object, and those of its parents that stand for it because they have no surface themselves."""
+    yield obj
+    while (obj := obj.parent) is not None:
+        if obj.type not in _SURFACE_TYPES:
+            yield obj
+
+
+def _surfaces(block: Any) -> Iterator[Any]:
+    """The objects with a surface that an object or a collection stands for; not what they instance."""
+    if isinstance(block, bpy.types.Collection):
+        for obj in block.all_objects:
+            yield from _surfaces(obj)
+    elif block.type in _SURFACE_TYPES:
+        yield block
+    else:
+        yield from (child for child in block.children_recursive if child.type in _SURFACE_TYPES)
+
+
+def _reference(block: Any) -> Reference:
+    """A reference to what was asked for.
+
+    Raises:
+        ConfigurationError: it is neither an object nor a collection, or stands for nothing that has a surface.
+    """
+    if not isinstance(block, (bpy.types.Object, bpy.types.Collection)):
+        raise ConfigurationError(
+            f"{block!r} is neither an object (bpy.types.Object), such as bpy.data.objects['Cube'], nor a collection."
+        )
+    if next(_surfaces(block), None) is None and not any(map(_may_instance, _hierarchy(block))):
+        what = block.type if isinstance(block, bpy.types.Object) else "collection"
+        raise ConfigurationError(
+            f"{block.name!r} ({what}) has no surface, and nothing that belongs to it has one, so no pixel ever shows it. Meshes,"
+            " curves, surfaces, text and metaballs have a surface; hair, point clouds, volumes and grease pencil have none here."
+        )
+    return Reference(block)
+
+
+def _hierarchy(block: Any) -> Iterator[Any]:
+    for obj in block.all_objects if isinstance(block, bpy.types.Collection) else [block]:
+        yield from (obj, *obj.children_recursive)
+
+
+def _may_instance(obj: Any) -> bool:
+    return bool(obj.instance_type != "NONE" or len(obj.modifiers) or len(obj.particle_systems))
+
+
+def _as_list(blocks: Any) -> list[Any]:
+    return [blocks] if isinstance(blocks, (bpy.types.Object, bpy.types.Collection)) else list(blocks)
+
+
+def _block_key(block: Any) -> tuple[bool, str]:
+    return isinstance(block, bpy.types.Object), block.name_full
+
+
+_GROUP = "\0group"  # stands where a key has an instancer, and is no name
+
+
+def _group_key(name: str) -> Key:
+    return _GROUP, name, ()
+
+
+def _is_group(key: Key) -> bool:
+    return key[0] == _GROUP
 
 
 def _categories_in_file() -> list[str]:
     """Sorted, so that all instances that open one file number them alike."""
-    return sorted({str(obj["category"]) for obj in bpy.data.objects if obj.get("category") is not None})
+    blocks = (*bpy.data.objects, *bpy.data.collections)
+    return sorted({str(block["category"]) for block in blocks if block.get("category") is not None})
 
 
 # ------------------------------------------------------------------------------------------------------- geometry
 
 _geometries: weakref.WeakValueDictionary[tuple[int, str], Geometry] = weakref.WeakValueDictionary()
-"""By the evaluated mesh's address, and its owner where it is no object's. They live as long as something is drawn with them."""
+"""Of the viewport's evaluation: by the mesh's address, and its owner where it is no object's. They live as long as something is
+drawn with them."""
+
+
+_geometries_of = generation()
+
+
+def _known_geometries() -> weakref.WeakValueDictionary[tuple[int, str], Geometry]:
+    global _geometries_of
+    if _geometries_of != generation():  # an address means something else now
+        _geometries.clear()
+        _geometries_of = generation()
+    return _geometries
 
 
 class _Meshes:
-    """The surfaces of evaluated objects of type MESH, each mesh read once; None if it has no faces."""
+    """Reads the surfaces of evaluated objects of type MESH, each mesh once.
 
-    def __init__(self, evaluation: Evaluation, *, normals: bool) -> None:
-        # An address means the same mesh for as long as its depsgraph lives, which final renders make anew.
-        self._known: Any = {} if evaluation.is_final else _geometries
+    Args:
+        evaluation: the viewport's lasts, and says what it has evaluated anew. That of a final render is made anew each time.
+        before: what was read from the last final render: the same mesh is the same `Geometry` again.
+        normals: are wanted.
+
+    Attributes:
+        final: what was read from this final render.
+    """
+
+    def __init__(self, evaluation: Evaluation, before: Mapping[Any, Geometry], *, normals: bool) -> None:
+        self._is_final = evaluation.is_final
+        self._known: Any = {} if evaluation.is_final else _known_geometries()
+        self._before = before
         self._normals = normals
+        self._counts: Counter[str] = Counter()
+        self.final: dict[Any, Geometry] = {}
 
-    def __call__(self, evaluated: Any, key: Key) -> Geometry | None:
-        instancer, name, _ = key
-        owner = name if instancer == name or evaluated.original.type != "MESH" else ""
-        place = (evaluated.data.as_pointer(), owner)
+    def read(self, evaluated: Any, name: str, *, is_own: bool) -> Geometry | None:
+        """The surface of an evaluated object of that name; None if it has no faces.
+
+        Args:
+            is_own: its mesh is in no file, and was made for it alone.
+        """
+        place = (evaluated.data.as_pointer(), name if is_own else "")
         geometry = self._known.get(place)
         if geometry is None or geometry.stale or (self._normals and geometry.normals is None):
             geometry = _read(evaluated, normals=self._normals)
+            if self._is_final:
+                number = (name, self._counts[name])
+                self._counts[name] += 1
+                before = self._before.get(number)
+                geometry = before if before is not None and before.equals(geometry) else geometry
+                self.final[number] = geometry
             self._known[place] = geometry
         geometry.sources.add(name)
         return geometry if len(geometry.triangles) else None
