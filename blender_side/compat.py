@@ -96,6 +96,15 @@ def _probe_gpu_init() -> None:
         )
 
 
+def has_gpu_context() -> bool:
+    """Whether something can be drawn now. A final render with grease pencil takes 5.2's context away in background."""
+    try:
+        gpu.types.GPUTexture((1, 1), format="R8")
+    except RuntimeError:
+        return False
+    return True
+
+
 def require_gl_library() -> None:
     """Raise ConfigurationError where an engine that draws with OpenGL would take a background Blender down."""
     try:

@@ -79,11 +79,8 @@ class Evaluation:
         """
         if not self.is_final:
             return function(bpy.context.evaluated_depsgraph_get())
-        render = bpy.context.scene.render
-        smallest = min(100, -(-100 * _LEAST_PIXELS // min(render.resolution_x, render.resolution_y)))  # saves memory
-        changes.set(render, use_compositing=False, use_sequencer=False, use_freestyle=False)
-        changes.set(render, resolution_percentage=smallest)
-        changes.set(render, engine=_reading_engine())
+        _spare_pixels(changes)
+        changes.set(bpy.context.scene.render, engine=_reading_engine())
         reading = _Reading(function)
         with reading, _without_users_handlers():
             try:
@@ -113,6 +110,23 @@ def of_viewport(shading: str) -> Evaluation:
     if not compat.draws_off_screen() or engine not in compat.GL_ENGINES:
         return Evaluation(is_final=True, engine=engine)
     return Evaluation(is_final=False, engine=engine, shading=shading)
+
+
+def bring_gpu_context_back(changes: Changes) -> None:
+    """See to it that something can be drawn after a render took Blender's GPU context away: one with Workbench brings it back."""
+    if not compat.has_gpu_context():
+        _spare_pixels(changes)
+        changes.set(bpy.context.scene.render, engine=compat.WORKBENCH)
+        with _without_users_handlers():
+            bpy.ops.render.render()
+
+
+def _spare_pixels(changes: Changes) -> None:
+    """Have the next render make a picture that costs next to nothing."""
+    render = bpy.context.scene.render
+    percentage = min(100, -(-100 * _LEAST_PIXELS // min(render.resolution_x, render.resolution_y)))
+    changes.set(render, use_compositing=False, use_sequencer=False, use_freestyle=False)
+    changes.set(render, resolution_percentage=percentage)
 
 
 # ------------------------------------------------------------------------------------------- whose picture it is
@@ -201,7 +215,7 @@ class _Reading:
 
 def _reading_engine() -> str:
     """The name of our engine. It stays registered: to unregister it would cost other engines what they keep."""
-    if not hasattr(bpy.types, _ReadingEngine.__name__):
+    if not _ReadingEngine.is_registered:
         bpy.utils.register_class(_ReadingEngine)
     return str(_ReadingEngine.bl_idname)
 

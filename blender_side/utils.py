@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _RAY_TOLERANCE = 1e-4
 """What a ray meets within this part of its length before a point is taken for the surface that the point lies on."""
+IS_UPPER = np.array([(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)], np.bool_)
+"""Which corners of a box have the greater x, y, z, in the order of `bpy.types.Object.bound_box`."""
 
 
 def find_first_view3d() -> tuple[Any, Any, Any]:
@@ -61,14 +63,14 @@ def world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
 
 
 def bbox_world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
-    """Corners of the objects' own, oriented bounding boxes in world coordinates.
+    """Corners of the objects' own, oriented bounding boxes in world coordinates, as evaluated.
 
     Returns:
         (8 N, 3) array: eight corners for each of the N objects, in the order of `bpy.types.Object.bound_box`.
     """
     depsgraph = depsgraph or bpy.context.evaluated_depsgraph_get()
     evaluated = [obj.evaluated_get(depsgraph) for obj in objs]
-    return np.concatenate([_transform(obj.matrix_world, np.array(obj.bound_box, np.float64)) for obj in evaluated])
+    return np.concatenate([_transform(obj.matrix_world, _bound_box(obj)) for obj in evaluated])
 
 
 def hom(x: ArrayLike, v: float = 1.0) -> NDArray[Any]:
@@ -204,6 +206,15 @@ def _vertices(evaluated: Any) -> NDArray[np.float64]:
         coordinates = np.empty(3 * len(mesh.vertices), np.float32)
         mesh.vertices.foreach_get("co", coordinates)
     return coordinates.reshape(-1, 3).astype(np.float64)
+
+
+def _bound_box(evaluated: Any) -> NDArray[np.float64]:
+    """(8, 3) corners in the object's coordinates. A mesh's `bound_box` lacks a subdivision that is left to the GPU."""
+    if evaluated.type == "MESH":
+        vertices = _vertices(evaluated)
+        if len(vertices):
+            return np.where(IS_UPPER, vertices.max(axis=0), vertices.min(axis=0))
+    return np.array(evaluated.bound_box, np.float64)
 
 
 def _random_surface_points(evaluated: Any, count: int) -> NDArray[np.float64]:

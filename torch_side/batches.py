@@ -155,4 +155,18 @@ def _collate_rows(found: Sequence[Any], *, collate_fn_map: Any = None) -> torch.
     return rows.first(len(found))
 
 
-_COLLATE = {Rows: _collate_rows, **default_collate_fn_map}
+def _collate_list(lists: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    """A table of texts that is the same in all items stays one list: transposed, as torch would have it, it is of no use."""
+    first = lists[0]
+    if first and set(map(type, first)) == {str} and all(other == first for other in lists):
+        return first
+    return collate(lists, collate_fn_map={kind: f for kind, f in collate_fn_map.items() if kind is not list})
+
+
+_COLLATE_HERE = {list: _collate_list, **default_collate_fn_map}
+_COLLATE = {Rows: _collate_rows, **_COLLATE_HERE}
+
+
+def collate_here(items: list[Any]) -> Any:
+    """The batch that a :class:`Batch` would make of `items`, in new memory."""
+    return collate(items, collate_fn_map=_COLLATE_HERE)

@@ -30,7 +30,7 @@ from blendtorch_shm.memory.segment import Segment
 from blendtorch_shm.process import interrupts, leaving
 
 from .batch_memory import Block, HostMemory, with_tensors
-from .batches import Batch
+from .batches import Batch, collate_here
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -43,6 +43,8 @@ _FREE, _SENT, _HELD = range(3)
 
 def pooled_collate(items: list[Any]) -> Any:
     """Make a batch as the default collation does, in memory that is used again once nobody holds the batch.
+
+    One thing differs: a list of texts that is the same in all items, such as `instance_names` of ground truth, stays that list.
 
     For ``DataLoader(dataset, batch_size, num_workers=..., collate_fn=pooled_collate)``, with any kind of workers. An array is
     copied once, in the worker; the training process copies nothing. A `collate_fn` of yours may call this and change the
@@ -64,7 +66,7 @@ def pooled_collate(items: list[Any]) -> Any:
             f"With batch_size=None there is nothing to collate: leave collate_fn out."
         )
     if data.get_worker_info() is None:
-        return data.default_collate(items)
+        return collate_here(items)
     global _pool
     if _pool is None:
         _pool = _Pool()

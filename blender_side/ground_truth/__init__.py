@@ -193,6 +193,9 @@ class GroundTruth:
             if name != "flow_forward":
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
+        if wanted:
+            with Changes() as changes:
+                evaluation.bring_gpu_context_back(changes)
         if to_draw:
             self._present.draw(to_draw, drawn, view, [thing.previous for thing in drawn], view_before)
         if "flow_forward" in wanted:

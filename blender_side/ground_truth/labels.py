@@ -15,7 +15,7 @@ from blendtorch_shm.errors import ConfigurationError
 from .. import compat
 from ..camera import Camera
 from ..lifetime import Reference
-from ..utils import evaluated_mesh, first_obstacles
+from ..utils import IS_UPPER, evaluated_mesh, first_obstacles
 from .scene import Drawn, Geometry, Row
 
 _VISIBLE, _OCCLUDED = 2, 1  # as in COCO
@@ -124,7 +124,7 @@ def boxes_3d(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
     corners = np.full((len(rows), 8, 3), np.nan, np.float32)
     for geometry, places, matrices in _by_geometry(row for row in rows if row.axes is None):
         extent = _extent(geometry)
-        own = np.where(_IS_UPPER, extent.upper, extent.lower)
+        own = np.where(IS_UPPER, extent.upper, extent.lower)
         corners[places] = _transformed(own, to_camera @ matrices)[:, :3].swapaxes(1, 2)
     for box, row in zip(corners, rows, strict=True):
         if row.axes is not None and row.parts:
@@ -136,12 +136,9 @@ def boxes_3d(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
                 ],
                 axis=1,
             )
-            own = np.where(_IS_UPPER, xyz.max(axis=1), xyz.min(axis=1))
+            own = np.where(IS_UPPER, xyz.max(axis=1), xyz.min(axis=1))
             box[:] = _transformed(own.astype(np.float32), (to_camera @ row.axes)[None])[0, :3].T
     return corners
-
-
-_IS_UPPER = np.array([(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)], np.bool_)
 
 
 class _Extent(NamedTuple):
@@ -231,7 +228,7 @@ class Keypoints:
         """
         objects = [reference.get() for reference, _ in self._targets]
         xyz = self._world_coordinates(objects, drawn, depsgraph)
-        inside = camera.in_view(xyz) & [_is_shown(obj, shown) for obj in objects]
+        inside = camera.in_view(xyz) & np.array([_is_shown(obj, shown) for obj in objects], np.bool_)
         is_free = None
         if not compat.draws_off_screen():  # there will be no raster to look at
             obstacles = first_obstacles(camera, xyz[inside], bpy.context.scene, depsgraph)

@@ -396,8 +396,8 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     docs/ground_truth.md; the engines differ in what they ask the object for, and what its instancer.
     """
     engine = evaluation.engine
-    is_left_out = _left_out(evaluation)
     layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
+    is_left_out = _left_out(evaluation, layer)
 
     def look(obj: Any, instancer: Any) -> Look:
         host = instancer or obj
@@ -405,22 +405,21 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
             return Look.NOT_AT_ALL
         if engine == compat.WORKBENCH:
             return Look.IN_FRONT if obj.show_in_front else Look.AS_IT_IS
-        is_traced = engine != compat.EEVEE
-        if compat.hides_from_camera(engine) and not (obj.visible_camera and host.visible_camera):
+        asked = {obj} if engine == compat.EEVEE else {obj, host}
+        if compat.hides_from_camera(engine) and not all(one.visible_camera for one in asked):
             return Look.NOT_AT_ALL
-        if is_traced and host.original.indirect_only_get(view_layer=layer):
-            return Look.NOT_AT_ALL
-        if is_traced and (obj.is_shadow_catcher or host.is_shadow_catcher):
-            return Look.AS_A_HOLE
-        is_holdout = host.is_holdout or host.original.holdout_get(view_layer=layer)
-        if is_holdout or (not is_traced and obj.is_holdout):
-            return Look.AS_A_HOLE
-        return Look.AS_IT_IS
+        if engine != compat.EEVEE:
+            if host.original.indirect_only_get(view_layer=layer):
+                return Look.NOT_AT_ALL
+            if any(one.is_shadow_catcher for one in asked):
+                return Look.AS_A_HOLE
+        is_holdout = (obj if engine == compat.EEVEE else host).is_holdout or host.original.holdout_get(view_layer=layer)
+        return Look.AS_A_HOLE if is_holdout else Look.AS_IT_IS
 
     return look
 
 
-def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
+def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
     """What says whether the viewport leaves out an evaluated object, or an instance."""
     if evaluation.is_final:
         return lambda obj, instancer: False
@@ -429,13 +428,16 @@ def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
     except ConfigurationError:  # then no picture is drawn
         return lambda obj, instancer: False
     shows_wires = compat.shades_wire_objects(evaluation.shading)
-    is_restricted = bool(space.local_view or space.use_local_collections or not space.show_object_viewport_mesh)
 
     def is_left_out(obj: Any, instancer: Any) -> bool:
-        if not shows_wires and obj.display_type in ("WIRE", "BOUNDS"):
+        host = instancer or obj
+        if not shows_wires and {obj.display_type, host.display_type} & {"WIRE", "BOUNDS"}:
             return True
-        return is_restricted and not (instancer or obj).visible_in_viewport_get(space)
+        if host.original.name_full not in names:  # of a background scene
+            return False
+        return not host.original.visible_get(view_layer=layer, viewport=space)
 
+    names = {obj.name_full for obj in layer.objects}
     return is_left_out
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from torch_side.batch_memory import HostMemory
-from torch_side.batches import Batch
+from torch_side.batches import Batch, collate_here
 from torch_side.dataset import to_tensors
 
 Pose = namedtuple("Pose", ["image", "angle"])
@@ -19,7 +19,7 @@ LARGE = np.arange(3000, dtype=np.int32).reshape(30, 100)
 ITEMS: dict[str, Callable[[int], Any]] = {
     "message": lambda i: {"btid": i % 2, "image": np.full((48, 64, 3), i, np.uint8), "xy": np.full((8, 2), 1.5 * i)},
     "numbers": lambda i: {"n": i, "x": 0.5 * i, "b": i > 1, "f": np.float32(i), "u": np.uint16(i), "big": 2**40 + i},
-    "texts": lambda i: {"name": f"cube {i}", "raw": bytes([i]), "names": [f"a{i}", f"b{i}"]},
+    "texts": lambda i: {"name": f"cube {i}", "raw": bytes([i]), "mixed": [f"a{i}", i]},
     "nested": lambda i: {"a": {"b": [LARGE + i, {"c": (LARGE * 0.5, i)}]}, "a.b": LARGE * i},
     "namedtuple": lambda i: Pose(LARGE + i, 0.1 * i),
     "tuple": lambda i: (LARGE + i, LARGE[:2] + i, i),
@@ -63,6 +63,21 @@ def test_a_batch_is_that_of_the_default_collation(kind: str, copy_threads: int, 
     memory.hand_over(result, [mark for mark in [memory.mark()] if mark is not None])
     memory.close()
     check_equal(result, default_collate([to_tensors(item) for item in items]))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_table_of_texts_stays_one_list_and_is_not_transposed(count: int) -> None:
+    table = {"instance_names": ["car", "tree", "road"], "nested": {"category_names": ["", "car"]}}
+    items = [{**table, "names": [f"a{i}", "b"], "none": [], "image": LARGE + i} for i in range(count)]
+    batch = Batch(HostMemory(1, spares=2), size=count)
+    batch.add(items)
+    for made in (batch.collate(), collate_here([to_tensors(item) for item in items])):
+        assert made["instance_names"] == ["car", "tree", "road"]
+        assert made["nested"] == {"category_names": ["", "car"]}
+        assert made["image"].shape == (count, 30, 100)
+        assert made["none"] == []
+        if count > 1:  # they differ: as the default collation has it
+            assert made["names"] == [("a0", "a1", "a2"), ("b", "b", "b")]
 
 
 def check_equal(found: Any, expected: Any) -> None:

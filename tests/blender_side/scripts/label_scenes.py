@@ -16,7 +16,7 @@ import blendtorch.btb as btb
 from blender_side import bootstrap, compat
 from blender_side.evaluation import Evaluation
 from blender_side.ground_truth.labels import Keypoints, Points, boxes_3d, full_boxes, project, tight_boxes
-from blender_side.ground_truth.scene import SceneReader
+from blender_side.ground_truth.scene import Row, SceneReader
 from blender_side.utils import first_obstacles
 from blendtorch_shm.errors import ConfigurationError
 
@@ -90,6 +90,11 @@ def cast(camera: btb.Camera) -> tuple[np.ndarray, np.ndarray, list]:
             depth[row, column] = camera.world_to_ndc(place, return_depth=True)[1][0]
             mask[row, column] = numbers[obj]
     return depth, mask, drawn
+
+
+def rows(things: list) -> list:
+    """Each thing by itself; None: a row of what is not there."""
+    return [Row(i, str(i), 0, [] if thing is None else [thing]) for i, thing in enumerate(things)]
 
 
 def located(keypoints: Keypoints, camera: btb.Camera, drawn: list) -> Points:
@@ -228,8 +233,8 @@ bpy.context.view_layer.update()
 _, _, drawn = cast(camera)
 vertices = btb.utils.world_coordinates(cube)
 results["kinds: names"] = points.names
-results["kinds: with what is drawn"] = points.world_coordinates(drawn)
-results["kinds: without"] = points.world_coordinates([])
+results["kinds: with what is drawn"] = located(points, camera, drawn).xyz
+results["kinds: without"] = located(points, camera, []).xyz
 results["kinds: expected"] = [
     vertices[3],
     vertices[25],
@@ -281,8 +286,8 @@ for kind in ("PERSP", "ORTHO"):
     results[f"boxes, {kind}: names"] = [thing.name for thing in drawn]
     results[f"boxes, {kind}: mask"], results[f"boxes, {kind}: ids"] = mask, [thing.id for thing in drawn] + [99]
     results[f"boxes, {kind}: tight"] = tight_boxes(mask, np.array(results[f"boxes, {kind}: ids"]))
-    results[f"boxes, {kind}: full"] = full_boxes([*drawn, None], camera)
-    results[f"boxes, {kind}: 3d"] = boxes_3d([*drawn, None], camera)
+    results[f"boxes, {kind}: full"] = full_boxes(rows([*drawn, None]), camera)
+    results[f"boxes, {kind}: 3d"] = boxes_3d(rows([*drawn, None]), camera)
     results[f"boxes, {kind}: K"] = camera.intrinsics
     for obj in (cube, ball):
         corners = np.c_[btb.utils.bbox_world_coordinates(obj), np.ones(8)]
@@ -291,7 +296,7 @@ for kind in ("PERSP", "ORTHO"):
 camera = look((0.5, -9, 1), (6, 0, 2), type="PERSP")  # some are partly, some wholly outside
 only(cube, ball)
 drawn = read()
-results["outside: full"] = full_boxes(drawn, camera)
+results["outside: full"] = full_boxes(rows(drawn), camera)
 for thing in drawn:
     results[f"outside: xy of {thing.name}"] = camera.object_to_pixel(thing.object)
 results["outside: names"] = [thing.name for thing in drawn]
@@ -304,7 +309,7 @@ only(ground, cube)
 for kind in ("PERSP", "ORTHO"):
     camera = look((0.3, -2, 0.4), (0, 3, 0), type=kind, clip_start=0.5)
     drawn = {thing.name: thing for thing in read()}
-    results[f"crossing, {kind}: full"] = full_boxes([drawn["Ground"], drawn["Cube"]], camera)
+    results[f"crossing, {kind}: full"] = full_boxes(rows([drawn["Ground"], drawn["Cube"]]), camera)
     shape = bmesh.new()
     shape.from_mesh(ground.data)
     shape.transform(ground.matrix_world)
