@@ -353,11 +353,9 @@ class _Kinds:
             0 if data is None else data.as_pointer(),
             0 if instancer is None else instancer.as_pointer(),
         )
-        try:
-            return self._known[place]
-        except KeyError:
-            kind = self._known[place] = self._look_at(evaluated, original, instancer)
-            return kind
+        if place not in self._known:
+            self._known[place] = self._look_at(evaluated, original, instancer)
+        return self._known[place]
 
     def _look_at(self, evaluated: Any, original: Any, instancer: Any) -> _Kind | None:
         look = self._look_of(evaluated, instancer)

@@ -1,0 +1,184 @@
+"""Keeps ground truth across opened files, undo, and reloaded libraries, and asks for things by what they are part of."""
+
+import sys
+import tempfile
+
+import bpy
+import numpy as np
+
+import blendtorch.btb as btb
+from blender_side import bootstrap, compat, lifetime, utils
+from blendtorch_shm.errors import ConfigurationError
+
+out = btb.parse_blendtorch_args()[1][0]
+folder = tempfile.mkdtemp()
+results: dict = {}
+
+
+def refuses(call: object) -> str:
+    try:
+        call()
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def box(name: str, size: tuple, **placed: object) -> object:
+    mesh = bpy.data.meshes.new(name)
+    corners = [(x * size[0], y * size[1], z * size[2]) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    faces = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    mesh.from_pydata(corners, [], faces)
+    made = bpy.data.objects.new(name, mesh)
+    for attribute, value in placed.items():
+        setattr(made, attribute, value)
+    bpy.context.scene.collection.objects.link(made)
+    return made
+
+
+def empty_scene() -> object:
+    for obj in list(bpy.data.objects):
+        bpy.data.objects.remove(obj)
+    scene = bpy.context.scene
+    scene.camera = bpy.data.objects.new("Camera", bpy.data.cameras.new("Camera"))
+    scene.camera.location.z = 20
+    scene.collection.objects.link(scene.camera)
+    return scene
+
+
+# ---- by what things are part of
+
+scene = empty_scene()
+car, wheel_parent, lonely = (bpy.data.objects.new(name, None) for name in ("car", "axle", "lonely"))
+for empty in (car, wheel_parent, lonely):
+    scene.collection.objects.link(empty)
+wheel_parent.parent = car
+car.location.x = 1
+body = box("body", (4, 2, 1), parent=car)
+wheels = [box(f"wheel{i}", (1, 1, 1), parent=wheel_parent, location=(3 * i, -1, 0)) for i in (0, 1)]
+hub = box("hub", (0.5, 0.5, 0.5), parent=wheels[0], location=(0, -1, 0))
+tree = box("tree", (1, 1, 3), location=(-4, 0, 0))
+forest, inner = bpy.data.collections.new("forest"), bpy.data.collections.new("inner")
+scene.collection.children.link(forest)
+forest.children.link(inner)
+inner.objects.link(tree)
+camera = btb.Camera(shape=(48, 64))
+passes = ("boxes_3d",)
+
+
+def names_of(**options: object) -> list:
+    made = btb.GroundTruth(camera, passes, **options).render()
+    return [
+        f"{n}:{made['category_names'][c]}" for n, c in zip(made["instance_names"], made["category_ids"], strict=True)
+    ]
+
+
+results["an empty"] = names_of(objects=[car], categories={"vehicle": [car], "wheel": [wheel_parent]})
+results["a collection"] = names_of(objects=[forest], categories={"plant": forest})
+results["a mesh"] = names_of(objects=[wheels[0]])
+truth = btb.GroundTruth(camera, passes, objects={"car": car, "green": forest}, categories={"vehicle": [car]})
+made = truth.render()
+results["one number"] = made["instance_names"]
+results["one number: ids"] = made["instance_ids"]
+results["one number: sizes"] = np.ptp(made["boxes_3d"], axis=1)
+car["category"], forest["category"], inner["category"] = "car", "plants", "pines"
+results["by property"] = names_of()
+other = bpy.data.collections.new("other")
+scene.collection.children.link(other)
+other.objects.link(tree)
+other["category"] = "props"
+results["disagreement"] = refuses(lambda: names_of())
+bpy.data.collections.remove(other)
+results["no surface"] = refuses(lambda: btb.GroundTruth(camera, passes, objects=[lonely]))
+results["no surface in a collection"] = refuses(
+    lambda: btb.GroundTruth(camera, passes, categories={"x": bpy.data.collections.new("none")})
+)
+results["a light"] = refuses(lambda: btb.GroundTruth(camera, passes, objects=[scene.camera]))
+
+# ---- boxes of what is evaluated
+
+rounded = box("rounded", (2, 2, 2))
+rounded.modifiers.new("Round", "SUBSURF").levels = 3
+results["rounded"] = np.ptp(utils.bbox_world_coordinates(rounded), axis=0)
+results["rounded: vertices"] = np.ptp(utils.world_coordinates(rounded), axis=0)
+rounded.modifiers.new("Outwards", "DISPLACE").strength = 0.1
+results["outwards"] = np.ptp(utils.bbox_world_coordinates(rounded), axis=0)
+results["outwards: vertices"] = np.ptp(utils.world_coordinates(rounded), axis=0)
+results["of an empty"] = np.ptp(utils.bbox_world_coordinates(car), axis=0)
+
+# ---- dtypes
+
+if compat.draws_off_screen():
+    for dtypes in ({}, {"instance": "uint8", "category": "int32"}, {"instance": np.uint16, "category": np.uint16}):
+        made = btb.GroundTruth(camera, ("instance", "category"), dtypes=dtypes).render()
+        key = ", ".join(f"{made[name].dtype}" for name in ("instance", "category", "instance_ids", "category_ids"))
+        results[f"dtypes: {key}"] = [int((made["instance"] > 0).sum()), int(made["instance"].max())]
+    many = {f"category {i:03}": [tree] for i in range(256)}
+    made = btb.GroundTruth(camera, ("category",), categories=many, objects=[tree]).render()
+    results["dtypes: 256 categories"] = str(made["category"].dtype)
+    few = btb.GroundTruth(camera, ("category",), categories=many, dtypes={"category": "uint8"})
+    results["dtypes: too small"] = refuses(few.render)
+results["dtypes: of depth"] = refuses(lambda: btb.GroundTruth(camera, passes, dtypes={"depth": "int32"}))
+
+# ---- across files
+
+for name, size in (("a", (2, 2, 2)), ("b", (1, 1, 0.5))):
+    empty_scene()
+    for i in range(8):
+        box(f"Thing{i}", size, location=(3 * (i % 4) - 6, 3 * (i // 4) - 3, 0))
+    bpy.ops.wm.save_as_mainfile(filepath=f"{folder}/{name}.blend")
+empty_scene()
+bpy.ops.wm.save_as_mainfile(filepath=f"{folder}/none.blend")
+
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
+kept = btb.GroundTruth(btb.Camera(shape=(48, 64)), passes)
+asked = btb.GroundTruth(
+    kept.camera,
+    ("boxes_3d", "keypoints"),
+    objects={"third": bpy.data.objects["Thing2"]},
+    keypoints={"corner": (bpy.data.objects["Thing1"], 7)},
+)
+sizes, points = [], []
+for i in range(12):
+    bpy.ops.wm.open_mainfile(filepath=f"{folder}/{'ab'[i % 2]}.blend")
+    kept.camera = asked.camera = btb.Camera(shape=(48, 64))
+    made, mine = kept.render(), asked.render()
+    sizes.append(np.ptp(made["boxes_3d"], axis=1))
+    points.append([*np.ptp(mine["boxes_3d"][0], axis=0), mine["keypoints"][0, 2]])
+results["across files"], results["across files: by name"] = sizes, points
+results["across files: numbers"] = made["instance_ids"]
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/none.blend")
+asked.camera = kept.camera = btb.Camera(shape=(48, 64))
+results["across files: gone"] = refuses(asked.render)
+results["across files: nothing there"] = kept.render()["instance_names"]
+
+# ---- undo, and a library that is reloaded
+
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
+kept.camera = asked.camera = btb.Camera(shape=(48, 64))
+before = lifetime.generation()
+bpy.ops.ed.undo_push(message="as it was")
+for obj in bpy.data.objects:
+    if obj.type == "MESH":
+        obj.scale = 2, 2, 2
+bpy.ops.ed.undo_push(message="larger")
+results["undo: larger"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
+bpy.ops.ed.undo()
+asked.camera = btb.Camera(shape=(48, 64))
+results["undo: undone"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
+results["undo: counted"] = lifetime.generation() != before
+
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/none.blend")
+with bpy.data.libraries.load(f"{folder}/b.blend", link=True) as (_, wanted):
+    wanted.objects = ["Thing0"]
+linked = wanted.objects[0]
+bpy.context.scene.collection.objects.link(linked)
+follower = btb.GroundTruth(btb.Camera(shape=(48, 64)), passes, objects=[linked])
+sizes = []
+for _ in range(3):
+    sizes.append(np.ptp(follower.render()["boxes_3d"][0], axis=0))
+    bpy.data.libraries[0].reload()
+results["reloaded"] = sizes
+
+np.savez(out, **results)
+if "blender_side" in sys.modules:
+    bootstrap.leave(0)

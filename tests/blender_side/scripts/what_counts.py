@@ -1,0 +1,186 @@
+"""Shows one thing in many ways, and saves for each what pictures and labels have of it.
+
+A green slab, the thing, is before a larger red one, on blue. Each glows, so a picture says by its colours what it shows.
+"""
+
+import sys
+from collections.abc import Callable
+
+import bpy
+import numpy as np
+
+import blendtorch.btb as btb
+from blender_side import bootstrap, compat
+from blender_side.utils import find_first_view3d
+
+out = btb.parse_blendtorch_args()[1][0]
+scene = bpy.context.scene
+for obj in list(bpy.data.objects):
+    bpy.data.objects.remove(obj)
+results: dict = {"off_screen": compat.draws_off_screen()}
+
+
+def glowing(name: str, color: tuple) -> object:
+    material = bpy.data.materials.new(name)
+    material.use_nodes = True
+    nodes = material.node_tree.nodes
+    nodes.clear()
+    emission, output = nodes.new("ShaderNodeEmission"), nodes.new("ShaderNodeOutputMaterial")
+    emission.inputs[0].default_value = material.diffuse_color = color
+    material.node_tree.links.new(emission.outputs[0], output.inputs[0])
+    return material
+
+
+def slab(name: str, color: tuple, size: float, collection: object) -> object:
+    mesh = bpy.data.meshes.new(name)
+    corners = [(x - 0.5, y - 0.5, z - 0.5) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    faces = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    mesh.from_pydata(corners, [], faces)
+    mesh.materials.append(glowing(name, color))
+    made = bpy.data.objects.new(name, mesh)
+    made.scale = size, size, 0.2
+    collection.objects.link(made)
+    return made
+
+
+def collection(name: str, parent: object = None) -> object:
+    made = bpy.data.collections.new(name)
+    if parent is not None:
+        parent.children.link(made)
+    return made
+
+
+back = slab("back", (1, 0, 0, 1), 3, scene.collection)
+back.location.z = -1
+home, source = collection("home", scene.collection), collection("source")
+thing, leaf = slab("thing", (0, 1, 0, 1), 1, home), slab("thing", (0, 1, 0, 1), 1, source)
+leaf.name = "leaf"
+host = bpy.data.objects.new("host", None)
+host.instance_type, host.instance_collection = "COLLECTION", source
+lens = bpy.data.cameras.new("Camera")
+lens.lens = 60
+scene.camera = bpy.data.objects.new("Camera", lens)
+scene.camera.location.z = 10
+scene.collection.objects.link(scene.camera)
+scene.world = bpy.data.worlds.new("World")
+scene.world.use_nodes = True
+scene.world.color = scene.world.node_tree.nodes["Background"].inputs[0].default_value[:3] = (0, 0, 1)
+scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.pixel_filter_type = 1, False, "BOX"
+scene.display.render_aa = "OFF"
+first = bpy.context.view_layer
+second = scene.view_layers.new("Second")
+for shading in (scene.display.shading, find_first_view3d()[1].shading):
+    shading.light, shading.color_type = "FLAT", "MATERIAL"
+
+
+def in_layer(name: str = "home", layer: object = first) -> object:
+    return layer.layer_collection.children[name]
+
+
+def in_place() -> None:
+    """The thing by itself, as at first."""
+    thing.location.z = leaf.location.z = 1
+    host.location.z = 0
+    for one in (thing, leaf, host):
+        one.visible_camera, one.is_holdout, one.is_shadow_catcher, one.show_in_front = True, False, False, False
+        one.display_type, one.hide_viewport, one.hide_render = "TEXTURED", False, False
+    thing.modifiers.clear()
+    scene.render.use_simplify = False
+    second.use = True
+    for layer in (first, second):
+        child = in_layer(layer=layer)
+        child.exclude = child.holdout = child.indirect_only = child.hide_viewport = False
+    home.hide_viewport = home.hide_render = False
+    for one in list(home.objects):
+        home.objects.unlink(one)
+    home.objects.link(thing)
+    thing.hide_set(False)
+
+
+def instanced() -> None:
+    home.objects.unlink(thing)
+    home.objects.link(host)
+
+
+def rounded() -> None:
+    modifier = thing.modifiers.new("Round", "SUBSURF")
+    modifier.levels, modifier.render_levels = 0, 3
+
+
+def simplified() -> None:
+    rounded()
+    scene.render.use_simplify, scene.render.simplify_subdivision_render = True, 0
+
+
+def far(one: object) -> None:
+    one.location.z = -4
+    one.show_in_front = True
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "as it is": lambda: None,
+    "not visible to the camera": lambda: setattr(thing, "visible_camera", False),
+    "a holdout": lambda: setattr(thing, "is_holdout", True),
+    "a shadow catcher": lambda: setattr(thing, "is_shadow_catcher", True),
+    "in a holdout collection": lambda: setattr(in_layer(), "holdout", True),
+    "in an indirect collection": lambda: setattr(in_layer(), "indirect_only", True),
+    "in an excluded collection": lambda: setattr(in_layer(), "exclude", True),
+    "in a collection with its eye shut": lambda: setattr(in_layer(), "hide_viewport", True),
+    "in a collection hidden in viewports": lambda: setattr(home, "hide_viewport", True),
+    "in a collection hidden in renders": lambda: setattr(home, "hide_render", True),
+    "with its eye shut": lambda: thing.hide_set(True),
+    "hidden in viewports": lambda: setattr(thing, "hide_viewport", True),
+    "hidden in renders": lambda: setattr(thing, "hide_render", True),
+    "displayed as wire": lambda: setattr(thing, "display_type", "WIRE"),
+    "displayed as bounds": lambda: setattr(thing, "display_type", "BOUNDS"),
+    "in front, and far": lambda: far(thing),
+    "only in the second layer": lambda: setattr(in_layer(), "exclude", True),
+    "only in the first layer": lambda: setattr(in_layer(layer=second), "exclude", True),
+    "rounder in renders": rounded,
+    "simplified in renders": simplified,
+    "instanced": instanced,
+    "instanced, leaf not visible to the camera": lambda: (instanced(), setattr(leaf, "visible_camera", False)),
+    "instanced, host not visible to the camera": lambda: (instanced(), setattr(host, "visible_camera", False)),
+    "instanced, leaf a holdout": lambda: (instanced(), setattr(leaf, "is_holdout", True)),
+    "instanced, host a holdout": lambda: (instanced(), setattr(host, "is_holdout", True)),
+    "instanced, leaf a shadow catcher": lambda: (instanced(), setattr(leaf, "is_shadow_catcher", True)),
+    "instanced, host a shadow catcher": lambda: (instanced(), setattr(host, "is_shadow_catcher", True)),
+    "instanced, host in an indirect collection": lambda: (instanced(), setattr(in_layer(), "indirect_only", True)),
+    "instanced, leaf displayed as wire": lambda: (instanced(), setattr(leaf, "display_type", "WIRE")),
+    "instanced, host displayed as wire": lambda: (instanced(), setattr(host, "display_type", "WIRE")),
+    "instanced, leaf hidden in renders": lambda: (instanced(), setattr(leaf, "hide_render", True)),
+    "instanced, leaf in front, and far": lambda: (instanced(), far(leaf)),
+}
+
+camera = btb.Camera(shape=(40, 40))
+renderers = {
+    "CYCLES": btb.FinalRenderer(camera, "rgb", engine="CYCLES"),
+    "WORKBENCH": btb.FinalRenderer(camera, "rgb", engine="WORKBENCH"),
+}
+if compat.draws_off_screen():
+    scene.render.engine = compat.EEVEE
+    renderers["SOLID"] = btb.OffScreenRenderer(camera, "rgb")
+    renderers["SOLID"].set_render_style("SOLID")
+passes = ("instance", "depth") if compat.draws_off_screen() else ("boxes_3d",)
+for engine, renderer in renderers.items():
+    truth = btb.GroundTruth(camera, passes, renderer=renderer)
+    for way, show in WAYS.items():
+        in_place()
+        show()
+        if "layer" in way and bpy.context.window is not None:
+            bpy.context.window.view_layer = second
+        picture, made = renderer.render(), truth.render()
+        if bpy.context.window is not None:
+            bpy.context.window.view_layer = first
+        results[f"{engine} {way}: names"] = made["instance_names"]
+        red, green = picture[..., 0] > 100, picture[..., 1] > 100
+        results[f"{engine} {way}: picture"] = np.where(green, 2, np.where(red, 1, 0))
+        if compat.draws_off_screen():
+            mask = np.zeros(camera.shape, int)
+            for name, number in zip(made["instance_names"], made["instance_ids"], strict=True):
+                mask[made["instance"] == number] = 1 if name == "back" else 2
+            results[f"{engine} {way}: mask"], results[f"{engine} {way}: depth"] = mask, made["depth"]
+
+np.savez(out, **results)
+if "blender_side" in sys.modules:
+    bootstrap.leave(0)

@@ -1,0 +1,104 @@
+"""What ground truth is asked for by, and what it keeps when Blender replaces its data."""
+
+import numpy as np
+import pytest
+
+from .conftest import IN_EACH_BLENDER
+
+pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
+
+
+@pytest.fixture(scope="module")
+def found(run_script, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lifetimes") / "found.npz"
+    run = run_script("lifetimes.py", out)
+    assert run.exit_code == 0, run.log
+    return dict(np.load(out))
+
+
+def test_what_an_empty_has_below_it_is_its_and_the_nearest_counts(found):
+    rows = ["body:vehicle", "wheel0:wheel", "wheel1:wheel", "hub:wheel"]
+    assert sorted(found["an empty"].tolist()) == sorted(rows)
+
+
+def test_a_collection_stands_for_what_is_in_it(found):
+    assert found["a collection"].tolist() == ["tree:plant"]
+
+
+def test_a_mesh_stands_for_itself_alone(found):
+    assert found["a mesh"].tolist() == ["wheel0:"]
+
+
+def test_what_stands_under_a_name_has_one_number_and_one_box(found):
+    assert found["one number"].tolist() == ["car", "green"]
+    assert found["one number: ids"].tolist() == [1, 2]
+    # x, y and z of the car: the body's 4, from the hub's -2 to the body's 2, 1; of the tree: along the world's axes
+    np.testing.assert_allclose(found["one number: sizes"], [(4, 4, 1), (1, 1, 3)], atol=1e-4)
+
+
+def test_a_property_of_an_empty_or_a_collection_is_that_of_what_it_stands_for(found):
+    rows = dict(row.split(":") for row in found["by property"].tolist())
+    assert rows == {"body": "car", "wheel0": "car", "wheel1": "car", "hub": "car", "tree": "pines"}
+
+
+def test_collections_that_disagree_are_an_error_that_names_them(found):
+    message = str(found["disagreement"])
+    assert all(name in message for name in ("'tree'", "'inner'", "'other'"))
+
+
+@pytest.mark.parametrize("what", ["no surface", "no surface in a collection", "a light"])
+def test_what_has_no_surface_and_stands_for_none_is_an_error(found, what):
+    assert "no surface" in str(found[what])
+
+
+def test_the_box_of_a_subdivided_mesh_is_that_of_its_vertices(found):
+    np.testing.assert_allclose(found["rounded"], found["rounded: vertices"], atol=1e-6)
+    np.testing.assert_allclose(found["rounded"], 1.679, atol=0.002)
+    np.testing.assert_allclose(found["outwards"], found["outwards: vertices"], atol=1e-6)
+    assert found["of an empty"].shape == (3,)
+
+
+def test_numbers_have_dtypes_that_torch_computes_with_or_those_that_were_asked_for(found):
+    if "dtypes: too small" not in found:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    chosen = {"int32, uint8, int64, int64", "uint8, int32, int64, int64", "uint16, uint16, int64, int64"}
+    counts = [found[f"dtypes: {key}"] for key in chosen]
+    assert counts[0][0] > 0
+    assert all((count == counts[0]).all() for count in counts)
+    assert found["dtypes: 256 categories"] == "int32"
+    assert "256" in str(found["dtypes: too small"])
+    assert "int32" in str(found["dtypes: too small"])
+
+
+def test_no_other_pass_has_a_dtype_to_choose(found):
+    assert "instance and category" in str(found["dtypes: of depth"])
+
+
+def test_what_is_kept_across_files_has_the_meshes_of_the_file_that_is_open(found):
+    sizes = found["across files"]
+    assert sizes.shape == (12, 8, 3)
+    np.testing.assert_allclose(sizes[0::2], 2, atol=1e-4)
+    np.testing.assert_allclose(sizes[1::2], np.broadcast_to((1, 1, 0.5), (6, 8, 3)), atol=1e-4)
+    assert found["across files: numbers"].tolist() == list(range(1, 9))
+
+
+def test_what_was_asked_for_is_found_again_by_name(found):
+    rows = found["across files: by name"]
+    np.testing.assert_allclose(rows[0::2], np.broadcast_to((2, 2, 2, 2), (6, 4)), atol=1e-4)
+    np.testing.assert_allclose(rows[1::2], np.broadcast_to((1, 1, 0.5, 2), (6, 4)), atol=1e-4)
+
+
+def test_a_file_that_has_nothing_of_that_name_is_an_error_that_says_so(found):
+    assert "'Thing2'" in str(found["across files: gone"])
+    assert "anew" in str(found["across files: gone"])
+    assert found["across files: nothing there"].size == 0
+
+
+def test_undo_is_followed(found):
+    np.testing.assert_allclose(found["undo: larger"], 4, atol=1e-4)
+    np.testing.assert_allclose(found["undo: undone"], 2, atol=1e-4)
+    assert found["undo: counted"]
+
+
+def test_a_library_that_is_reloaded_is_followed(found):
+    np.testing.assert_allclose(found["reloaded"], np.broadcast_to((1, 1, 0.5), (3, 3)), atol=1e-4)

@@ -1,0 +1,110 @@
+"""The table of what counts (docs/ground_truth.md), by the colours of pictures that each renderer makes."""
+
+import numpy as np
+import pytest
+
+from .conftest import IN_EACH_BLENDER
+
+pytestmark = pytest.mark.timeout(300)
+
+HOLE, GONE, SEEN = "hole", "gone", "seen"
+CYCLES, WORKBENCH, SOLID = range(3)
+TABLE = {
+    #                                             CYCLES  WORKBENCH  SOLID
+    "as it is": (SEEN, SEEN, SEEN),
+    "not visible to the camera": (GONE, SEEN, SEEN),
+    "a holdout": (HOLE, SEEN, SEEN),
+    "a shadow catcher": (HOLE, SEEN, SEEN),
+    "in a holdout collection": (HOLE, SEEN, SEEN),
+    "in an indirect collection": (GONE, SEEN, SEEN),
+    "in an excluded collection": (GONE, GONE, GONE),
+    "in a collection with its eye shut": (SEEN, SEEN, GONE),
+    "in a collection hidden in viewports": (SEEN, SEEN, GONE),
+    "in a collection hidden in renders": (GONE, GONE, SEEN),
+    "with its eye shut": (SEEN, SEEN, GONE),
+    "hidden in viewports": (SEEN, SEEN, GONE),
+    "hidden in renders": (GONE, GONE, SEEN),
+    "displayed as wire": (SEEN, SEEN, GONE),
+    "displayed as bounds": (SEEN, SEEN, GONE),
+    "in front, and far": (GONE, SEEN, SEEN),
+    "only in the second layer": (GONE, GONE, SEEN),
+    "only in the first layer": (SEEN, SEEN, GONE),
+    "rounder in renders": (SEEN, SEEN, SEEN),
+    "simplified in renders": (SEEN, SEEN, SEEN),
+    "instanced": (SEEN, SEEN, SEEN),
+    "instanced, leaf not visible to the camera": (GONE, SEEN, SEEN),
+    "instanced, host not visible to the camera": (GONE, SEEN, SEEN),
+    "instanced, leaf a holdout": (SEEN, SEEN, SEEN),
+    "instanced, host a holdout": (HOLE, SEEN, SEEN),
+    "instanced, leaf a shadow catcher": (HOLE, SEEN, SEEN),
+    "instanced, host a shadow catcher": (HOLE, SEEN, SEEN),
+    "instanced, host in an indirect collection": (GONE, SEEN, SEEN),
+    "instanced, leaf displayed as wire": (SEEN, SEEN, GONE),
+    "instanced, host displayed as wire": (SEEN, SEEN, GONE),
+    "instanced, leaf hidden in renders": (GONE, GONE, SEEN),
+    "instanced, leaf in front, and far": (GONE, SEEN, SEEN),
+}
+IN_EACH_WAY = pytest.mark.parametrize("way", TABLE)
+BY_EACH = pytest.mark.parametrize("engine", ["CYCLES", "WORKBENCH", "SOLID"])
+SMALLEST = {"rounder in renders": 30, "in front, and far": 9, "instanced, leaf in front, and far": 9}
+
+
+@pytest.fixture(scope="module")
+def shown(run_script, tmp_path_factory):
+    out = tmp_path_factory.mktemp("what_counts") / "shown.npz"
+    run = run_script("what_counts.py", out)
+    assert run.exit_code == 0, run.log
+    return dict(np.load(out))
+
+
+@pytest.fixture
+def found(shown, engine, way):
+    if f"{engine} {way}: names" not in shown:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    start = f"{engine} {way}: "
+    return {key.removeprefix(start): array for key, array in shown.items() if key.startswith(start)}
+
+
+def expected_of(way, engine):
+    return TABLE[way][{"CYCLES": CYCLES, "WORKBENCH": WORKBENCH, "SOLID": SOLID}[engine]]
+
+
+@IN_EACH_WAY
+@BY_EACH
+@IN_EACH_BLENDER
+def test_the_picture_shows_it_as_the_table_says(found, way, engine):
+    expected = expected_of(way, engine)
+    middle, green = found["picture"][20, 20], (found["picture"] == 2).sum()
+    assert middle == {SEEN: 2, GONE: 1, HOLE: 0}[expected]
+    assert green > SMALLEST.get(way, 50) if expected == SEEN else green == 0
+
+
+@IN_EACH_WAY
+@BY_EACH
+@IN_EACH_BLENDER
+def test_names_are_of_what_is_in_the_scene_of_the_picture(found, way, engine):
+    name = "host/leaf#0" if "instanced" in way else "thing"
+    is_covered = engine == "CYCLES" and "in front" in way  # behind the other one, and there
+    assert set(found["names"].tolist()) == {"back"} | (
+        {name} if expected_of(way, engine) == SEEN or is_covered else set()
+    )
+
+
+@IN_EACH_WAY
+@BY_EACH
+@IN_EACH_BLENDER
+def test_mask_and_depth_are_those_of_the_picture(found, way, engine):
+    if "mask" not in found:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    mask, picture, depth = found["mask"], found["picture"], found["depth"]
+    windows = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
+    inside = np.zeros(mask.shape, bool)
+    inside[1:-1, 1:-1] = windows.min(axis=(2, 3)) == windows.max(axis=(2, 3))
+    assert inside.mean() > 0.7
+    np.testing.assert_array_equal(mask[inside], picture[inside])
+    assert (mask != picture).sum() <= 20  # a sample is anywhere in its pixel
+    flat = "rounder" not in way
+    thing = 13.9 if "far" in way else 8.9
+    for number, expected in enumerate((np.inf, 10.9, thing)):
+        if number != 2 or flat:
+            np.testing.assert_allclose(depth[(mask == number) & inside], expected, atol=1e-3)
