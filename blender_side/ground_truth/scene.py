@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import bpy
 import numpy as np
@@ -260,10 +260,10 @@ class SceneReader:
         if self._asked is None:
             return lambda obj, instancer: None
         names = {reference.key: name for reference, name in self._asked}
-        owners = _Owners()
+        owners = _Owners(lambda block: names.get(_block_key(block)))
 
         def number_of(obj: Any, instancer: Any) -> tuple[int, str] | None:
-            name = owners.find(lambda block: names.get(_block_key(block)), obj, instancer)
+            name = owners.find(obj, instancer)
             return (0, "") if name is None else self._id(_group_key(name)) if name else None
 
         return number_of
@@ -289,15 +289,16 @@ class SceneReader:
 
     def _category_lookup(self) -> Callable[[Any, Any], int]:
         """What says the category of an object and of its instancer (or None)."""
-        owners = _Owners()
         if self._categories is None:
-            return lambda obj, instancer: owners.find(self._category_by_property, obj, instancer) or 0
+            by_property = _Owners(self._category_by_property)
+            return lambda obj, instancer: by_property.find(obj, instancer) or 0
         known = {
             reference.key: self._category_ids[category]
             for category, references in self._categories.items()
             for reference in references
         }
-        return lambda obj, instancer: owners.find(lambda block: known.get(_block_key(block)), obj, instancer) or 0
+        given = _Owners(lambda block: known.get(_block_key(block)))
+        return lambda obj, instancer: given.find(obj, instancer) or 0
 
     def _category_by_property(self, block: Any) -> int | None:
         value = block.get("category")
@@ -442,17 +443,29 @@ def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
 # -------------------------------------------------------------------------------------- what stands for what
 
 
-class _Owners:
-    """Finds what stands for an object: itself, or something above it."""
+class _Owners(Generic[T]):
+    """Finds what stands for an object: itself, or something above it.
 
-    def __init__(self) -> None:
-        self._above: dict[str, list[Any]] | None = None
+    Args:
+        look: what an object or a collection says about what it stands for; None: nothing.
+    """
 
-    def find(self, look: Callable[[Any], T | None], obj: Any, instancer: Any = None) -> T | None:
-        """What the nearest block that stands for an object, or an instance, has to say.
+    def __init__(self, look: Callable[[Any], T | None]) -> None:
+        self._look = look
+        self._homes: dict[str, list[Any]] = {}  # by name of an object
+        self._above: dict[str, list[Any]] = {}  # by name of a collection
+        collections = [*bpy.data.collections, *(scene.collection for scene in bpy.data.scenes)]
+        if any(look(collection) is not None for collection in collections):
+            for collection in collections:
+                for obj in collection.objects:
+                    self._homes.setdefault(obj.name_full, []).append(collection)
+                for child in collection.children:
+                    self._above.setdefault(child.name_full, []).append(collection)
+
+    def find(self, obj: Any, instancer: Any = None) -> T | None:
+        """What the nearest says that stands for an object, or for an instance.
 
         Args:
-            look: asked about an object or a collection; None: nothing.
             obj: the original object.
             instancer: what instances it, or None.
 
@@ -461,12 +474,12 @@ class _Owners:
         """
         line = [*_line(obj), *(() if instancer is None else _line(instancer))]
         for block in line:
-            found = look(block)
+            found = self._look(block)
             if found is not None:
                 return found
-        level = {_block_key(one): one for block in line for one in block.users_collection}
+        level = [home for block in line for home in self._homes.get(block.name_full, ())] if self._homes else []
         while level:
-            said = {name: found for (_, name), one in level.items() if (found := look(one)) is not None}
+            said = {one.name_full: found for one in level if (found := self._look(one)) is not None}
             if len(set(said.values())) > 1:
                 raise ConfigurationError(
                     f"The object {obj.name!r} is in the collections {', '.join(map(repr, said))}, and they say different things"
@@ -474,16 +487,8 @@ class _Owners:
                 )
             for found in said.values():
                 return found
-            level = {_block_key(one): one for block in level.values() for one in self._parents(block)}
+            level = [above for one in level for above in self._above.get(one.name_full, ())]
         return None
-
-    def _parents(self, collection: Any) -> list[Any]:
-        if self._above is None:
-            self._above = {}
-            for parent in (*bpy.data.collections, *(scene.collection for scene in bpy.data.scenes)):
-                for child in parent.children:
-                    self._above.setdefault(child.name_full, []).append(parent)
-        return self._above.get(collection.name_full, [])
 
 
 def _line(obj: Any) -> Iterator[Any]:
