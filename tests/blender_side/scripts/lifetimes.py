@@ -156,13 +156,15 @@ results["across files: nothing there"] = kept.render()["instance_names"]
 bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
 kept.camera = asked.camera = btb.Camera(shape=(48, 64))
 before = lifetime.generation()
-bpy.ops.ed.undo_push(message="as it was")
-for obj in bpy.data.objects:
-    if obj.type == "MESH":
-        obj.scale = 2, 2, 2
-bpy.ops.ed.undo_push(message="larger")
-results["undo: larger"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
-bpy.ops.ed.undo()
+windows = bpy.context.window_manager.windows
+with bpy.context.temp_override(**({"window": windows[0]} if windows else {})):  # 3.4 wants to know which one
+    bpy.ops.ed.undo_push(message="as it was")
+    for obj in bpy.data.objects:
+        if obj.type == "MESH":
+            obj.scale = 2, 2, 2
+    bpy.ops.ed.undo_push(message="larger")
+    results["undo: larger"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
+    bpy.ops.ed.undo()
 asked.camera = btb.Camera(shape=(48, 64))
 results["undo: undone"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
 results["undo: counted"] = lifetime.generation() != before
