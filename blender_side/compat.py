@@ -105,6 +105,11 @@ def has_gpu_context() -> bool:
     return True
 
 
+def renders_spare_gpu_buffers() -> bool:
+    """Whether final renders leave alone what was uploaded before. 3.4's Workbench overwrites it when it subdivides on the GPU."""
+    return VERSION >= (5, 1, 0)
+
+
 def require_gl_library() -> None:
     """Raise ConfigurationError where an engine that draws with OpenGL would take a background Blender down."""
     try:

@@ -15,7 +15,7 @@ from blendtorch_shm.errors import ConfigurationError
 if TYPE_CHECKING:
     from .camera import Camera
 
-_RAY_TOLERANCE = 1e-4
+RAY_TOLERANCE = 1e-4
 """What a ray meets within this part of its length before a point is taken for the surface that the point lies on."""
 IS_UPPER = np.array([(0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 0)], np.bool_)
 """Which corners of a box have the greater x, y, z, in the order of `bpy.types.Object.bound_box`."""
@@ -154,16 +154,21 @@ def first_obstacles(cam: Camera, xyz_world: NDArray[np.float64], scene: Any, dep
         for each point the first object (`bpy.types.Object`, the original) on the way there from where the clip range
         begins, or None.
     """
+    obstacles = []
+    for origin, way in zip(*sight_lines(cam, xyz_world), strict=True):
+        length = float(np.linalg.norm(way))
+        met = length > 0 and scene.ray_cast(depsgraph, origin, way, distance=length * (1 - RAY_TOLERANCE))
+        obstacles.append(met[4] if met and met[0] else None)
+    return obstacles
+
+
+def sight_lines(cam: Camera, xyz_world: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where a camera's clip range begins on the ways to (N, 3) points in its view, and the rest of these ways; both (N, 3)."""
     to_world = np.array(cam.view_matrix.inverted(), np.float64)
     xyz = _transform(cam.view_matrix, xyz_world)
     near, _ = cam.clip_range
     start = xyz * (1, 1, 0) - (0, 0, near) if cam.type == "ORTHO" else xyz * (near / -xyz[:, 2:])
-    obstacles = []
-    for origin, way in zip(_transform(to_world, start), (xyz - start) @ to_world[:3, :3].T, strict=True):
-        length = float(np.linalg.norm(way))
-        met = length > 0 and scene.ray_cast(depsgraph, origin, way, distance=length * (1 - _RAY_TOLERANCE))
-        obstacles.append(met[4] if met and met[0] else None)
-    return obstacles
+    return _transform(to_world, start), (xyz - start) @ to_world[:3, :3].T
 
 
 def scene_stats() -> dict[str, tuple[int, int]]:

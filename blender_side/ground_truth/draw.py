@@ -22,8 +22,10 @@ from functools import cache
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
+import bpy
 import gpu
 import numpy as np
+from bpy.app.handlers import persistent
 from numpy.typing import DTypeLike, NDArray
 
 from .. import compat
@@ -191,6 +193,7 @@ class Rasterizer:
             others: the same things at another time, or None, for "flow".
             other_view: the camera at that time.
         """
+        _forget_buffers_after_render()
         names, (height, width) = tuple(arrays), view.shape
         if self._kind != (names, view.shape):
             self._allocate(names, height, width)
@@ -330,6 +333,29 @@ class _Buffers:
 _buffers: weakref.WeakKeyDictionary[Geometry, _Buffers] = weakref.WeakKeyDictionary()
 _deformed: weakref.WeakKeyDictionary[Geometry, tuple[weakref.ref[Geometry], Any]] = weakref.WeakKeyDictionary()
 """For each geometry, the one it was last drawn as a deformation of, and the batch that has both."""
+
+
+_was_rendered = False
+
+
+@persistent  # type: ignore[untyped-decorator]
+def _note_render(*_: Any) -> None:
+    global _was_rendered  # buffers are freed later: here another context may be active
+    _was_rendered = True
+
+
+def _forget_buffers_after_render() -> None:
+    """Upload everything anew if a final render may have spoilt it."""
+    global _was_rendered
+    if compat.renders_spare_gpu_buffers():
+        return
+    if _note_render not in bpy.app.handlers.render_post:
+        bpy.app.handlers.render_post.append(_note_render)
+        _was_rendered = True
+    if _was_rendered:
+        _buffers.clear()
+        _deformed.clear()
+        _was_rendered = False
 
 
 def _batch(geometry: Geometry, other: Geometry | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import bpy
 import numpy as np
+from mathutils.bvhtree import BVHTree
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
@@ -15,7 +16,7 @@ from blendtorch_shm.errors import ConfigurationError
 from .. import compat
 from ..camera import Camera
 from ..lifetime import Reference
-from ..utils import IS_UPPER, evaluated_mesh, first_obstacles
+from ..utils import IS_UPPER, RAY_TOLERANCE, evaluated_mesh, sight_lines
 from .scene import Drawn, Geometry, Row
 
 _VISIBLE, _OCCLUDED = 2, 1  # as in COCO
@@ -214,7 +215,7 @@ class Keypoints:
         self.names = list(keypoints)
         self._targets = [_target(name, keypoint) for name, keypoint in keypoints.items()]
 
-    def locate(self, camera: Camera, drawn: Iterable[Drawn], shown: Container[str], depsgraph: Any) -> Points:
+    def locate(self, camera: Camera, drawn: Sequence[Drawn], shown: Container[str], depsgraph: Any) -> Points:
         """Where the points are now.
 
         Args:
@@ -231,9 +232,8 @@ class Keypoints:
         inside = camera.in_view(xyz) & np.array([_is_shown(obj, shown) for obj in objects], np.bool_)
         is_free = None
         if not compat.draws_off_screen():  # there will be no raster to look at
-            obstacles = first_obstacles(camera, xyz[inside], bpy.context.scene, depsgraph)
             is_free = np.zeros(len(xyz), np.bool_)
-            is_free[inside] = [obstacle is None for obstacle in obstacles]
+            is_free[inside] = nothing_before(xyz[inside], camera, drawn)
         return Points(xyz, inside, is_free)
 
     def _world_coordinates(self, objects: Sequence[Any], drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
@@ -254,6 +254,37 @@ class Keypoints:
             matrix = np.array(evaluated.matrix_world)
             xyz[i] = matrix[:3, :3] @ local + matrix[:3, 3]
         return xyz
+
+
+def nothing_before(xyz: NDArray[np.float64], camera: Camera, drawn: Iterable[Drawn]) -> NDArray[np.bool_]:
+    """(M,) whether rays from a camera to (M, 3) points in its view, in world coordinates, meet nothing that is drawn before.
+
+    Blender's own `ray_cast` of a scene meets what the viewport shows, whatever picture is meant.
+    """
+    origins, ways = sight_lines(camera, xyz)
+    is_free = np.ones(len(xyz), np.bool_)
+    for thing in drawn:
+        if np.linalg.matrix_rank(thing.matrix_world) < 4:  # it is flat, and a ray would have to be, too
+            continue
+        to_thing = np.linalg.inv(thing.matrix_world)
+        tree = _tree(thing.geometry)
+        for i in np.flatnonzero(is_free):
+            origin = to_thing[:3, :3] @ origins[i] + to_thing[:3, 3]
+            way = to_thing[:3, :3] @ ways[i]
+            length = float(np.linalg.norm(way)) * (1 - RAY_TOLERANCE)
+            is_free[i] = length == 0 or tree.ray_cast(origin, way, length)[0] is None
+    return is_free
+
+
+_trees: weakref.WeakKeyDictionary[Geometry, BVHTree] = weakref.WeakKeyDictionary()
+
+
+def _tree(geometry: Geometry) -> BVHTree:
+    known = _trees.get(geometry)
+    if known is None:
+        triangles = geometry.corners[geometry.triangles].tolist()
+        known = _trees[geometry] = BVHTree.FromPolygons(geometry.vertices.tolist(), triangles, all_triangles=True)
+    return known
 
 
 class Points(NamedTuple):

@@ -90,6 +90,17 @@ def test_names_are_of_what_is_in_the_scene_of_the_picture(found, way, engine):
     )
 
 
+@pytest.mark.parametrize("way", [way for way in TABLE if "in front" not in way])
+@BY_EACH
+@IN_EACH_BLENDER
+def test_keypoints_are_hidden_by_what_the_picture_shows_and_by_holes(found, way, engine):
+    behind, on_it = found["keypoints"]
+    expected = expected_of(way, engine)
+    assert behind == (2 if expected == GONE else 1)
+    if "instanced" not in way:
+        assert on_it == (2 if expected == SEEN else 0)
+
+
 @IN_EACH_WAY
 @BY_EACH
 @IN_EACH_BLENDER

@@ -15,9 +15,16 @@ from mathutils import Vector
 import blendtorch.btb as btb
 from blender_side import bootstrap, compat
 from blender_side.evaluation import Evaluation
-from blender_side.ground_truth.labels import Keypoints, Points, boxes_3d, full_boxes, project, tight_boxes
+from blender_side.ground_truth.labels import (
+    Keypoints,
+    Points,
+    boxes_3d,
+    full_boxes,
+    nothing_before,
+    project,
+    tight_boxes,
+)
 from blender_side.ground_truth.scene import Row, SceneReader
-from blender_side.utils import first_obstacles
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -102,8 +109,7 @@ def located(keypoints: Keypoints, camera: btb.Camera, drawn: list) -> Points:
     depsgraph = bpy.context.evaluated_depsgraph_get()
     points = keypoints.locate(camera, drawn, reader.shown, depsgraph)
     is_free = np.zeros(len(points.xyz), np.bool_)
-    obstacles = first_obstacles(camera, points.xyz[points.inside], scene, depsgraph)
-    is_free[points.inside] = [obstacle is None for obstacle in obstacles]
+    is_free[points.inside] = nothing_before(points.xyz[points.inside], camera, drawn)
     return points._replace(is_free=is_free)
 
 

@@ -161,9 +161,10 @@ if compat.draws_off_screen():
     scene.render.engine = compat.EEVEE
     renderers["SOLID"] = btb.OffScreenRenderer(camera, "rgb")
     renderers["SOLID"].set_render_style("SOLID")
-passes = ("instance", "depth") if compat.draws_off_screen() else ("boxes_3d",)
+passes = (("instance", "depth") if compat.draws_off_screen() else ("boxes_3d",)) + ("keypoints",)
+points = {"behind": (back, (0, 0, 0.5)), "on it": (thing, (0, 0, 0.5))}
 for engine, renderer in renderers.items():
-    truth = btb.GroundTruth(camera, passes, renderer=renderer)
+    truth = btb.GroundTruth(camera, passes, renderer=renderer, keypoints=points)
     for way, show in WAYS.items():
         in_place()
         show()
@@ -173,6 +174,7 @@ for engine, renderer in renderers.items():
         if bpy.context.window is not None:
             bpy.context.window.view_layer = first
         results[f"{engine} {way}: names"] = made["instance_names"]
+        results[f"{engine} {way}: keypoints"] = made["keypoints"][:, 2]
         red, green = picture[..., 0] > 100, picture[..., 1] > 100
         results[f"{engine} {way}: picture"] = np.where(green, 2, np.where(red, 1, 0))
         if compat.draws_off_screen():
