@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf
 from typing import Any, Literal, cast, overload
 
 import bpy
@@ -11,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import utils
+from . import poses, utils
 
 Origin = Literal["upper-left", "lower-left"]
 Convention = Literal["opencv", "blender"]
@@ -28,9 +30,12 @@ def check_origin(origin: str) -> None:
 class Camera:
     """A Blender camera and an image size, with the matrices that lead from the world to the image.
 
-    The matrices are kept: `OffScreenRenderer` draws with them and the methods here project with them, so picture and
-    labels always agree. After moving the camera call `update_view_matrix` (`look_at` does), after changing its lens
-    `update_proj_matrix`.
+    A `Camera` follows its object: whatever draws, projects or labels with it uses the pose, lens and clip range that the camera
+    has at that moment, and the scene's render size, unless a `shape` was given. Picture and labels agree as long as nothing moves
+    between them.
+
+    A matrix that a script sets (``camera.proj_matrix = ...``, or in place: ``camera.proj_matrix[0][2] += 0.1``) counts instead,
+    until `update_view_matrix` or `update_proj_matrix` is called.
 
     Conventions: camera coordinates have x to the right, y up, and look along -z. Normalised device coordinates (NDC) go
     from -1 to 1 in x (right), y (up) and z (near to far) over what the camera sees. Pixel coordinates are continuous:
@@ -38,39 +43,81 @@ class Camera:
 
     Attributes:
         bpy_camera: the camera, a `bpy.types.Object`.
-        shape: image height and width in pixels.
-        view_matrix: 4x4, world to camera coordinates.
-        proj_matrix: 4x4, camera coordinates to homogeneous NDC. Knows lens, sensor fit, shift, clipping and pixel
-            aspect, in perspective and orthographic cameras.
     """
 
     def __init__(self, bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> None:
-        """Take a camera as it stands now.
+        """Take a camera.
 
         Args:
-            bpy_camera: a camera object. None: the scene's camera.
-            shape: image height and width in pixels. None: the scene's render size.
+            bpy_camera: a camera object. None: the camera that the scene has now.
+            shape: image height and width in pixels. None: the scene's render size, whatever it is at each picture.
 
         Raises:
             ConfigurationError: the scene has no camera, or there would be no pixel in the image.
         """
         self.bpy_camera = _camera_or_scenes(bpy_camera)
-        height, width = self.shape_from_bpy() if shape is None else shape
-        self.shape = int(height), int(width)
-        if min(self.shape) < 1:
-            raise ConfigurationError(f"An image of shape {self.shape} (height, width) has no pixels.")
-        self.view_matrix = self.view_from_bpy(self.bpy_camera)
-        self.proj_matrix = self.proj_from_bpy(self.bpy_camera, self.shape)
+        self._shape: tuple[int, int] | None = None
+        self._view, self._projection = _Matrix(), _Matrix()
+        if shape is not None:
+            self.shape = shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Image height and width in pixels: what was given or set, else the scene's render size."""
+        return _checked(self.shape_from_bpy()) if self._shape is None else self._shape
+
+    @shape.setter
+    def shape(self, shape: tuple[int, int]) -> None:
+        self._shape = _checked(shape)
+
+    @property
+    def view_matrix(self) -> Matrix:
+        """4x4, world to camera coordinates: of where the camera stands now, or what the script has set."""
+        return self._view.get(lambda: self.view_from_bpy(self.bpy_camera))
+
+    @view_matrix.setter
+    def view_matrix(self, matrix: Any) -> None:
+        self._view.set(matrix)
+
+    @property
+    def proj_matrix(self) -> Matrix:
+        """4x4, camera coordinates to homogeneous NDC: of the camera's lens, or what the script has set.
+
+        Knows lens, sensor fit, shift, clipping and pixel aspect, in perspective and orthographic cameras.
+
+        Raises:
+            ConfigurationError: the camera is panoramic.
+        """
+        return self._projection.get(lambda: self.proj_from_bpy(self.bpy_camera, self.shape))
+
+    @proj_matrix.setter
+    def proj_matrix(self, matrix: Any) -> None:
+        self._projection.set(matrix)
+
+    @property
+    def has_own_view(self) -> bool:
+        """Whether the script has set `view_matrix`."""
+        return self._view.is_set
+
+    @property
+    def has_own_projection(self) -> bool:
+        """Whether the script has set `proj_matrix`."""
+        return self._projection.is_set
 
     @property
     def type(self) -> str:
-        """'PERSP', 'ORTHO' or 'PANO'."""
-        return str(self.bpy_camera.data.type)
+        """'PERSP', 'ORTHO' or 'PANO'. A `proj_matrix` that the script has set is one of the first two."""
+        if self.has_own_projection:
+            return "ORTHO" if self.proj_matrix[3][2] == 0 else "PERSP"
+        return str(_evaluated(self.bpy_camera).data.type)
 
     @property
     def clip_range(self) -> tuple[float, float]:
         """Distance of the nearest and the farthest plane that are seen, in scene units."""
-        return self.bpy_camera.data.clip_start, self.bpy_camera.data.clip_end
+        if self.has_own_projection:
+            return _clip_range(self.proj_matrix)
+        lens = _evaluated(self.bpy_camera).data
+        return lens.clip_start, lens.clip_end
 
     @property
     def intrinsics(self) -> NDArray[np.float64]:
@@ -123,12 +170,12 @@ class Camera:
         return view
 
     def update_view_matrix(self) -> None:
-        """Take over where the camera stands now."""
-        self.view_matrix = self.view_from_bpy(self.bpy_camera)
+        """Follow the camera's pose again, if the script has set `view_matrix`."""
+        self._view = _Matrix()
 
     def update_proj_matrix(self) -> None:
-        """Take over the camera's present lens, for an image of `shape`."""
-        self.proj_matrix = self.proj_from_bpy(self.bpy_camera, self.shape)
+        """Follow the camera's lens again, if the script has set `proj_matrix`."""
+        self._projection = _Matrix()
 
     @staticmethod
     def shape_from_bpy(bpy_render: Any = None) -> tuple[int, int]:
@@ -140,15 +187,24 @@ class Camera:
     @staticmethod
     def view_from_bpy(bpy_camera: Any = None) -> Matrix:
         """World to camera coordinates for a camera, or the scene's. What was changed about it up to now counts."""
-        depsgraph = bpy.context.evaluated_depsgraph_get()
-        return _camera_or_scenes(bpy_camera).evaluated_get(depsgraph).matrix_world.normalized().inverted()
+        return _evaluated(_camera_or_scenes(bpy_camera)).matrix_world.normalized().inverted()
 
     @staticmethod
     def proj_from_bpy(bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> Matrix:
-        """Camera coordinates to homogeneous NDC, for a camera and an image height and width; None: the scene's."""
+        """Camera coordinates to homogeneous NDC, for a camera and an image height and width; None: the scene's.
+
+        Raises:
+            ConfigurationError: the camera is panoramic.
+        """
         height, width = Camera.shape_from_bpy() if shape is None else shape
         render = bpy.context.scene.render
-        return _camera_or_scenes(bpy_camera).calc_matrix_camera(
+        evaluated = _evaluated(_camera_or_scenes(bpy_camera))
+        if evaluated.data.type not in ("PERSP", "ORTHO"):
+            raise ConfigurationError(
+                f"The camera {evaluated.name!r} is of type {evaluated.data.type}, and no matrix describes its projection:"
+                " perspective and orthographic cameras have one."
+            )
+        return evaluated.calc_matrix_camera(
             bpy.context.evaluated_depsgraph_get(),
             x=width,
             y=height,
@@ -246,18 +302,26 @@ class Camera:
         return self._world_to_pixel(utils.bbox_world_coordinates(*objs), return_depth)
 
     def look_at(self, look_at: ArrayLike | None = None, look_from: ArrayLike | None = None) -> None:
-        """Place the camera and turn it towards a point, upright (world z up in the image), and update `view_matrix`.
+        """Place the camera and turn it towards a point, upright (world z up in the image). `view_matrix` follows it again.
 
         Args:
             look_at: world coordinates of the image's centre. None: the world's origin.
             look_from: world coordinates of the camera. None: where it is.
+
+        Raises:
+            ConfigurationError: a constraint or a driver holds the camera elsewhere.
         """
-        bpy.context.view_layer.update()  # matrix_world lags behind location and rotation
-        _, _, scale = self.bpy_camera.matrix_world.decompose()
-        source = self.bpy_camera.matrix_world.translation.copy() if look_from is None else Vector(look_from)
+        now = _evaluated(self.bpy_camera).matrix_world
+        source = now.translation.copy() if look_from is None else Vector(look_from)
         target = Vector((0.0, 0.0, 0.0)) if look_at is None else Vector(look_at)
-        self.bpy_camera.matrix_world = Matrix.LocRotScale(source, (target - source).to_track_quat("-Z", "Y"), scale)
+        wanted = Matrix.LocRotScale(source, (target - source).to_track_quat("-Z", "Y"), now.to_scale())
+        self.bpy_camera.matrix_world = wanted
         self.update_view_matrix()
+        if not is_same_pose(self.view_matrix, wanted.normalized().inverted()):
+            raise ConfigurationError(
+                f"look_at: the camera {self.bpy_camera.name!r} does not stay where it was put, because {_holds(self.bpy_camera)}."
+                " Mute or remove what holds it, or set camera.view_matrix."
+            )
 
     def set_as_active_camera(self) -> None:
         """Make this the scene's camera, the one that Blender's own renders and new `Camera`s use."""
@@ -268,6 +332,83 @@ class Camera:
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
         ndc, depth = self.world_to_ndc(xyz_world, return_depth=True)
         return (self.ndc_to_pixel(ndc), depth) if return_depth else self.ndc_to_pixel(ndc)
+
+
+class _Matrix:
+    """A matrix that follows Blender's until the script sets it, or changes the one that it got.
+
+    Attributes:
+        given: the matrix that the script got or set last.
+    """
+
+    def __init__(self) -> None:
+        self.given: Matrix | None = None
+        self._read: Matrix | None = None  # what `given` was when it was read from Blender; None: the script has set it
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is the script's."""
+        return self.given is not None and self.given != self._read
+
+    def get(self, read: Callable[[], Matrix]) -> Matrix:
+        if not self.is_set:
+            now = read()
+            if self.given is None or now != self._read:
+                self.given, self._read = now, now.copy()
+        return self.given
+
+    def set(self, matrix: Any) -> None:
+        elements = np.array(matrix, np.float64)
+        if elements.shape != (4, 4) or not np.isfinite(elements).all():
+            raise ConfigurationError(f"A camera's matrix has 4 x 4 finite numbers, which this has not: {matrix!r}.")
+        self.given, self._read = Matrix(elements), None
+
+
+def is_same_pose(one: Matrix, other: Matrix) -> bool:
+    """Whether two view matrices are equal but for rounding: to 1/10000 of a right angle, and of what is that far away."""
+    farthest = max(1.0, *(abs(x) for x in one.translation), *(abs(x) for x in other.translation))
+    difference = np.abs(np.array(one, np.float64) - np.array(other, np.float64))
+    return bool((difference[:, :3] <= 1e-4).all() and (difference[:, 3] <= 1e-4 * farthest).all())
+
+
+def _evaluated(bpy_camera: Any) -> Any:
+    try:
+        return poses.evaluated(bpy_camera)
+    except ReferenceError as error:
+        raise ConfigurationError(
+            "The object of this Camera is gone: it was deleted, or another file was loaded. Make a new Camera."
+        ) from error
+
+
+def is_same_projection(one: Matrix, other: Matrix) -> bool:
+    """Whether two projection matrices are equal but for rounding, which may be larger where the clip range ends."""
+    m, n = np.array(one, np.float64), np.array(other, np.float64)
+    m, n = m / np.abs(m[3]).max(), n / np.abs(n[3]).max()
+    return bool(np.allclose(m[[0, 1, 3]], n[[0, 1, 3]], rtol=2e-5, atol=2e-5)) and bool(
+        np.allclose(1 / np.array(_clip_range(one)), 1 / np.array(_clip_range(other)), rtol=1e-2, atol=1e-6)
+    )
+
+
+def _clip_range(projection: Matrix) -> tuple[float, float]:
+    """Distance of the planes whose NDC have z = -1 and z = 1."""
+    (a, b), (c, d) = np.array(projection, np.float64)[2:, 2:]
+    near, far = float((b + d) / (a + c)), float((b - d) / (a - c)) if a != c else inf
+    return near, far if far > near else inf
+
+
+def _holds(bpy_camera: Any) -> str:
+    """What may hold a camera where it is."""
+    constraints = [f"{c.name!r} ({c.type})" for c in bpy_camera.constraints if not c.mute and c.influence > 0]
+    if constraints:
+        return f"it has the constraint{'s' * (len(constraints) > 1)} {', '.join(constraints)}"
+    return "a driver, a locked or a sheared parent places it"
+
+
+def _checked(shape: tuple[int, int]) -> tuple[int, int]:
+    height, width = shape
+    if min(height, width) < 1:
+        raise ConfigurationError(f"An image of shape {(int(height), int(width))} (height, width) has no pixels.")
+    return int(height), int(width)
 
 
 def _camera_or_scenes(bpy_camera: Any) -> Any:

@@ -264,6 +264,16 @@ def redirect_output(change: Callable[..., None], node: Any, folder: str, prefixe
             change(slot, path=prefix, use_node_format=True, save_as_render=True)
 
 
+def curves(animation: Any) -> list[Any]:
+    """The F-curves of the action of `bpy.types.AnimData`. From 4.4 on, an action has some for each of its slots."""
+    action = animation.action
+    slot = getattr(animation, "action_slot", None)
+    if not hasattr(action, "layers") or slot is None:
+        return list(getattr(action, "fcurves", ()))
+    bags = [strip.channelbag(slot) for layer in action.layers for strip in layer.strips]
+    return [curve for bag in bags if bag is not None for curve in bag.fcurves]
+
+
 def launched() -> bool:
     """Whether a launcher started this instance, rather than somebody at a desk."""
     return INSTANCE_VARIABLE in os.environ

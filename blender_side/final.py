@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import bpy
@@ -19,8 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 from blendtorch_shm.launch.address import SHARED_MEMORY
 
-from . import compat, evaluation
-from .camera import Camera, Origin, check_origin
+from . import compat, evaluation, overrides
+from .camera import Camera, Origin, check_origin, is_same_pose, is_same_projection
 from .evaluation import Evaluation
 from .publisher import lend_array
 from .utils import find_first_view3d
@@ -32,6 +33,7 @@ Engine = Literal["CYCLES", "EEVEE", "WORKBENCH"]
 
 _ENGINES = {"CYCLES": "CYCLES", "EEVEE": compat.EEVEE, "WORKBENCH": compat.WORKBENCH}
 _TGA_HEADER_NBYTES = 18
+_FARTHEST = 1e9
 #: Settings that a solid viewport and a Workbench render have in common.
 # fmt: off
 _SOLID_SETTINGS = (
@@ -195,24 +197,28 @@ class Changes(ExitStack):
 
 
 def look_through(changes: Changes, camera: Camera) -> None:
-    """Make a render show what `camera` sees, in its size.
+    """Make a render show what `camera` sees, in its size, and what the script set on animated properties.
+
+    Blender's own camera makes the picture, so that its motion blur and rolling shutter are in it. Only a matrix that the script
+    set needs a stand-in.
 
     Raises:
-        ConfigurationError: Blender renders no picture of that size.
+        ConfigurationError: a final render cannot have that projection, or Blender renders no picture of that size. At the end of
+            `changes`: the picture was made from elsewhere.
     """
     scene, render = bpy.context.scene, bpy.context.scene.render
     height, width = camera.shape
+    changes.enter_context(_agreeing(camera))
+    changes.enter_context(overrides.kept())
     for marker in scene.timeline_markers:
         if marker.camera is not None:  # it would take over at its frame
             changes.set(scene, camera=scene.camera)  # which 5.2 changes with the marker
             changes.set(marker, camera=None)
     bpy_camera = camera.bpy_camera
-    pose = camera.view_matrix.inverted()
-    if bpy_camera.animation_data or pose != camera.view_from_bpy(bpy_camera).inverted():
-        # It moved since its view matrix was taken, or the render would move it: it evaluates animation anew.
-        bpy_camera = bpy.data.objects.new(bpy_camera.name, bpy_camera.data)
-        changes.callback(bpy.data.objects.remove, bpy_camera)
-        bpy_camera.matrix_world = pose
+    if camera.has_own_view:
+        bpy_camera = _standing(changes, camera)
+    if camera.has_own_projection:
+        _project(changes, camera, bpy_camera)
     changes.set(scene, camera=bpy_camera)
     changes.set(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False)
     if (render.resolution_y, render.resolution_x) != (height, width):
@@ -221,6 +227,97 @@ def look_through(changes: Changes, camera: Camera) -> None:
             f" {render.resolution_y} x {render.resolution_x}."
         )
     changes.set(render, use_multiview=False, use_sequencer=False)
+
+
+def _standing(changes: Changes, camera: Camera) -> Any:
+    """A camera with the same data that stands where the script has put it; sheared, if need be, as under a scaled parent."""
+    name, data = camera.bpy_camera.name, camera.bpy_camera.data
+    pose = camera.view_matrix.inverted()
+    if not is_same_pose(pose, pose.normalized()):
+        raise ConfigurationError(
+            "A final render cannot have this view_matrix: the camera's axes have length 1, what it sees is neither scaled nor"
+            f" projected.\n{camera.view_matrix}"
+        )
+    foot, standing = bpy.data.objects.new(name, None), bpy.data.objects.new(name, data)
+    changes.callback(bpy.data.batch_remove, (standing, foot))
+    standing.parent, standing.matrix_parent_inverse = foot, pose
+    return standing
+
+
+def _project(changes: Changes, camera: Camera, bpy_camera: Any) -> None:
+    """Give a camera data of its own, and the scene's pixels a shape, that make up the projection that the script set."""
+    render = bpy.context.scene.render
+    height, width = camera.shape
+    is_orthographic = camera.type == "ORTHO"
+    wanted = np.array(camera.proj_matrix, np.float64)
+    wanted /= wanted[3, 3] if is_orthographic else -wanted[3, 2]
+    a, b = wanted[0, 0], wanted[1, 1]
+    near, far = camera.clip_range
+    if not (a > 0 and b > 0 and 0 < near < far):
+        raise _cannot_project(camera)
+    lens = bpy_camera.data.copy()
+    changes.callback(bpy.data.cameras.remove, lens)
+    lens.animation_data_clear()
+    aspect = a * width / (b * height)
+    shift_x, shift_y = -wanted[:2, 3] / 2 if is_orthographic else wanted[:2, 2] / 2
+    if is_orthographic:
+        lens.ortho_scale = 2 / a
+    else:
+        sensor = lens.sensor_width
+        if (
+            lens.type == "PERSP"
+        ):  # what it is across the picture; so the lens stays as it is where only the middle moves
+            sensor = 2 * lens.lens / camera.proj_from_bpy(bpy_camera, camera.shape)[0][0]
+        lens.sensor_width, lens.lens = sensor, a * sensor / 2
+    lens.type, lens.sensor_fit = camera.type, "HORIZONTAL"
+    lens.shift_x, lens.shift_y = shift_x, shift_y * aspect * height / width
+    lens.clip_start, lens.clip_end = near, min(far, _FARTHEST)
+    changes.set(bpy_camera, data=lens)
+    changes.set(render, pixel_aspect_x=max(1.0, 1 / aspect), pixel_aspect_y=max(1.0, aspect))
+    if not is_same_projection(camera.proj_from_bpy(bpy_camera, camera.shape), camera.proj_matrix):
+        raise _cannot_project(camera)
+
+
+def _cannot_project(camera: Camera) -> ConfigurationError:
+    return ConfigurationError(
+        "A final render cannot have this proj_matrix: a lens, a shift, a clip range and pixels of one shape do not make it up"
+        f" (no skew, nothing mirrored, a clip range above 0).\n{camera.proj_matrix}"
+    )
+
+
+@contextmanager
+def _agreeing(camera: Camera) -> Iterator[None]:
+    """Look whether the renders within the context are made from where the camera is, and leave it there.
+
+    Blender evaluates the frame anew for a render, and then once more for the viewport.
+    """
+    scene = bpy.context.scene
+    frame = scene.frame_current_final
+    height, width = camera.shape
+    expected = camera.view_matrix.copy(), camera.proj_matrix.copy()
+    seen = []
+
+    def look(of: Any, depsgraph: Any) -> None:
+        if of == scene and depsgraph.mode == "RENDER" and scene.frame_current_final == frame:
+            aspect = {"scale_x": scene.render.pixel_aspect_x, "scale_y": scene.render.pixel_aspect_y}
+            eye = depsgraph.scene_eval.camera
+            projection = eye.calc_matrix_camera(depsgraph, x=width, y=height, **aspect)
+            seen.append((eye.matrix_world.normalized().inverted(), projection))
+
+    bpy.app.handlers.frame_change_post.append(look)
+    try:
+        yield
+    finally:
+        bpy.app.handlers.frame_change_post.remove(look)
+    seen.append((camera.view_matrix, camera.proj_matrix))
+    for view, projection in seen:
+        if not (is_same_pose(view, expected[0]) and is_same_projection(projection, expected[1])):
+            raise ConfigurationError(
+                f"Blender did not render from where the camera {camera.bpy_camera.name!r} was, or it was elsewhere afterwards: it"
+                " evaluates the frame anew for a render. What the script has changed about the camera, or what the camera depends"
+                " on, is lost if actions are blended there (NLA), or a handler of frame_change_pre or frame_change_post changes"
+                " it. To keep it, set it as the script's own: camera.view_matrix = camera.view_matrix, and likewise proj_matrix."
+            )
 
 
 def run_render(*, write_still: bool = False) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
+from . import poses
+
 if TYPE_CHECKING:
     from .camera import Camera
 
@@ -51,14 +53,12 @@ def object_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]
     Returns:
         (N, 3) array of all vertices, object after object.
     """
-    depsgraph = depsgraph or bpy.context.evaluated_depsgraph_get()
-    return np.concatenate([_vertices(obj.evaluated_get(depsgraph)) for obj in objs])
+    return np.concatenate([_vertices(poses.evaluated(obj, depsgraph, geometry=True)) for obj in objs])
 
 
 def world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
     """Like `object_coordinates`, in world coordinates."""
-    depsgraph = depsgraph or bpy.context.evaluated_depsgraph_get()
-    evaluated = [obj.evaluated_get(depsgraph) for obj in objs]
+    evaluated = [poses.evaluated(obj, depsgraph, geometry=True) for obj in objs]
     return np.concatenate([_transform(obj.matrix_world, _vertices(obj)) for obj in evaluated])
 
 
@@ -68,8 +68,7 @@ def bbox_world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.floa
     Returns:
         (8 N, 3) array: eight corners for each of the N objects, in the order of `bpy.types.Object.bound_box`.
     """
-    depsgraph = depsgraph or bpy.context.evaluated_depsgraph_get()
-    evaluated = [obj.evaluated_get(depsgraph) for obj in objs]
+    evaluated = [poses.evaluated(obj, depsgraph, geometry=True) for obj in objs]
     return np.concatenate([_transform(obj.matrix_world, _bound_box(obj)) for obj in evaluated])
 
 

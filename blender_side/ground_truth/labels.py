@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat
+from .. import compat, poses
 from ..camera import Camera
 from ..lifetime import Reference
 from ..utils import IS_UPPER, RAY_TOLERANCE, evaluated_mesh, sight_lines
@@ -244,7 +244,9 @@ class Keypoints:
         for i, (obj, (_, place)) in enumerate(zip(objects, self._targets, strict=True)):
             if obj is None:
                 continue
-            evaluated = obj.evaluated_get(depsgraph)
+            needs_mesh = isinstance(place, int) and obj not in geometries
+            bone = place if isinstance(place, str) else ""
+            evaluated = poses.evaluated(obj, depsgraph, geometry=needs_mesh, bone=bone)
             if isinstance(place, int):
                 local = _vertex(self.names[i], evaluated, place, geometries.get(obj))
             elif isinstance(place, str):

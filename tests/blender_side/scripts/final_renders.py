@@ -51,9 +51,10 @@ cube.data.materials.append(glow)
 cube.location, cube.rotation_euler = (-1.2, 0.4, 0.9), (0.3, 0.5, 0.9)
 camera = btb.Camera(shape=(HEIGHT, WIDTH))
 camera.look_at((0, 0, 0), look_from=(5, -7, 4))
-# The camera's matrices are what counts, and not its animation or a marker.
+# Where the script has put the camera is what counts, and not its animation or a marker.
 scene.camera.location.x += 3
 scene.camera.keyframe_insert("location")
+scene.camera.location.x -= 3
 other = bpy.data.objects.new("Other", bpy.data.cameras.new("Other"))
 scene.collection.objects.link(other)
 scene.timeline_markers.new("Cut", frame=scene.frame_current).camera = other

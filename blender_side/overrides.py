@@ -1,0 +1,89 @@
+"""What a script set on animated properties, in final renders.
+
+A script may change what is animated: jitter a camera that hangs on an animated rig, say, or scale an animated lens. In the
+viewport, that holds until the next frame. A final render evaluates all animation anew, and afterwards Blender has the viewport
+do so, too: the picture would not show what the script set, and what comes after the picture would not find it any more. So for
+the time of a render, F-curves of properties that have another value do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import bpy
+
+from . import compat, poses
+
+_TOLERANCE = 1e-5
+"""Of a value, or of 1: what rounding may change."""
+
+
+class _Override(NamedTuple):
+    """A value that differs from what the animation says."""
+
+    curve: Any
+    owner: Any
+    name: str | int
+    value: Any
+
+    def put_back(self) -> None:
+        if isinstance(self.name, str) and not self.name.startswith('["'):
+            setattr(self.owner, self.name, self.value)
+        else:
+            self.owner[self.name if isinstance(self.name, int) else self.name[2:-2]] = self.value
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Have final renders show, and leave, what the script set.
+
+    Not where actions are blended (NLA): who depends on it has to look whether it was shown.
+    """
+    overrides = list(_overrides(bpy.context.scene.frame_current_final))
+    try:
+        for override in overrides:
+            override.curve.mute = True
+        yield
+    finally:
+        if overrides:
+            for override in overrides:
+                override.curve.mute = False
+            bpy.context.evaluated_depsgraph_get()  # in which Blender evaluates those curves
+            for override in overrides:
+                override.put_back()
+
+
+def _overrides(frame: float) -> Iterator[_Override]:
+    for block in poses.animated():
+        animation = block.animation_data
+        if animation.action is None or (animation.use_nla and animation.nla_tracks):
+            continue
+        for curve in compat.curves(animation):
+            if curve.mute:
+                continue
+            try:
+                value = block.path_resolve(curve.data_path)
+                owner, name = _place(block, curve.data_path)
+                if hasattr(value, "__len__") and not isinstance(value, str):
+                    owner, name, value = value, curve.array_index, value[curve.array_index]
+            except (ValueError, IndexError):  # nothing is there that it animates
+                continue
+            if isinstance(value, (int, float)) and _differs(value, curve.evaluate(frame)):
+                yield _Override(curve, owner, name, value)
+
+
+def _differs(value: Any, curve: float) -> bool:
+    """Whether a property does not have the value that its curve has, as far as its type can."""
+    limit = _TOLERANCE * max(1.0, abs(curve)) if isinstance(value, float) else 1.0 - _TOLERANCE
+    return abs(value - curve) > limit
+
+
+def _place(block: Any, path: str) -> tuple[Any, str | int]:
+    """Where a property is, and its name: of ``'pose.bones["a"].location'`` that bone and ``'location'``."""
+    if path.endswith('"]'):
+        before, _, name = path.rpartition('["')
+        return (block.path_resolve(before) if before else block), f'["{name}'
+    before, _, name = path.rpartition(".")
+    return (block.path_resolve(before) if before else block), name

@@ -1,0 +1,109 @@
+"""Objects as evaluated, whether the scene shows them or not.
+
+Blender evaluates what a view layer shows, and what that depends on. An object that is hidden from viewports, whose collection is
+excluded, or that is in no collection at all is not evaluated: its `matrix_world` is what it was when it was last, although its
+parents move. Final renders show it moving. Here is the one way to ask for it, hidden or not.
+
+What Blender is to evaluate besides, a driver names in its variables. It stands in a data-block that is no object, that a property
+of the scene makes part of the scene's evaluation, and on which nothing depends: so nothing changes for those who look at the
+scene's objects, and there can be no cycle. It stays from frame to frame: whenever something is added, Blender builds its
+dependency graph anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import bpy
+
+from blendtorch_shm.errors import ConfigurationError
+
+_NAME = "blendtorch evaluates"
+
+
+def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: str = "") -> Any:
+    """An object as it is now, with what was changed up to now.
+
+    Args:
+        obj: the object (`bpy.types.Object`). Of a camera, its `data` is evaluated, too.
+        depsgraph: the evaluation to look into. None: that of the current view layer, brought up to date.
+        geometry: what the object is made of is wanted, too (`to_mesh`, `bound_box`).
+        bone: the bone of an armature that is wanted, too.
+
+    Returns:
+        its copy in the evaluation, for example for its `matrix_world`.
+
+    Raises:
+        ReferenceError: the object was deleted, or another file was loaded.
+        ConfigurationError: the evaluation is finished and lacks the object; see `include`.
+    """
+    if depsgraph is None:
+        depsgraph = bpy.context.evaluated_depsgraph_get()
+    if depsgraph.mode == "VIEWPORT":
+        if not obj.visible_get() and include(obj, geometry=geometry, bone=bone):
+            depsgraph.update()
+    elif not obj.evaluated_get(depsgraph).is_evaluated:
+        raise ConfigurationError(
+            f"The object {obj.name!r} is not part of the final render's evaluation, so nobody knows where it is there."
+        )
+    return obj.evaluated_get(depsgraph)
+
+
+def include(obj: Any, *, geometry: bool = False, bone: str = "") -> bool:
+    """See to it that an object is part of all evaluations of the scene that begin or are updated from now on.
+
+    Returns:
+        whether that had to be said to Blender.
+    """
+    address = f"{obj.as_pointer():x}"
+    wanted: dict[str, dict[str, Any]] = {f"pose_{address}": {"id": obj}}
+    if obj.type == "CAMERA":
+        wanted[f"camera_{address}"] = {"id_type": "CAMERA", "id": obj.data, "data_path": "lens"}
+    if geometry:
+        wanted[f"geometry_{address}"] = {"id": obj, "data_path": "dimensions[0]"}
+    if bone:
+        wanted[f"bone_{address}_{obj.pose.bones.find(bone)}"] = {"id": obj, "bone_target": bone}
+    variables = _variables()
+    missing = {name: target for name, target in wanted.items() if not _points_at(variables.get(name), target)}
+    if not missing:
+        return False
+    at_rest = [block for block in animated() if not _is_evaluated(block)]
+    for variable in [v for v in variables if v.name in missing or v.targets[0].id is None]:
+        variables.remove(variable)  # it points at something deleted, which was at the same address
+    for name, target in missing.items():
+        variable = variables.new()
+        variable.name, variable.type = name, "SINGLE_PROP" if "data_path" in target else "TRANSFORMS"
+        for key, value in target.items():
+            setattr(variable.targets[0], key, value)
+    for block in filter(_is_evaluated, at_rest):
+        block.update_tag(refresh={"TIME"})  # otherwise its animation would count from the next frame on
+    return True
+
+
+def _points_at(variable: Any, target: dict[str, Any]) -> bool:
+    return variable is not None and all(getattr(variable.targets[0], key) == value for key, value in target.items())
+
+
+def _variables() -> Any:
+    """The variables of the driver."""
+    scene = bpy.context.scene
+    if scene.get(_NAME) is None:
+        block = bpy.data.linestyles.new(_NAME)  # any kind that can be driven will do
+        block[_NAME] = 0.0
+        block.driver_add(f'["{_NAME}"]').driver.type = "SUM"  # which needs no Python, and so no trust in the file
+        scene[_NAME] = block
+    return scene[_NAME].animation_data.drivers[0].driver.variables
+
+
+def animated() -> Iterator[Any]:
+    """The data-blocks of this file that have animation or drivers."""
+    for kind in (p.identifier for p in bpy.data.bl_rna.properties if p.type == "COLLECTION"):
+        for block in getattr(bpy.data, kind):
+            for part in (block, getattr(block, "node_tree", None)):
+                if part is not None and getattr(part, "animation_data", None):
+                    yield part
+
+
+def _is_evaluated(block: Any) -> bool:
+    return bool(block.evaluated_get(bpy.context.evaluated_depsgraph_get()).is_evaluated)
