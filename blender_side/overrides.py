@@ -23,6 +23,7 @@ _TOLERANCE = 1e-5
 class _Override(NamedTuple):
     """A value that differs from what the animation says."""
 
+    block: Any
     curve: Any
     owner: Any
     name: str | int
@@ -33,6 +34,7 @@ class _Override(NamedTuple):
             setattr(self.owner, self.name, self.value)
         else:
             self.owner[self.name if isinstance(self.name, int) else self.name[2:-2]] = self.value
+        self.block.update_tag()  # of a custom property Blender does not notice it
 
 
 @contextmanager
@@ -71,13 +73,13 @@ def _overrides(frame: float) -> Iterator[_Override]:
             except (ValueError, IndexError):  # nothing is there that it animates
                 continue
             if isinstance(value, (int, float)) and _differs(value, curve.evaluate(frame)):
-                yield _Override(curve, owner, name, value)
+                yield _Override(block, curve, owner, name, value)
 
 
 def _differs(value: Any, curve: float) -> bool:
     """Whether a property does not have the value that its curve has, as far as its type can."""
     limit = _TOLERANCE * max(1.0, abs(curve)) if isinstance(value, float) else 1.0 - _TOLERANCE
-    return abs(value - curve) > limit
+    return bool(abs(value - curve) > limit)
 
 
 def _place(block: Any, path: str) -> tuple[Any, str | int]:

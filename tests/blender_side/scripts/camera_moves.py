@@ -1,0 +1,439 @@
+"""Moves cameras in all the ways that a script can, and writes down where pictures and labels say that a small cube is."""
+
+import bpy
+import numpy as np
+from mathutils import Matrix
+
+import blendtorch.btb as btb
+from blender_side import bootstrap, compat, utils
+from blendtorch_shm.errors import ConfigurationError
+
+out = btb.parse_blendtorch_args()[1][0]
+SHAPE = HEIGHT, WIDTH = 48, 64
+scene, layer = bpy.context.scene, bpy.context.view_layer
+cube = bpy.data.objects["Cube"]
+bpy.data.objects["Floor"].hide_viewport = bpy.data.objects["Floor"].hide_render = True
+cube.animation_data_clear()
+cube.location, cube.rotation_euler, cube.scale = (0, 0, 0), (0, 0, 0), (0.3, 0.3, 0.3)
+scene.world.color = (0, 0, 0)
+scene.world.node_tree.nodes["Background"].inputs["Strength"].default_value = 0
+scene.display.render_aa = "8"
+for shading in (scene.display.shading, utils.find_first_view3d()[1].shading):
+    shading.light, shading.color_type, shading.single_color = "FLAT", "SINGLE", (1, 1, 1)
+    shading.background_type, shading.background_color = "VIEWPORT", (0, 0, 0)
+    for name in ("show_object_outline", "show_cavity", "show_shadows", "show_specular_highlight"):
+        setattr(shading, name, False)
+white = bpy.data.materials.new("White")
+white.use_nodes = True
+emission = white.node_tree.nodes.new("ShaderNodeEmission")
+white.node_tree.links.new(emission.outputs[0], white.node_tree.nodes["Material Output"].inputs["Surface"])
+cube.data.materials.clear()
+cube.data.materials.append(white)
+scene.cycles.samples, scene.cycles.use_denoising = 4, False
+results = {}
+
+
+def made(name, data=None, *, linked=True):
+    obj = bpy.data.objects.new(name, data)
+    if linked:
+        scene.collection.objects.link(obj)
+    return obj
+
+
+def animate(owner, path, *values):
+    """At frames 1, 11, 21, ..., and back to the first."""
+    for i, value in enumerate(values):
+        setattr(owner, path, value)
+        owner.keyframe_insert(path, frame=1 + 10 * i)
+    scene.frame_set(1)
+
+
+def centroid(picture):
+    light = picture.max(axis=2).astype(float)
+    y, x = np.mgrid[: light.shape[0], : light.shape[1]] + 0.5
+    return [(light * x).sum() / light.sum(), (light * y).sum() / light.sum()] if light.sum() else [np.nan, np.nan]
+
+
+WAYS = []
+
+
+def way(function):
+    """A generator: what is before its ``yield`` makes the scene, what comes after it is what the script does then."""
+    WAYS.append(function)
+    return function
+
+
+class Place:
+    """A camera 10 m above the cube, and what it hangs on."""
+
+    def __init__(self):
+        scene.frame_set(1)
+        self.eye = made("Eye", bpy.data.cameras.new("Eye"))
+        self.eye.location = (0, 0, 10)
+        self.rig = made("Rig")
+        self.camera = btb.Camera(self.eye, shape=SHAPE)
+
+
+@way
+def parent(at):
+    at.eye.parent = at.rig
+    animate(at.rig, "location", (0, 0, 0), (5, 5, 5))
+    yield
+    at.rig.location = (1, 0.5, 0)
+
+
+@way
+def grandparent(at):
+    middle = made("Middle")
+    at.eye.parent, middle.parent, at.eye.location.x = middle, at.rig, 1
+    animate(at.rig, "rotation_euler", (0, 0, 0), (1, 1, 1))
+    yield
+    at.rig.rotation_euler.z = 0.7
+
+
+@way
+def constraint(at):
+    copy = at.eye.constraints.new("COPY_LOCATION")
+    copy.target, copy.use_z = at.rig, False
+    animate(at.rig, "location", (0, 0, 0), (5, 5, 5))
+    yield
+    at.rig.location.x = 1
+
+
+@way
+def track_to(at):
+    track = at.eye.constraints.new("TRACK_TO")
+    track.target, track.track_axis, track.up_axis = at.rig, "TRACK_NEGATIVE_Z", "UP_Y"
+    animate(at.rig, "location", (0, 0, 0), (5, 5, 5))
+    yield
+    at.rig.location = (1, 1, 0)
+
+
+@way
+def influence(at):
+    copy = at.eye.constraints.new("COPY_LOCATION")
+    copy.target, copy.use_z, at.rig.location.x = at.rig, False, 2
+    animate(copy, "influence", 0.0, 1.0)
+    yield
+    copy.influence = 0.5
+
+
+@way
+def its_own_location(at):
+    animate(at.eye, "location", (0, 0, 10), (5, 5, 5))
+    yield
+    at.eye.location.x = -1
+
+
+@way
+def its_own_quaternion(at):
+    at.eye.rotation_mode = "QUATERNION"
+    animate(at.eye, "rotation_quaternion", (1, 0, 0, 0), (0, 1, 0, 0))
+    yield
+    at.eye.rotation_quaternion = (0.998, 0.05, 0.02, 0)
+
+
+@way
+def looking_at(at):
+    animate(at.eye, "rotation_euler", (0, 0, 0), (1, 1, 1))
+    yield
+    at.camera.look_at((0.5, 0.5, 0), look_from=(2, -3, 9))
+
+
+@way
+def lens(at):
+    at.eye.location.x = 1
+    animate(at.eye.data, "lens", 50.0, 100.0)
+    yield
+    at.eye.data.lens = 70
+
+
+@way
+def shift(at):
+    animate(at.eye.data, "shift_x", 0.0, 1.0)
+    yield
+    at.eye.data.shift_x = 0.2
+
+
+@way
+def ortho_scale(at):
+    at.eye.location.x, at.eye.data.type = 1, "ORTHO"
+    animate(at.eye.data, "ortho_scale", 6.0, 12.0)
+    yield
+    at.eye.data.ortho_scale = 9.0
+
+
+@way
+def driven_by_an_animated_property(at):
+    at.rig["some.thing"] = 0.0
+    at.rig.keyframe_insert('["some.thing"]', frame=1)
+    drive = at.eye.driver_add("location", 0).driver
+    drive.type = "SUM"
+    variable = drive.variables.new()
+    variable.targets[0].id, variable.targets[0].data_path = at.rig, '["some.thing"]'
+    scene.frame_set(1)
+    yield
+    at.rig["some.thing"] = 1.0
+    at.rig.update_tag()
+
+
+@way
+def bone(at):
+    armature = made("Armature", bpy.data.armatures.new("Armature"))
+    layer.objects.active = armature
+    bpy.ops.object.mode_set(mode="EDIT")
+    new = armature.data.edit_bones.new("The.Bone")
+    new.head, new.tail = (0, 0, 0), (0, 0, 1)
+    bpy.ops.object.mode_set(mode="OBJECT")
+    at.eye.parent, at.eye.parent_type, at.eye.parent_bone = armature, "BONE", "The.Bone"
+    at.eye.matrix_world = Matrix.Translation((0, 0, 10))
+    animate(armature.pose.bones["The.Bone"], "location", (0, 0, 0), (1, 2, 3))
+    yield
+    armature.pose.bones["The.Bone"].location.x = 1
+
+
+@way
+def a_sheared_parent(at):
+    middle = made("Middle")
+    middle.parent, at.eye.parent, at.eye.location.x = at.rig, middle, 1
+    at.rig.scale, middle.rotation_euler = (1, 1.5, 1), (0, 0, 0.5)
+    yield
+    at.rig.location = (0.5, -1, 0)
+
+
+@way
+def a_view_matrix_that_is_sheared(at):
+    yield
+    shear = Matrix.Identity(4)
+    shear[0][1] = 0.3
+    at.camera.view_matrix = (Matrix.Translation((1, 1, 10)) @ shear).normalized().inverted()
+
+
+@way
+def a_mirrored_parent(at):
+    at.eye.parent, at.rig.scale, at.eye.location.x = at.rig, (-1, 1, 1), 1
+    yield
+    at.eye.location.x = 1.5
+
+
+@way
+def hidden_from_viewports(at):
+    at.eye.parent, at.eye.hide_viewport = at.rig, True
+    yield
+    at.rig.location.x = 1
+
+
+@way
+def hidden_with_what_it_hangs_on(at):
+    at.eye.parent, at.eye.hide_viewport, at.rig.hide_viewport = at.rig, True, True
+    animate(at.rig, "location", (0, 0, 0), (10, 0, 0))
+    animate(at.eye.data, "shift_y", 0.0, 1.0)
+    yield
+    scene.frame_set(3)
+
+
+@way
+def excluded(at):
+    collection = bpy.data.collections.new("Excluded")
+    scene.collection.children.link(collection)
+    collection.objects.link(at.eye)
+    scene.collection.objects.unlink(at.eye)
+    layer.layer_collection.children[collection.name].exclude = True
+    at.eye.parent = at.rig
+    yield
+    at.rig.location.x = 1
+
+
+@way
+def in_no_collection(at):
+    scene.collection.objects.unlink(at.eye)
+    at.eye.parent = at.rig
+    yield
+    at.rig.location.x = 1
+
+
+@way
+def resolution(at):
+    at.camera, at.eye.location.x = btb.Camera(at.eye), 1
+    scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 64, 48, 100
+    yield
+    scene.render.resolution_x, scene.render.resolution_percentage = 160, 50
+
+
+@way
+def pixel_aspect(at):
+    at.eye.location = (1, 1, 10)
+    yield
+    scene.render.pixel_aspect_x = 1.5
+
+
+@way
+def a_view_matrix(at):
+    animate(at.eye, "location", (0, 0, 10), (5, 5, 5))
+    yield
+    at.camera.view_matrix = Matrix.Translation((1, 0.5, -9)) @ Matrix.Rotation(0.1, 4, "Y")
+    at.eye.location.x = 7
+
+
+@way
+def a_view_matrix_in_place(at):
+    yield
+    at.camera.view_matrix[0][3] += 1
+
+
+@way
+def k_of_a_calibration(at):
+    yield
+    fx, fy, cx, cy = 90.0, 70.0, 27.0, 30.0
+    for row, values in enumerate(
+        [(2 * fx / WIDTH, 0, 1 - 2 * cx / WIDTH, 0), (0, 2 * fy / HEIGHT, 2 * cy / HEIGHT - 1, 0)]
+    ):
+        at.camera.proj_matrix[row] = values
+    at.eye.location = (0.5, 0.5, 10)
+    results["k"] = at.camera.intrinsics
+
+
+@way
+def k_in_a_portrait(at):
+    at.camera.shape = (64, 48)
+    at.eye.data.sensor_fit = "VERTICAL"
+    yield
+    at.camera.proj_matrix[0][2] = 0.3
+    at.camera.proj_matrix[1][1] *= 1.2
+
+
+@way
+def an_orthographic_projection(at):
+    at.eye.location.x = 1
+    yield
+    at.camera.proj_matrix = [(0.3, 0, 0, 0.1), (0, 0.5, 0, -0.2), (0, 0, -0.02, -1.002), (0, 0, 0, 1)]
+
+
+@way
+def k_of_an_animated_camera(at):
+    at.eye.parent = at.rig
+    animate(at.rig, "location", (0, 0, 0), (10, 0, 0))
+    animate(at.eye.data, "lens", 50.0, 100.0)
+    yield
+    at.camera.proj_matrix[0][2] = 0.5
+    scene.frame_set(2)
+
+
+@way
+def a_marker_that_switches_cameras(at):
+    scene.timeline_markers.new("Cut", frame=1).camera = made("Other", bpy.data.cameras.new("Other"))
+    yield
+    at.eye.location.x = 1
+
+
+@way
+def a_camera_of_the_scene_that_comes_later(at):
+    scene.camera = made("Other", bpy.data.cameras.new("Other"))
+    yield
+    at.eye.location.x = 1
+
+
+# Errors, unless picture and labels agree.
+
+
+@way
+def blended_actions(at):
+    animate(at.rig, "location", (0, 0, 0), (5, 5, 5))
+    at.eye.parent = at.rig
+    track = at.rig.animation_data.nla_tracks.new()
+    track.strips.new("Strip", 1, at.rig.animation_data.action)
+    at.rig.animation_data.action = None
+    scene.frame_set(1)
+    yield
+    at.rig.location.x = 1
+
+
+@way
+def a_handler(at):
+    bpy.app.handlers.frame_change_pre.append(lambda *_: setattr(at.eye.location, "x", 0))
+    yield
+    at.eye.location.x = 1
+
+
+@way
+def skew(at):
+    yield
+    at.camera.proj_matrix[0][1] = 0.1
+
+
+@way
+def a_mirrored_projection(at):
+    yield
+    at.camera.proj_matrix[0][0] *= -1
+
+
+@way
+def a_scaled_view(at):
+    yield
+    at.camera.view_matrix = Matrix.Scale(2, 4) @ at.camera.view_matrix
+
+
+ALSO_BY_CYCLES = (
+    parent,
+    lens,
+    a_sheared_parent,
+    a_view_matrix_that_is_sheared,
+    a_mirrored_parent,
+    excluded,
+    k_of_a_calibration,
+    an_orthographic_projection,
+)
+
+
+def count():
+    return len(bpy.data.objects), len(bpy.data.cameras), len(scene.objects)
+
+
+results["ways"] = [function.__name__ for function in WAYS]
+for function in WAYS:
+    name = function.__name__
+    handlers = list(bpy.app.handlers.frame_change_pre)
+    at = Place()
+    steps = function(at)
+    next(steps)
+    camera = at.camera
+    results[f"{name} unmoved"] = camera.object_to_pixel(cube).mean(axis=0)
+    next(steps, None)
+    results[f"{name} before"] = camera.object_to_pixel(cube).mean(axis=0)
+    off = btb.OffScreenRenderer(camera, mode="rgb")
+    off.set_render_style("SOLID")
+    blocks = count()
+    try:
+        for engine in ("WORKBENCH", "CYCLES") if function in ALSO_BY_CYCLES else ("WORKBENCH",):
+            results[f"{name} {engine}"] = centroid(btb.FinalRenderer(camera, mode="rgb", engine=engine).render())
+        results[f"{name} after"] = camera.object_to_pixel(cube).mean(axis=0)
+        results[f"{name} off-screen"] = centroid(off.render())
+    except ConfigurationError as error:
+        results[f"{name} error"] = str(error)
+    results[f"{name} left"] = np.subtract(count(), blocks)
+    bpy.app.handlers.frame_change_pre[:] = handlers
+    scene.timeline_markers.clear()
+    scene.render.pixel_aspect_x = 1
+
+
+# A camera that moves past a high wall, 4 m a frame, seen with the shutter open for a quarter of a frame.
+cube.scale = (0.3, 2, 0.3)
+scene.render.use_motion_blur, scene.render.motion_blur_shutter, scene.cycles.samples = True, 0.25, 64
+at = Place()
+at.eye.parent = at.rig
+animate(at.rig, "location", (-20, 0, 0), (20, 0, 0))
+for curve in compat.curves(at.rig.animation_data):
+    for point in curve.keyframe_points:
+        point.interpolation = "LINEAR"
+scene.frame_set(6)
+renderer = btb.FinalRenderer(at.camera, mode="rgb", engine="CYCLES")
+results["blurred"] = renderer.render()
+scene.cycles.rolling_shutter_type, scene.cycles.rolling_shutter_duration = "TOP", 0.01
+results["rolling"] = renderer.render()
+scene.cycles.rolling_shutter_type = "NONE"
+at.camera.view_matrix = at.camera.view_matrix
+results["held"] = renderer.render()
+
+np.savez(out, **results)
+if not bpy.app.background:
+    bootstrap.leave(0)
