@@ -1,4 +1,7 @@
-"""Inside Blender: throw cubes onto a floor, again and again, and publish pictures of it with where the cubes' corners are."""
+"""Inside Blender: throw cubes onto a floor, again and again, and publish pictures of it with where the cubes' corners are.
+
+The camera moves, too: labels are of where it is in each picture.
+"""
 
 import colorsys
 
@@ -42,6 +45,11 @@ def main() -> None:
         nonlocal episode
         episode += 1
         throw(cubes, rng)
+        camera.bpy_camera.data.lens = rng.uniform(45, 60)
+
+    def come_nearer() -> None:
+        nearer = 1 - 0.2 * animation.frameid / 100
+        camera.bpy_camera.location = (3.6 * nearer, -6.9 * nearer, 1.3 + 2.9 * nearer)
 
     def publish() -> None:
         if animation.frameid % EVERY == 0:
@@ -53,6 +61,7 @@ def main() -> None:
             )
 
     animation.pre_animation.add(begin)
+    animation.pre_frame.add(come_nearer)
     animation.post_frame.add(publish)
     animation.play(frame_range=(0, 100), num_episodes=-1, use_physics=True)
 
