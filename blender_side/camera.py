@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from blendtorch_shm.errors import ConfigurationError
 
 from . import poses, utils
+from .panorama import Panorama
 
 Origin = Literal["upper-left", "lower-left"]
 Convention = Literal["opencv", "blender"]
@@ -112,6 +113,15 @@ class Camera:
         return str(_evaluated(self.bpy_camera).data.type)
 
     @property
+    def panorama(self) -> Panorama | None:
+        """How a panoramic camera maps directions to the image; None: `proj_matrix` does.
+
+        Raises:
+            ConfigurationError: the camera is of a model that is not known here.
+        """
+        return None if self.has_own_projection else Panorama.of(_evaluated(self.bpy_camera).data)
+
+    @property
     def clip_range(self) -> tuple[float, float]:
         """Distance of the nearest and the farthest plane that are seen, in scene units."""
         if self.has_own_projection:
@@ -201,8 +211,9 @@ class Camera:
         evaluated = _evaluated(_camera_or_scenes(bpy_camera))
         if evaluated.data.type not in ("PERSP", "ORTHO"):
             raise ConfigurationError(
-                f"The camera {evaluated.name!r} is of type {evaluated.data.type}, and no matrix describes its projection:"
-                " perspective and orthographic cameras have one."
+                f"The camera {evaluated.name!r} is of type {evaluated.data.type}, and no matrix describes its projection: only"
+                " perspective and orthographic cameras have one. A viewport cannot draw what it sees: Cycles renders it,"
+                " FinalRenderer(..., engine='CYCLES') for example."
             )
         return evaluated.calc_matrix_camera(
             bpy.context.evaluated_depsgraph_get(),
@@ -229,12 +240,22 @@ class Camera:
 
         Returns:
             (N, 3) array of NDC; with `return_depth` also an (N,) array of distances from the camera's plane along its
-            viewing direction, in scene units. Of a point behind a perspective camera (depth below 0) the NDC mean
-            nothing.
+            viewing direction, in scene units, or from a panoramic camera itself, as in Cycles' depth pass. Of a point behind
+            a perspective camera (depth below 0) the NDC mean nothing.
+
+        Raises:
+            ConfigurationError: the camera is of a model that is not known here, such as mirror ball.
         """
         xyzw = utils.hom(np.asarray(xyz_world, np.float64))
         view = np.array(self.view_matrix, np.float64)
         in_camera = xyzw @ view.T
+        panorama = self.panorama
+        if panorama is not None:
+            distance = np.linalg.norm(in_camera[:, :3], axis=1)
+            near, far = self.clip_range
+            between = 2 * (distance - near) / (far - near) - 1
+            ndc = np.column_stack([2 * panorama.place(in_camera[:, :3]) - 1, between])
+            return (ndc, distance) if return_depth else ndc
         ndc = cast("NDArray[np.float64]", utils.dehom(in_camera @ np.array(self.proj_matrix, np.float64).T))
         return (ndc, -in_camera[:, 2]) if return_depth else ndc
 
@@ -247,6 +268,10 @@ class Camera:
         Returns:
             (N,) array.
         """
+        panorama = self.panorama
+        if panorama is not None:
+            ndc = self.world_to_ndc(xyz_world)
+            return np.asarray(panorama.shows((ndc[:, :2] + 1) / 2) & (np.abs(ndc[:, 2]) <= 1))
         to_clip = np.array(self.proj_matrix, np.float64) @ np.array(self.view_matrix, np.float64)
         clip = utils.hom(np.asarray(xyz_world, np.float64)) @ to_clip.T
         return np.asarray((np.abs(clip[:, :3]) <= clip[:, 3:]).all(axis=1))

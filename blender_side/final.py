@@ -23,6 +23,7 @@ from blendtorch_shm.launch.address import SHARED_MEMORY
 from . import compat, evaluation, overrides
 from .camera import Camera, Origin, check_origin, is_same_pose, is_same_projection
 from .evaluation import Evaluation
+from .panorama import described
 from .publisher import lend_array
 from .utils import find_first_view3d
 
@@ -294,39 +295,54 @@ def _agreeing(camera: Camera) -> Iterator[None]:
     scene = bpy.context.scene
     frame = scene.frame_current_final
     height, width = camera.shape
-    expected = camera.view_matrix.copy(), camera.proj_matrix.copy()
-    seen = []
+    is_panoramic = camera.type not in ("PERSP", "ORTHO")
+    view, projection = camera.view_matrix.copy(), None if is_panoramic else camera.proj_matrix.copy()
+    lens = described(camera.bpy_camera.data)
+    agree = []
 
     def look(of: Any, depsgraph: Any) -> None:
         if of == scene and depsgraph.mode == "RENDER" and scene.frame_current_final == frame:
             aspect = {"scale_x": scene.render.pixel_aspect_x, "scale_y": scene.render.pixel_aspect_y}
             eye = depsgraph.scene_eval.camera
-            projection = eye.calc_matrix_camera(depsgraph, x=width, y=height, **aspect)
-            seen.append((eye.matrix_world.normalized().inverted(), projection))
+            agree.append(is_same_pose(eye.matrix_world.normalized().inverted(), view))
+            if projection is None:
+                agree.append(described(eye.data) == lens)
+            else:
+                found = eye.calc_matrix_camera(depsgraph, x=width, y=height, **aspect)
+                agree.append(is_same_projection(found, projection))
 
     bpy.app.handlers.frame_change_post.append(look)
     try:
         yield
     finally:
         bpy.app.handlers.frame_change_post.remove(look)
-    seen.append((camera.view_matrix, camera.proj_matrix))
-    for view, projection in seen:
-        if not (is_same_pose(view, expected[0]) and is_same_projection(projection, expected[1])):
-            raise ConfigurationError(
-                f"Blender did not render from where the camera {camera.bpy_camera.name!r} was, or it was elsewhere afterwards: it"
-                " evaluates the frame anew for a render. What the script has changed about the camera, or what the camera depends"
-                " on, is lost if actions are blended there (NLA), or a handler of frame_change_pre or frame_change_post changes"
-                " it. To keep it, set it as the script's own: camera.view_matrix = camera.view_matrix, and likewise proj_matrix."
-            )
+    agree.append(is_same_pose(camera.view_matrix, view))
+    if projection is None:
+        agree.append(described(camera.bpy_camera.data) == lens)
+    else:
+        agree.append(is_same_projection(camera.proj_matrix, projection))
+    if not all(agree):
+        raise ConfigurationError(
+            f"Blender did not render from where the camera {camera.bpy_camera.name!r} was, or it was elsewhere afterwards: it"
+            " evaluates the frame anew for a render. What the script has changed about the camera, or what the camera depends"
+            " on, is lost if actions are blended there (NLA), or a handler of frame_change_pre or frame_change_post changes"
+            " it. To keep it, set it as the script's own: camera.view_matrix = camera.view_matrix, and likewise proj_matrix."
+        )
 
 
 def run_render(*, write_still: bool = False) -> None:
     """Render the scene, with its settings as they are now.
 
     Raises:
-        ConfigurationError: Blender could not.
+        ConfigurationError: Blender could not, or would show another camera.
     """
-    if bpy.context.scene.render.engine in compat.GL_ENGINES:
+    scene = bpy.context.scene
+    if scene.camera.data.type not in ("PERSP", "ORTHO") and scene.render.engine != "CYCLES":
+        raise ConfigurationError(
+            f"The camera {scene.camera.name!r} is of type {scene.camera.data.type}, and {scene.render.engine} renders none but"
+            " perspective and orthographic ones: let Cycles render it, FinalRenderer(..., engine='CYCLES') for example."
+        )
+    if scene.render.engine in compat.GL_ENGINES:
         compat.require_gl_library()
     try:
         bpy.ops.render.render(write_still=write_still)

@@ -166,7 +166,10 @@ def sight_lines(cam: Camera, xyz_world: NDArray[np.float64]) -> tuple[NDArray[np
     to_world = np.array(cam.view_matrix.inverted(), np.float64)
     xyz = _transform(cam.view_matrix, xyz_world)
     near, _ = cam.clip_range
-    start = xyz * (1, 1, 0) - (0, 0, near) if cam.type == "ORTHO" else xyz * (near / -xyz[:, 2:])
+    if cam.panorama is not None:
+        start = xyz * (near / np.linalg.norm(xyz, axis=1, keepdims=True))
+    else:
+        start = xyz * (1, 1, 0) - (0, 0, near) if cam.type == "ORTHO" else xyz * (near / -xyz[:, 2:])
     return _transform(to_world, start), (xyz - start) @ to_world[:3, :3].T
 
 
