@@ -174,6 +174,8 @@ class GroundTruth:
 
         with Changes() as changes:
             if shown.is_final:
+                if self._keypoints is not None:
+                    self._keypoints.include()
                 look_through(changes, self.camera)
             return shown.read(read, changes)
 
