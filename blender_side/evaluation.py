@@ -63,13 +63,12 @@ class Evaluation:
     def read(self, function: Callable[[Any], T], changes: Changes) -> T:
         """Call a function with this evaluation of the scene as it is now.
 
-        A final render evaluates animation anew, and so does this: what a script changed about animated properties is lost in
-        both. Handlers of the user's are not called.
+        A final render evaluates animation anew, and so does this. Look through the camera first (`final.look_through`): then
+        what a script changed about animated properties is kept in both. Handlers of the user's are not called.
 
         Args:
             function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
-            changes: takes note of what is changed about the scene's settings meanwhile. To have in the evaluation what
-                depends on the camera (drivers, geometry nodes), look through it first.
+            changes: takes note of what is changed about the scene's settings meanwhile.
 
         Returns:
             what the function returns.
