@@ -68,6 +68,14 @@ class Panorama:
         """After how many widths of the image the same is seen again."""
         return 2 * pi / abs(self.longitudes[1] - self.longitudes[0])
 
+    def finest(self, shape: tuple[int, int]) -> float:
+        """The least angle that a pixel of an image of this height and width sees from edge to edge, in radians, off the poles."""
+        height, width = shape
+        if self.model == "FISHEYE_EQUIDISTANT":
+            return self.fov / max(shape)
+        (west, east), (south, north) = self.longitudes, self.latitudes
+        return min(abs(east - west) / width, abs(north - south) / height)
+
     def place(self, directions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Where in the image directions are.
 
@@ -110,7 +118,7 @@ class Panorama:
             inside &= np.hypot(*(places + self.shift - 0.5).T) <= 0.5
         return np.asarray(inside)
 
-    def extent(self, xyz: NDArray[np.floating[Any]], triangles: NDArray[np.int32]) -> NDArray[np.float64]:
+    def extent(self, xyz: NDArray[np.floating[Any]], triangles: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """The box around the whole of a surface.
 
         Args:
@@ -164,7 +172,8 @@ def described(lens: Any) -> dict[str, Any]:
 
 
 def _settings(lens: Any) -> Any:
-    return lens if hasattr(lens, "panorama_type") else lens.cycles  # before 5.0
+    """Before 5.0 they are properties of Cycles, and Blender does not notice when they change: evaluated copies are late."""
+    return lens if hasattr(lens, "panorama_type") else lens.original.cycles
 
 
 def _contains(corners: NDArray[np.float64], *, axis: int, sign: int) -> NDArray[np.bool_]:

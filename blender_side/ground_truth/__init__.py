@@ -117,8 +117,9 @@ class GroundTruth:
             for each pass its array, by name; H and W are `camera.shape`, the first row is the upper one. Pixel coordinates are
             those of `Camera`: the middle of the first pixel is at (0.5, 0.5).
 
-            - ``depth``: (H, W) float32, scene units along the viewing direction; inf: nothing there. Times the scene's
-              ``unit_settings.scale_length``, which is 1 at first, they are metres.
+            - ``depth``: (H, W) float32, scene units along the viewing direction, or from a panoramic camera itself, as in
+              Cycles' depth pass; inf: nothing there. Times the scene's ``unit_settings.scale_length``, which is 1 at
+              first, they are metres.
             - ``distance``: (H, W) float32, scene units from the camera, for an orthographic one from its plane; inf as above.
             - ``normals``: (H, W, 3) float32 unit vectors in camera coordinates (x to the right, y up, z towards the viewer) of
               the shaded surface, turned to the viewer's side; 0: nothing there.
@@ -143,9 +144,9 @@ class GroundTruth:
             row.
 
         Raises:
-            ConfigurationError: a keypoint's vertex is not there any more, the camera is panoramic and K was asked for, a
-                number does not fit into its dtype, pictures are made in several ways and `renderer` was not given, or
-                another file was opened and has nothing by the name of what was asked for.
+            ConfigurationError: a keypoint's vertex is not there any more; the camera is panoramic and K or flow was asked for,
+                or it is of a model without labels; a number does not fit into its dtype; pictures are made in several ways
+                and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
         """
         view = View.of(self.camera)
         if self._before is not None and (self._before[1].shape != view.shape or self._generation != generation()):
@@ -186,7 +187,9 @@ class GroundTruth:
         wanted: set[str] = {name for name in self.passes if name in _RASTERS}
         if "boxes_2d" in self.passes:
             wanted.add("instance")
-        if "keypoints" in self.passes and compat.draws_off_screen():
+        if view.panorama is not None and not wanted.isdisjoint(("flow_backward", "flow_forward")):
+            raise ConfigurationError("There is no flow of panoramic cameras: leave out flow_backward and flow_forward.")
+        if "keypoints" in self.passes and compat.draws_off_screen() and view.panorama is None:
             wanted.add(self._obstacles(drawn))
         for name in sorted(wanted):
             attachment, dtype = self._attachment(name)

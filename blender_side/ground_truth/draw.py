@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,12 @@ from bpy.app.handlers import persistent
 from numpy.typing import DTypeLike, NDArray
 
 from .. import compat
+from . import cube_map
 from .scene import Drawn, Geometry, Look
 
 if TYPE_CHECKING:
     from ..camera import Camera
+    from ..panorama import Panorama
 
 _NUM_TEXELS = 11
 _THINGS_PER_ROW = 64  # of that texture, which then has room for a million
@@ -69,6 +71,13 @@ _FRAGMENT_SHADER = """
 vec4 bytes(float number)
 {
   return vec4(mod(number, 256.0), mod(floor(number / 256.0), 256.0), floor(number / 65536.0), 0.0) / 255.0;
+}
+
+vec4 plane()
+{
+  /* Of the triangle, in camera coordinates: a normal, and its distance from the camera along that. */
+  vec3 across = normalize(cross(dFdx(in_camera), dFdy(in_camera)));
+  return vec4(across, dot(across, in_camera));
 }
 
 #ifdef NORMALS
@@ -121,6 +130,7 @@ class Attachment:
 ATTACHMENTS = {
     "depth": Attachment("R32F", "FLOAT", "-in_camera.z", np.float32, background=inf),
     "distance": Attachment("R32F", "FLOAT", "length(in_camera * vec3(what.zz, 1.0))", np.float32, background=inf),
+    "plane": Attachment("RGBA32F", "VEC4", "plane()", np.float32, (4,)),
     "normals": Attachment("RGBA32F", "VEC4", "vec4(facing_the_viewer(), 0.0)", np.float32, (3,)),
     "nearest": Attachment("R32F", "FLOAT", "-in_camera.z", np.float32, background=inf, shows_holes=True),
     "flow": Attachment("RG32F", "VEC2", "way()", np.float32, (2,), background=nan),
@@ -146,15 +156,25 @@ class View:
         view: (4, 4) float64, world to camera coordinates.
         projection: (4, 4) float64, camera to clip coordinates.
         shape: image height and width in pixels.
+        clip_range: of the camera.
+        panorama: where in the image things are; None: `projection` says it. Otherwise that is of a side of a cube map.
     """
 
     view: NDArray[np.float64]
     projection: NDArray[np.float64]
     shape: tuple[int, int]
+    clip_range: tuple[float, float]
+    panorama: Panorama | None = None
 
     @classmethod
     def of(cls, camera: Camera) -> View:
-        return cls(np.array(camera.view_matrix, np.float64), np.array(camera.proj_matrix, np.float64), camera.shape)
+        panorama, clip_range = camera.panorama, camera.clip_range
+        projection = cube_map.side_projection(clip_range) if panorama else np.array(camera.proj_matrix, np.float64)
+        return cls(np.array(camera.view_matrix, np.float64), projection, camera.shape, clip_range, panorama)
+
+    def of_side(self, to_side: NDArray[np.float64], size: int) -> View:
+        """That of a side of a cube map: `to_side` (4, 4) turns camera coordinates, and it has `size` pixels each way."""
+        return replace(self, view=to_side @ self.view, shape=(size, size), panorama=None)
 
     @property
     def has_perspective(self) -> bool:
@@ -193,6 +213,10 @@ class Rasterizer:
             others: the same things at another time, or None, for "flow".
             other_view: the camera at that time.
         """
+        if view.panorama is not None:
+            backgrounds = {name: ATTACHMENTS[name].background for name in arrays}
+            cube_map.draw(self, arrays, things, view, view.panorama, backgrounds)
+            return
         _forget_buffers_after_render()
         names, (height, width) = tuple(arrays), view.shape
         if self._kind != (names, view.shape):

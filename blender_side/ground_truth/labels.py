@@ -78,8 +78,18 @@ def full_boxes(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
         (N, 4) as in `tight_boxes`. NaN for what is not there, or wholly before the clip range, so also behind the camera.
     """
     height, width = camera.shape
-    to_clip = np.array(camera.proj_matrix, np.float64) @ np.array(camera.view_matrix, np.float64)
     lower, upper = np.full((len(rows), 2), np.inf), np.full((len(rows), 2), -np.inf)
+    (_enclose_in_panorama if camera.panorama else _enclose)(lower, upper, rows, camera)
+    boxes = np.full((len(rows), 4), np.nan, np.float32)
+    shown = np.isfinite(lower[:, 0])
+    (left, bottom), (right, top) = lower[shown].T, upper[shown].T
+    boxes[shown] = np.stack([(left + 1) * width, (1 - top) * height, (right + 1) * width, (1 - bottom) * height], 1) / 2
+    return boxes
+
+
+def _enclose(lower: NDArray[np.float64], upper: NDArray[np.float64], rows: Sequence[Row], camera: Camera) -> None:
+    """Make boxes in NDC, of which (N, 2) corners are given, reach around things."""
+    to_clip = np.array(camera.proj_matrix, np.float64) @ np.array(camera.view_matrix, np.float64)
     for geometry, places, matrices in _by_geometry(rows):
         extent = _extent(geometry)
         at_once = max(1, _AT_ONCE // len(extent.vertices))
@@ -92,11 +102,22 @@ def full_boxes(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
             for i in np.flatnonzero(~whole & inside.any(axis=1)):
                 cut = np.concatenate([clip[i][:, inside[i]], _crossings(clip[i], extent.triangles)], axis=1)
                 _widen(lower, upper, some[i : i + 1], cut[None])
-    boxes = np.full((len(rows), 4), np.nan, np.float32)
-    shown = np.isfinite(lower[:, 0])
-    (left, bottom), (right, top) = lower[shown].T, upper[shown].T
-    boxes[shown] = np.stack([(left + 1) * width, (1 - top) * height, (right + 1) * width, (1 - bottom) * height], 1) / 2
-    return boxes
+
+
+def _enclose_in_panorama(
+    lower: NDArray[np.float64], upper: NDArray[np.float64], rows: Sequence[Row], camera: Camera
+) -> None:
+    """As `_enclose`, for panoramic cameras."""
+    view, (near, _) = np.array(camera.view_matrix, np.float64), camera.clip_range
+    assert camera.panorama is not None
+    for geometry, places, matrices in _by_geometry(rows):
+        extent = _extent(geometry)
+        for place, matrix in zip(places, matrices, strict=True):
+            xyz = _transformed(extent.vertices, (view @ matrix)[None])[0, :3].T
+            if (np.linalg.norm(xyz, axis=1) >= near).any():
+                low_x, low_y, high_x, high_y = 2 * camera.panorama.extent(xyz, extent.triangles) - 1
+                lower[place] = np.minimum(lower[place], (low_x, low_y))
+                upper[place] = np.maximum(upper[place], (high_x, high_y))
 
 
 def _widen(
@@ -238,7 +259,7 @@ class Keypoints:
         xyz = self._world_coordinates(objects, drawn, depsgraph)
         inside = camera.in_view(xyz) & np.array([_is_shown(obj, shown) for obj in objects], np.bool_)
         is_free = None
-        if not compat.draws_off_screen():  # there will be no raster to look at
+        if camera.panorama or not compat.draws_off_screen():  # there will be no raster to look at, or none that is exact
             is_free = np.zeros(len(xyz), np.bool_)
             is_free[inside] = nothing_before(xyz[inside], camera, drawn)
         return Points(xyz, inside, is_free)
