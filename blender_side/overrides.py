@@ -58,7 +58,7 @@ def kept() -> Iterator[None]:
 
 
 def _overrides(frame: float) -> Iterator[_Override]:
-    for block in poses.animated():
+    for block in filter(poses.is_evaluated, poses.animated()):  # others have the values of some frame before
         animation = block.animation_data
         if animation.action is None or (animation.use_nla and animation.nla_tracks):
             continue

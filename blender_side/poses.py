@@ -68,7 +68,7 @@ def include(obj: Any, *, geometry: bool = False, bone: str = "") -> bool:
     missing = {name: target for name, target in wanted.items() if not _points_at(variables.get(name), target)}
     if not missing:
         return False
-    at_rest = [block for block in animated() if not _is_evaluated(block)]
+    at_rest = [block for block in animated() if not is_evaluated(block)]
     for variable in [v for v in variables if v.name in missing or v.targets[0].id is None]:
         variables.remove(variable)  # it points at something deleted, which was at the same address
     for name, target in missing.items():
@@ -76,7 +76,7 @@ def include(obj: Any, *, geometry: bool = False, bone: str = "") -> bool:
         variable.name, variable.type = name, "SINGLE_PROP" if "data_path" in target else "TRANSFORMS"
         for key, value in target.items():
             setattr(variable.targets[0], key, value)
-    for block in filter(_is_evaluated, at_rest):
+    for block in filter(is_evaluated, at_rest):
         block.update_tag(refresh={"TIME"})  # otherwise its animation would count from the next frame on
     return True
 
@@ -97,13 +97,16 @@ def _variables() -> Any:
 
 
 def animated() -> Iterator[Any]:
-    """The data-blocks of this file that have animation or drivers."""
+    """The data-blocks of this file that have animation or drivers, each once."""
+    seen = set()
     for kind in (p.identifier for p in bpy.data.bl_rna.properties if p.type == "COLLECTION"):
         for block in getattr(bpy.data, kind):
             for part in (block, getattr(block, "node_tree", None)):
-                if part is not None and getattr(part, "animation_data", None):
+                if part is not None and getattr(part, "animation_data", None) and part.as_pointer() not in seen:
+                    seen.add(part.as_pointer())
                     yield part
 
 
-def _is_evaluated(block: Any) -> bool:
+def is_evaluated(block: Any) -> bool:
+    """Whether a data-block is part of the current view layer's evaluation."""
     return bool(block.evaluated_get(bpy.context.evaluated_depsgraph_get()).is_evaluated)

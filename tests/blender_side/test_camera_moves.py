@@ -76,6 +76,16 @@ def test_a_render_leaves_no_objects_behind(moves):
         np.testing.assert_array_equal(moves[f"{way} left"], 0, err_msg=way)
 
 
+@pytest.mark.parametrize(("frame", "where"), [(1, -2), (6, 0), (11, 2)])
+def test_final_renders_show_objects_where_the_script_put_them_and_hidden_ones_where_their_animation_says(
+    moves, frame, where
+):
+    picture = moves[f"objects {frame}"]
+    assert middle_of(picture[:24]) + 0.5 == pytest.approx(32 + FOCAL / 10, abs=0.5)
+    assert middle_of(picture[24:]) + 0.5 == pytest.approx(32 + where * FOCAL / 10, abs=0.5)
+    np.testing.assert_allclose(moves[f"objects {frame} after"], [1, 1.5, 0], atol=1e-6)
+
+
 def middle_of(rows):
     light = rows.max(axis=2).astype(float).sum(axis=0)
     return (light * np.arange(light.size)).sum() / light.sum()

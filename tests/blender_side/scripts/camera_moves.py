@@ -416,6 +416,23 @@ for function in WAYS:
     scene.render.pixel_aspect_x = 1
 
 
+# The same of what is not a camera: an animated cube that the script has moved, and one that viewports do not show.
+cube.location.y = 1.5
+hidden = made("Hidden", cube.data)
+hidden.location.y, hidden.scale, hidden.hide_viewport = -1.5, cube.scale, True
+for obj in (cube, hidden):
+    animate(obj, "location", (-2, obj.location.y, 0), (2, obj.location.y, 0))
+at = Place()
+renderer = btb.FinalRenderer(at.camera, mode="rgb", engine="WORKBENCH")
+for frame in (1, 6, 11):
+    scene.frame_set(frame)
+    cube.location.x = 1
+    results[f"objects {frame}"] = renderer.render()
+    results[f"objects {frame} after"] = np.array(cube.location)
+bpy.data.objects.remove(hidden)
+cube.animation_data_clear()
+cube.location = (0, 0, 0)
+
 # A camera that moves past a high wall, 4 m a frame, seen with the shutter open for a quarter of a frame.
 cube.scale = (0.3, 2, 0.3)
 scene.render.use_motion_blur, scene.render.motion_blur_shutter, scene.cycles.samples = True, 0.25, 64
