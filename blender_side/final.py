@@ -220,7 +220,8 @@ def look_through(changes: Changes, camera: Camera) -> None:
         bpy_camera = _standing(changes, camera)
     if camera.has_own_projection:
         _project(changes, camera, bpy_camera)
-    changes.set(scene, camera=bpy_camera)
+    if scene.camera != bpy_camera:  # to set it, changed or not, costs Blender the building of its dependency graph anew
+        changes.set(scene, camera=bpy_camera)
     changes.set(render, resolution_x=width, resolution_y=height, resolution_percentage=100, use_border=False)
     if (render.resolution_y, render.resolution_x) != (height, width):
         raise ConfigurationError(

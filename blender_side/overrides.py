@@ -67,13 +67,13 @@ def _overrides(frame: float) -> Iterator[_Override]:
                 continue
             try:
                 value = block.path_resolve(curve.data_path)
-                owner, name = _place(block, curve.data_path)
-                if hasattr(value, "__len__") and not isinstance(value, str):
-                    owner, name, value = value, curve.array_index, value[curve.array_index]
+                is_array = hasattr(value, "__len__") and not isinstance(value, str)
+                number = value[curve.array_index] if is_array else value
             except (ValueError, IndexError):  # nothing is there that it animates
                 continue
-            if isinstance(value, (int, float)) and _differs(value, curve.evaluate(frame)):
-                yield _Override(block, curve, owner, name, value)
+            if isinstance(number, (int, float)) and _differs(number, curve.evaluate(frame)):
+                owner, name = (value, curve.array_index) if is_array else _place(block, curve.data_path)
+                yield _Override(block, curve, owner, name, number)
 
 
 def _differs(value: Any, curve: float) -> bool:

@@ -100,11 +100,13 @@ def animated() -> Iterator[Any]:
     """The data-blocks of this file that have animation or drivers, each once."""
     seen = set()
     for kind in (p.identifier for p in bpy.data.bl_rna.properties if p.type == "COLLECTION"):
-        for block in getattr(bpy.data, kind):
-            for part in (block, getattr(block, "node_tree", None)):
-                if part is not None and getattr(part, "animation_data", None) and part.as_pointer() not in seen:
-                    seen.add(part.as_pointer())
-                    yield part
+        blocks = [block for block in getattr(bpy.data, kind) if hasattr(block, "animation_data")]
+        if blocks and hasattr(blocks[0], "node_tree"):
+            blocks += [block.node_tree for block in blocks if getattr(block, "node_tree", None)]
+        for block in blocks:
+            if block.animation_data and block.as_pointer() not in seen:
+                seen.add(block.as_pointer())
+                yield block
 
 
 def is_evaluated(block: Any) -> bool:
