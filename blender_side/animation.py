@@ -152,14 +152,26 @@ class AnimationController:
         return first, last
 
     def _frames(self) -> Iterator[int]:
-        """Play one frame per iteration, to the end of the last episode."""
+        """Play one frame per iteration, to the end of the last episode.
+
+        User code runs while Blender is not about to change the frame itself, as in its handlers: so it may open a file.
+        """
         run = self._run
         assert run is not None
         frame = run.frames[0]
         while run.episode != run.num_episodes:
             is_first, run.at_first = run.at_first, False
-            frame = self._begin_episode(run) if is_first else self._step(run, frame)
-            self._set_frame(run, frame, is_first)
+            self._find_scene(run)
+            frame = run.frames[0] if is_first else self._step(run, frame)
+            run.scene.frame_current = frame  # which evaluates nothing
+            if is_first:
+                self.pre_animation.invoke()
+                self._find_scene(run, frame)
+            self.pre_frame.invoke()
+            self._find_scene(run, frame)
+            if is_first and run.use_physics:
+                simulations.forget(run.scene)
+            run.scene.frame_set(frame)
             self.post_frame.invoke()
             self._find_scene(run)
             if frame + run.scene.frame_step > run.frames[1] and not run.at_first:
@@ -171,54 +183,23 @@ class AnimationController:
         self._run = None
         self.post_play.invoke()
 
-    def _begin_episode(self, run: _Run) -> int:
-        """The first frame, with `pre_animation` invoked: before Blender changes the frame, so that it may open a file."""
-        self._find_scene(run)
-        run.scene.frame_current = run.frames[0]
-        self.pre_animation.invoke()
-        self._find_scene(run)
-        return run.frames[0]
-
-    def _step(self, run: _Run, frame: int) -> int:
+    @staticmethod
+    def _step(run: _Run, frame: int) -> int:
         """The next frame after `frame`, with what is between simulated."""
-        self._find_scene(run)
         following = frame + int(run.scene.frame_step)
         for between in range(frame + 1, following) if run.use_physics else ():
             run.scene.frame_set(between)
         return following
 
-    def _find_scene(self, run: _Run) -> None:
-        """Go on in the file that is open now, if a handler has opened one (or undone something)."""
+    def _find_scene(self, run: _Run, frame: int | None = None) -> None:
+        """Go on in the file that is open now, if a handler has opened one (or undone something); at `frame`, if one is begun."""
         try:
             run.scene.name  # noqa: B018
         except ReferenceError:
             run.scene = bpy.context.scene
             run.frames = self.setup_frame_range(run.frame_range, physics=run.use_physics)
-
-    def _set_frame(self, run: _Run, frame: int, is_first: bool) -> None:
-        """Go to a frame; once its number is set, and before the scene is evaluated, invoke `pre_frame`."""
-        failures: list[BaseException] = []
-        entered = False
-
-        def before_evaluation(*_: Any) -> None:
-            nonlocal entered
-            if entered:  # a handler of the user's set a frame
-                return
-            entered = True
-            try:
-                self.pre_frame.invoke()
-                if is_first and run.use_physics:
-                    simulations.forget(run.scene)
-            except BaseException as error:  # Blender would print it and go on
-                failures.append(error)
-
-        bpy.app.handlers.frame_change_pre.append(before_evaluation)
-        try:
-            run.scene.frame_set(frame)
-        finally:
-            bpy.app.handlers.frame_change_pre.remove(before_evaluation)
-        if failures:
-            raise failures[0]
+            if frame is not None:
+                run.scene.frame_current = frame
 
     def _play_in_event_loop(self) -> None:
         """Step frames from a timer that Blender calls between two redraws."""

@@ -128,8 +128,7 @@ def test_no_cache_on_disk_is_shared_by_instances(episodes):
 
 
 @IN_EACH_BLENDER
-@pytest.mark.parametrize("place", ["pre_animation", "post_frame", "post_animation"])
+@pytest.mark.parametrize("place", ["pre_animation", "pre_frame", "post_frame", "post_animation"])
 def test_handlers_may_open_a_file_and_the_animation_goes_on_in_it(episodes, place):
-    episode = [["pre_animation", 1], *(["post_frame", frame] for frame in (1, 2, 3)), ["post_animation", 3]]
-    assert episodes[f"opened in {place}"] == 2 * episode
+    assert episodes[f"opened in {place}"] == 2 * EPISODE
     assert episodes[f"range after {place}"] == [1, 3]

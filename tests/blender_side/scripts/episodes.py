@@ -143,9 +143,9 @@ def open_file(*when):
         bpy.ops.wm.open_mainfile(filepath=file)
 
 
-for when in (("pre_animation", 1), ("post_frame", 2), ("post_animation", 3)):
+for when in (("pre_animation", 1), ("pre_frame", 2), ("post_frame", 2), ("post_animation", 3)):
     animation = btb.AnimationController()
-    for name in ("pre_animation", "post_frame", "post_animation"):
+    for name in ("pre_animation", "pre_frame", "post_frame", "post_animation"):
         getattr(animation, name).add(note, name)
         getattr(animation, name).add(open_file, *when)
     del events[:]
