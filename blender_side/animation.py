@@ -11,7 +11,7 @@ import bpy
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import bootstrap, compat
+from . import bootstrap, compat, simulations
 from .signal import Signal
 
 #: With a window, stepping takes this many times as long as Blender needed for its own redraw, up to the given limit,
@@ -27,9 +27,11 @@ _playing: set[AnimationController] = set()
 class _Run:
     """Where one call of `play` stands."""
 
-    scene: Any
-    frame_range: tuple[int, int]
+    frame_range: tuple[int, int] | None
     num_episodes: int
+    use_physics: bool
+    scene: Any
+    frames: tuple[int, int] = (0, 0)
     episode: int = 0
     at_first: bool = True
 
@@ -41,12 +43,15 @@ class AnimationController:
 
         pre_play
             for each episode:
-                pre_animation                       before the first frame
+                pre_animation                       before the first frame, whose number is set: change the scene, or open a file
                     for each frame of the range:
                         pre_frame                   the frame number is set, the scene not yet evaluated: change it here
                         post_frame                  the scene is evaluated: render and publish here
                 post_animation                      after the last frame
         post_play
+
+    Each episode simulates anew, from the scene as it is after `pre_animation` and the first `pre_frame`; only what was baked is
+    replayed. The scene's frame step counts: with 2, every other frame is played.
 
     With a window, `play` returns at once and frames are stepped from Blender's event loop, so its interface stays
     alive. Blender's own playback operator is not used: it redraws the whole interface once per frame (3.4 on software
@@ -83,12 +88,13 @@ class AnimationController:
         """Play the frames of a range.
 
         Args:
-            frame_range: first and last frame, both played. None: the scene's own range.
+            frame_range: first and last frame, both played. None: the scene's own range, or its preview range while that is on.
             num_episodes: how often to play the range, -1: forever.
             use_animation: with a window, return at once and step from Blender's event loop. False: step here, with a
                 window too.
             use_offline_render: kept for scripts written for blendtorch. Rendering in `post_frame` is always safe here.
-            use_physics: simulate over exactly these frames, too.
+            use_physics: simulate anew in each episode, over exactly these frames, and frames between that the frame step leaves
+                out. False: what is simulated, and what is left of earlier simulations, is Blender's business.
 
         Raises:
             ConfigurationError: the range ends before it starts, or this controller is already playing.
@@ -97,7 +103,8 @@ class AnimationController:
             raise ConfigurationError(
                 "This AnimationController is already playing: use a second one, or wait for post_play."
             )
-        self._run = _Run(bpy.context.scene, self.setup_frame_range(frame_range, physics=use_physics), num_episodes)
+        self._run = _Run(frame_range, num_episodes, use_physics, bpy.context.scene)
+        self._run.frames = self.setup_frame_range(frame_range, physics=use_physics)
         try:
             self.pre_play.invoke()
             if use_animation and compat.HAS_WINDOW:
@@ -119,8 +126,10 @@ class AnimationController:
         """Give the scene, and what it simulates, a range of frames.
 
         Args:
-            frame_range: first and last frame. None: the scene's own range.
-            physics: let rigid bodies, cloth, soft bodies and particles be simulated over exactly this range.
+            frame_range: first and last frame. None: the scene's own range, or its preview range while that is on.
+            physics: let rigid bodies, cloth, soft bodies, particles, dynamic paint and fluids be simulated over exactly this
+                range, each instance for itself: not with a cache on disk that instances of one file would share. What was
+                baked stays.
 
         Returns:
             first and last frame.
@@ -129,27 +138,43 @@ class AnimationController:
             ConfigurationError: the range ends before it starts.
         """
         scene = bpy.context.scene
-        first, last = (scene.frame_start, scene.frame_end) if frame_range is None else frame_range
+        if frame_range is not None:
+            first, last = frame_range
+        elif scene.use_preview_range:
+            first, last = scene.frame_preview_start, scene.frame_preview_end
+        else:
+            first, last = scene.frame_start, scene.frame_end
         if last < first:
             raise ConfigurationError(f"frame_range ({first}, {last}) ends before it starts.")
         scene.frame_start, scene.frame_end = first, last
         if physics:
-            for cache in _point_caches(scene):
-                cache.frame_start, cache.frame_end = first, last
+            simulations.limit(scene, first, last)
         return first, last
 
     def _frames(self) -> Iterator[int]:
-        """Play one frame per iteration, to the end of the last episode."""
+        """Play one frame per iteration, to the end of the last episode.
+
+        User code runs while Blender is not about to change the frame itself, as in its handlers: so it may open a file.
+        """
         run = self._run
         assert run is not None
-        first, last = run.frame_range
-        frame = first
+        frame = run.frames[0]
         while run.episode != run.num_episodes:
-            frame = first if run.at_first else frame + 1
-            run.at_first = False
-            self._set_frame(run, frame)
+            is_first, run.at_first = run.at_first, False
+            self._find_scene(run)
+            frame = run.frames[0] if is_first else self._step(run, frame)
+            run.scene.frame_current = frame  # which evaluates nothing
+            if is_first:
+                self.pre_animation.invoke()
+                self._find_scene(run, frame)
+            self.pre_frame.invoke()
+            self._find_scene(run, frame)
+            if is_first and run.use_physics:
+                simulations.forget(run.scene)
+            run.scene.frame_set(frame)
             self.post_frame.invoke()
-            if frame == last and not run.at_first:
+            self._find_scene(run)
+            if frame + run.scene.frame_step > run.frames[1] and not run.at_first:
                 self.post_animation.invoke()
                 run.episode += 1
                 run.at_first = True
@@ -158,30 +183,23 @@ class AnimationController:
         self._run = None
         self.post_play.invoke()
 
-    def _set_frame(self, run: _Run, frame: int) -> None:
-        """Go to a frame; once its number is set, and before the scene is evaluated, invoke `pre_frame`."""
-        failures: list[BaseException] = []
-        entered = False
+    @staticmethod
+    def _step(run: _Run, frame: int) -> int:
+        """The next frame after `frame`, with what is between simulated."""
+        following = frame + int(run.scene.frame_step)
+        for between in range(frame + 1, following) if run.use_physics else ():
+            run.scene.frame_set(between)
+        return following
 
-        def before_evaluation(*_: Any) -> None:
-            nonlocal entered
-            if entered:  # a handler of the user's set a frame
-                return
-            entered = True
-            try:
-                if frame == run.frame_range[0]:
-                    self.pre_animation.invoke()
-                self.pre_frame.invoke()
-            except BaseException as error:  # Blender would print it and go on
-                failures.append(error)
-
-        bpy.app.handlers.frame_change_pre.append(before_evaluation)
+    def _find_scene(self, run: _Run, frame: int | None = None) -> None:
+        """Go on in the file that is open now, if a handler has opened one (or undone something); at `frame`, if one is begun."""
         try:
-            run.scene.frame_set(frame)
-        finally:
-            bpy.app.handlers.frame_change_pre.remove(before_evaluation)
-        if failures:
-            raise failures[0]
+            run.scene.name  # noqa: B018
+        except ReferenceError:
+            run.scene = bpy.context.scene
+            run.frames = self.setup_frame_range(run.frame_range, physics=run.use_physics)
+            if frame is not None:
+                run.scene.frame_current = frame
 
     def _play_in_event_loop(self) -> None:
         """Step frames from a timer that Blender calls between two redraws."""
@@ -204,7 +222,7 @@ class AnimationController:
             return None
 
         _playing.add(self)
-        bpy.app.timers.register(step)
+        bpy.app.timers.register(step, persistent=True)  # it goes on when a file is opened
 
     def _leave_event_loop(self, error: BaseException | None) -> None:
         """Forget this run, and end a launched instance that has nothing else to do."""
@@ -216,12 +234,3 @@ class AnimationController:
             bootstrap.leave(bootstrap.exit_code_of(error))
         if not _playing:
             bootstrap.leave(0)
-
-
-def _point_caches(scene: Any) -> Iterator[Any]:
-    """The caches of everything that a scene simulates frame by frame."""
-    if scene.rigidbody_world:
-        yield scene.rigidbody_world.point_cache
-    for obj in scene.objects:
-        yield from (modifier.point_cache for modifier in obj.modifiers if hasattr(modifier, "point_cache"))
-        yield from (system.point_cache for system in obj.particle_systems)

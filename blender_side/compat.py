@@ -35,12 +35,15 @@ WORKBENCH = "BLENDER_WORKBENCH"
 #: Engines that draw with OpenGL, in the viewport and in final renders.
 GL_ENGINES = (EEVEE, WORKBENCH)
 
-#: View settings that leave light as it is.
-NEUTRAL_VIEW = {"view_transform": "Raw", "look": "None", "exposure": 0.0, "gamma": 1.0, "use_curve_mapping": False}
+#: View settings that encode light as sRGB and no more, as solid viewports do.
+PLAIN_VIEW = {"view_transform": "Standard", "look": "None", "exposure": 0.0, "gamma": 1.0, "use_curve_mapping": False}
 if VERSION >= (4, 3, 0):
-    NEUTRAL_VIEW["use_white_balance"] = False
+    PLAIN_VIEW["use_white_balance"] = False
 
 NEEDED_PACKAGES = "apt-get install -y libegl1 libgl1 libgl1-mesa-dri"
+
+#: What a viewport's shading says where it leaves the compositor alone.
+NO_COMPOSITOR = "DISABLED" if VERSION >= (3, 5, 0) else False
 
 _GPU_INIT_PATIENCE_S = 60
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
@@ -60,6 +63,20 @@ def draws_off_screen() -> bool:
     _probe_gpu_init()
     gpu.init()
     return True
+
+
+def lost_gpu_context() -> bool:
+    """Whether the GPU context is active no more: who draws then crashes Blender.
+
+    In background, a final render by Cycles with a grease pencil leaves it so; with a window, in 3.4, the first one by Cycles.
+    """
+    if not draws_off_screen.cache_info().currsize or not draws_off_screen():
+        return False
+    try:
+        gpu.types.GPUTexture((1, 1), format="R8")
+    except RuntimeError:
+        return True
+    return False
 
 
 def _probe_gpu_init() -> None:
@@ -96,15 +113,6 @@ def _probe_gpu_init() -> None:
         )
 
 
-def has_gpu_context() -> bool:
-    """Whether something can be drawn now. A final render with grease pencil takes 5.2's context away in background."""
-    try:
-        gpu.types.GPUTexture((1, 1), format="R8")
-    except RuntimeError:
-        return False
-    return True
-
-
 def renders_spare_gpu_buffers() -> bool:
     """Whether final renders leave alone what was uploaded before. 3.4's Workbench overwrites it when it subdivides on the GPU."""
     return VERSION >= (5, 1, 0)
@@ -130,6 +138,12 @@ def gl_renderer() -> str:
 def draws_in_software() -> bool:
     """Whether OpenGL runs on the CPU. Needs a GPU context."""
     return any(name in gl_renderer().lower() for name in _SOFTWARE_RENDERERS)
+
+
+@cache
+def draws_without_background() -> bool:
+    """Whether off-screen drawing can leave out what is behind the scene, so that alpha says what is covered."""
+    return "draw_background" in (gpu.types.GPUOffScreen.draw_view3d.__doc__ or "")
 
 
 def flips_on_gpu() -> bool:

@@ -99,7 +99,8 @@ class CompositeRenderer:
 
         Returns:
             for each selection's key an (H, W, C) float32 array with its C channels, upper-left origin, scene-linear. Ready for
-            `publish`, which has then nothing to copy. Nothing overwrites it later.
+            `publish`, which has then nothing to copy. Nothing overwrites it later. H and W are the camera's `shape`; where the
+            compositor changes the size (Scale, Crop, an image of another size), they are what arrives at the slot.
 
         Raises:
             ConfigurationError: a node or slot is gone, or nothing was written for it; the engine cannot run here.
@@ -123,11 +124,12 @@ class CompositeRenderer:
                 source = (selection.node, slot.index)
                 if source not in pixels:  # several selections may share a slot
                     file = _written(folders[selection.node], slot.index, selection)
-                    pixels[source] = load_pixels(file, self.camera.shape, self._num_pixels() * _LEAST_NBYTES)
+                    pixels[source] = load_pixels(file, _LEAST_NBYTES)
                     if not self.delete_render_files:
                         self._keep(file, selection, slot.home)
-                image = allocate((*self.camera.shape, len(slot.channels)), np.float32)
-                np.copyto(image, pixels[source][::-1, :, slot.channels])
+                made = pixels[source][::-1, :, slot.channels]
+                image = allocate(made.shape, np.float32)
+                np.copyto(image, made)
                 images[selection.key] = image
         return images
 

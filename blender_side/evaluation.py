@@ -101,19 +101,24 @@ class Evaluation:
 def of_viewport(shading: str) -> Evaluation:
     """What a viewport in this shading ('SOLID', 'MATERIAL', 'RENDERED', 'WIREFRAME') shows when it is drawn off-screen.
 
-    Where Blender cannot draw that, for engines that trace rays and in background before 5.1, it is a final render.
+    Where Blender cannot draw that, it is a final render: for engines that trace rays, in background before 5.1, and before 4.0
+    without what is behind a transparent film.
     """
     engine = {"SOLID": compat.WORKBENCH, "WIREFRAME": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(
         shading, str(bpy.context.scene.render.engine)
     )
-    if not compat.draws_off_screen() or engine not in compat.GL_ENGINES:
+    if (
+        not compat.draws_off_screen()
+        or engine not in compat.GL_ENGINES
+        or (bpy.context.scene.render.film_transparent and not compat.draws_without_background())
+    ):
         return Evaluation(is_final=True, engine=engine)
     return Evaluation(is_final=False, engine=engine, shading=shading)
 
 
 def bring_gpu_context_back(changes: Changes) -> None:
     """See to it that something can be drawn after a render took Blender's GPU context away: one with Workbench brings it back."""
-    if not compat.has_gpu_context():
+    if compat.lost_gpu_context():
         _spare_pixels(changes)
         changes.set(bpy.context.scene.render, engine=compat.WORKBENCH)
         with _without_users_handlers():

@@ -1,14 +1,16 @@
 """Pictures by final render (F12): by any engine, in every form of Blender, in display colours or as light.
 
 What a render produced cannot be read from Python in background (the Render Result is empty, and there is no Viewer). So
-Blender writes it as an uncompressed file that exists in memory only: 8 bits a channel where display colours are wanted, which
-leaves their conversion to Blender, or 32-bit floats. docs/final_renders.md has the figures; next to most renders it is nothing.
+Blender writes it as an uncompressed file of 32-bit floats that exists in memory only. Display colours are made of these: Blender
+encodes them, by writing another such file of 8 bits a channel. docs/final_renders.md has the figures; next to most renders it is
+nothing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -35,6 +37,8 @@ Engine = Literal["CYCLES", "EEVEE", "WORKBENCH"]
 _ENGINES = {"CYCLES": "CYCLES", "EEVEE": compat.EEVEE, "WORKBENCH": compat.WORKBENCH}
 _TGA_HEADER_NBYTES = 18
 _FARTHEST = 1e9
+#: More than what comes before the pixels of an OpenEXR file.
+_EXR_HEADER_NBYTES = 65536
 #: Settings that a solid viewport and a Workbench render have in common.
 # fmt: off
 _SOLID_SETTINGS = (
@@ -79,7 +83,8 @@ class FinalRenderer:
 
         Args:
             camera: what to look through; its `shape` is the size of the pictures. None: the scene's camera.
-            mode: 'rgba', or 'rgb' to leave out alpha. Colours are multiplied by alpha.
+            mode: 'rgba', or 'rgb' to leave out alpha. Colours are multiplied by alpha; a table in
+                docs/final_renders.md says more.
             origin: the corner of the first pixel: 'upper-left' or 'lower-left'.
             color_space: 'linear' gives light intensities, 'srgb' what Blender shows on screen: the scene's view transform,
                 encoded for display.
@@ -131,11 +136,8 @@ class FinalRenderer:
             if self.engine is not None:
                 changes.set(bpy.context.scene.render, engine=_ENGINES[self.engine])
             compat.report(describe(bpy.context.scene.render.engine), software=False)
-            flip = self.origin == "upper-left"
-            if self.dtype == np.float32:
-                _render_light(changes, image, flip=flip)
-            else:
-                _render_colors(changes, image, flip=flip, display=self.color_space == "srgb")
+            light = _render_light(changes, self.camera.shape)
+        put(image, light, flip=self.origin == "upper-left", display=self.color_space == "srgb")
         return image
 
 
@@ -149,8 +151,9 @@ class ViewportStandIn:
         if overlays or shading == "WIREFRAME":
             raise ConfigurationError(
                 f"shading={shading!r}, overlays={overlays}: a final render shows neither wireframes nor overlays, and"
-                f" Blender {bpy.app.version_string} has nothing else in background. 5.1 and later have; so has any version"
-                " with a display (a virtual one such as Xvfb will do)."
+                f" Blender {bpy.app.version_string} has nothing else in background, or with a display for a transparent film. 5.1"
+                " and later have; for a film that is not transparent, any version has with a display (a virtual one such as"
+                " Xvfb will do)."
             )
         self.shading = shading
 
@@ -163,14 +166,25 @@ class ViewportStandIn:
             look_through(changes, camera)
             changes.set(render, use_compositing=False, use_stamp=False, engine=self._engine())
             if self.shading == "SOLID":
-                shown = find_first_view3d()[1].shading
-                changes.set(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
-                changes.set(scene.display, render_aa="OFF")
-                if shown.background_type == "VIEWPORT" and scene.world:  # renders know the world's colour only
-                    changes.set(scene.world, color=shown.background_color.copy())
+                self._look_solid(changes)
             if render.engine == compat.EEVEE:
                 changes.set(scene.eevee, taa_render_samples=max(scene.eevee.taa_samples, 1))
-            _render_colors(changes, image, flip=flip, display=display)
+            light = _render_light(changes, camera.shape)
+        put(image, light, flip=flip, display=display, plain=self.shading == "SOLID")
+
+    def _look_solid(self, changes: Changes) -> None:
+        scene, shown = bpy.context.scene, find_first_view3d()[1].shading
+        changes.set(scene.display.shading, **{name: getattr(shown, name) for name in _SOLID_SETTINGS})
+        changes.set(scene.display, render_aa="OFF")
+        if shown.background_type != "WORLD":  # renders know the world's colour only
+            world = bpy.data.worlds.new("blendtorch")
+            changes.callback(bpy.data.worlds.remove, world)
+            if shown.background_type == "VIEWPORT":
+                world.color = shown.background_color
+            else:
+                theme = bpy.context.preferences.themes[0].view_3d.space.gradients.high_gradient
+                world.color = theme.copy().from_srgb_to_scene_linear()  # without a copy, black in 3.4
+            changes.set(scene, world=world)
 
     def _engine(self) -> str:
         return evaluation.of_viewport(self.shading).engine
@@ -349,6 +363,13 @@ def run_render(*, write_still: bool = False) -> None:
         bpy.ops.render.render(write_still=write_still)
     except RuntimeError as error:  # what it reports as an error
         raise ConfigurationError(f"Blender could not render: {error}".strip()) from error
+    regain_gpu_context()
+
+
+def regain_gpu_context() -> None:
+    """See to it that something can be drawn, if a render has taken Blender's GPU context away."""
+    with Changes() as changes:
+        evaluation.bring_gpu_context_back(changes)
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -357,25 +378,25 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.empty(shape, dtype) if lent is None else lent
 
 
-def load_pixels(path: str, shape: tuple[int, int], nbytes: int) -> NDArray[np.float32]:
-    """Let Blender read an image file of floats, exactly as they are.
+def load_pixels(path: str, least_nbytes: int) -> NDArray[np.float32]:
+    """Let Blender read an uncompressed OpenEXR file, exactly as it is.
 
     It knows which channels it wrote and how: 5.x names those of vectors X, Y, Z, W and writes all data but colours in full
     precision. OpenImageIO is not among the modules of Blender 3.4's Python, nor of bpy's.
 
     Args:
         path: of the file.
-        shape: height and width that it must have.
-        nbytes: length that it must have at least. Of a shorter one 3.4 and 5.2 make nothing, and 5.0 crashes.
+        least_nbytes: what a pixel takes in it at least. Of a file that is too short 3.4 and 5.2 make nothing, and 5.0 crashes.
 
     Returns:
-        (H, W, 4) float32, the bottom row first. A file of one channel has it in the first three.
+        (H, W, 4) float32, the bottom row first, of the size that the file has. A file of one channel has it in the first three.
 
     Raises:
         OutOfSharedMemory: the file is incomplete.
     """
-    height, width = shape
-    if os.path.getsize(path) < nbytes:
+    height, width = _exr_shape(path)
+    nbytes = height * width * least_nbytes
+    if nbytes == 0 or os.path.getsize(path) < nbytes:
         raise no_room(nbytes)
     image = bpy.data.images.load(path)
     try:
@@ -389,6 +410,18 @@ def load_pixels(path: str, shape: tuple[int, int], nbytes: int) -> NDArray[np.fl
         bpy.data.images.remove(image)
 
 
+def _exr_shape(path: str) -> tuple[int, int]:
+    """Height and width that an OpenEXR file says it has, by the corners of its pixels in its header; 0 if it does not."""
+    name = b"dataWindow\0box2i\0"
+    with open(path, "rb") as file:
+        header = file.read(_EXR_HEADER_NBYTES)
+    at = header.find(name) + len(name)
+    if at < len(name) or len(header) < at + 20:
+        return 0, 0
+    _, left, low, right, high = struct.unpack_from("<5i", header, at)
+    return high - low + 1, right - left + 1
+
+
 def no_room(nbytes: int) -> OutOfSharedMemory:
     """The error for when a render cannot be written to memory."""
     free_mb = shutil.disk_usage(SHARED_MEMORY).free / 1e6
@@ -398,37 +431,82 @@ def no_room(nbytes: int) -> OutOfSharedMemory:
     )
 
 
-def _render_colors(changes: Changes, image: NDArray[np.uint8], *, flip: bool, display: bool) -> None:
-    """Render into an array of display colours, or of light from 0 to 1 as 0 to 255."""
-    height, width, channels = image.shape
-    render = bpy.context.scene.render
-    with _memory_file() as file:
-        _write_to(changes, file, "TARGA_RAW")
-        if not display:
-            changes.set(render, dither_intensity=0.0)
-            changes.set(render.image_settings, color_management="OVERRIDE")
-            changes.set(render.image_settings.view_settings, **compat.NEUTRAL_VIEW)
-        run_render(write_still=True)
-        file.seek(_TGA_HEADER_NBYTES)
-        colors = np.fromfile(file, np.uint8, height * width * 4)
-    if colors.size != height * width * 4:
-        raise no_room(height * width * 4)
-    bgra = colors.reshape(height, width, 4)
-    if flip:  # the file begins with the bottom row
-        bgra = bgra[::-1]
-    np.copyto(image, bgra[..., [2, 1, 0, 3][:channels]])
-    if render.film_transparent:  # the file's colours are not multiplied by alpha
-        image[..., :3] = (image[..., :3] * bgra[..., 3:].astype(np.uint16) + 127) // 255
+def put(image: NDArray[Any], light: NDArray[np.float32], *, flip: bool, display: bool, plain: bool = False) -> None:
+    """Put what was rendered into a picture.
+
+    Args:
+        image: (H, W, 4) or (H, W, 3), float32: light as it is, or uint8: light from 0 to 1 as 0 to 255, or display colours.
+        light: (H, W, 4) float32, scene-linear, multiplied by alpha.
+        flip: last row first.
+        display: encode light for display, by the scene's view transform.
+        plain: whatever the scene's view transform, as sRGB and no more.
+    """
+    if display:
+        made: NDArray[Any] = _to_display(light, plain=plain)
+    else:
+        made = light if image.dtype == np.float32 else _to_bytes(light)
+    np.copyto(image, (made[::-1] if flip else made)[..., : image.shape[-1]])
 
 
-def _render_light(changes: Changes, image: NDArray[np.float32], *, flip: bool) -> None:
-    """Render into an array of scene-linear light."""
-    height, width, channels = image.shape
+def _to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return (np.fmin(np.fmax(values, 0.0), 1.0) * 255 + 0.5).astype(np.uint8)
+
+
+def _to_display(light: NDArray[np.float32], *, plain: bool) -> NDArray[np.uint8]:
+    """Encode light for display.
+
+    As Blender does: what covers a pixel in part has the colour that it would have if it covered all of it, times alpha. So it can
+    be pasted: ``rgb + (1 - alpha) * background``. Light without any coverage (flames) is encoded as it is.
+    """
+    alpha = light[..., 3:]
+    is_partial = (alpha > 0) & (alpha < 1)
+    straight = np.divide(light, alpha, out=light.copy(), where=is_partial)
+    straight[..., 3] = 1
+    colors = _encode(straight, plain=plain)
+    if is_partial.any():
+        colors[..., :3] = np.where(is_partial, colors[..., :3] * alpha + 0.5, colors[..., :3])
+    colors[..., 3:] = _to_bytes(alpha)
+    return colors
+
+
+def _encode(light: NDArray[np.float32], *, plain: bool) -> NDArray[np.uint8]:
+    """Have Blender encode opaque light for display.
+
+    Raises:
+        OutOfSharedMemory: there is no memory for the file.
+    """
+    height, width, _ = light.shape
+    stills = bpy.context.scene.render.image_settings
+    image = bpy.data.images.new("blendtorch", width, height, alpha=True, float_buffer=True)
+    try:
+        image.pixels.foreach_set(np.ascontiguousarray(light).reshape(-1))
+        with Changes() as changes, _memory_file() as file:
+            changes.set_file_format(stills, "TARGA_RAW", color_mode="RGBA")
+            changes.set(stills, color_management="OVERRIDE" if plain else "FOLLOW_SCENE")
+            if plain:
+                changes.set(stills.display_settings, display_device="sRGB")
+                changes.set(stills.view_settings, **compat.PLAIN_VIEW)
+            image.save_render(_path(file), scene=bpy.context.scene)
+            file.seek(_TGA_HEADER_NBYTES)
+            bgra = np.fromfile(file, np.uint8, light.size)
+    except RuntimeError as error:
+        raise no_room(light.size) from error
+    finally:
+        bpy.data.images.remove(image)
+    if bgra.size != light.size:
+        raise no_room(light.size)
+    return np.ascontiguousarray(bgra.reshape(light.shape)[..., [2, 1, 0, 3]])
+
+
+def _render_light(changes: Changes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Render (H, W, 4) float32 scene-linear light, multiplied by alpha, the bottom row first."""
+    height, width = shape
     with _memory_file() as file:
         _write_to(changes, file, "OPEN_EXR", color_depth="32", exr_codec="NONE")
         run_render(write_still=True)
-        pixels = load_pixels(_path(file), (height, width), height * width * 4 * 4)
-    np.copyto(image, (pixels[::-1] if flip else pixels)[..., :channels])
+        if os.path.getsize(_path(file)) < height * width * 4 * 4:
+            raise no_room(height * width * 4 * 4)
+        return load_pixels(_path(file), 4 * 4)
 
 
 def _memory_file() -> Any:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import bpy
 import gpu
@@ -19,7 +19,7 @@ from blendtorch_shm.errors import ConfigurationError
 from . import compat, evaluation, readback
 from .camera import Camera, Origin
 from .evaluation import Evaluation
-from .final import ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture
+from .final import Changes, ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture, put, regain_gpu_context
 from .utils import find_first_view3d
 
 
@@ -31,8 +31,9 @@ class OffScreenRenderer:
     scene that Cycles renders) each picture is a final render, as with F12: much slower, but of the same size,
     orientation, colour space and alpha; the log says so.
 
-    The viewport drawn is the first 3D viewport of the file, so its settings (shading, overlays, which objects are
-    shown) count.
+    The viewport drawn is the first 3D viewport of the file, and its settings count (shading, overlays, which objects are shown)
+    until `set_render_style` changes them. A file that was opened meanwhile, or undo, does no harm: the viewport is looked for
+    before each picture. What pictures of each kind of renderer hold, and where they differ, is a table in docs/final_renders.md.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class OffScreenRenderer:
 
         Args:
             camera: what to look through; its `shape` is the size of the pictures. None: the scene's camera.
-            mode: 'rgba', or 'rgb' to leave out alpha.
+            mode: 'rgba', or 'rgb' to leave out alpha. Colours are multiplied by alpha.
             origin: the corner of the first pixel: 'upper-left' as in OpenCV and NumPy, or 'lower-left' as in OpenGL.
             color_space: 'linear' gives light intensities, as blendtorch did: darker than expected when looked at, for
                 scripts that gamma-encode themselves. 'srgb' gives what Blender shows on screen: the scene's view
@@ -93,22 +94,26 @@ class OffScreenRenderer:
                 publisher.publish(image=before[0].read(), xy=before[1])
 
         It gains the time for which the card and the script work at once; where OpenGL draws on the CPU, that is none. Where
-        pictures cannot be fetched later (final renders, Vulkan), it is rendered here and now.
+        pictures cannot be fetched later (final renders, Vulkan, display colours of a transparent film), it is rendered here and
+        now.
         """
         drawing = self._drawing()
-        if isinstance(drawing, ViewportStandIn) or not readback.is_available():
+        display = self.color_space == "srgb"
+        if isinstance(drawing, ViewportStandIn) or not readback.is_available() or (display and _is_film_transparent()):
             return PendingPicture(self.render())
         compat.report(drawing.describe(), software=compat.draws_in_software())
         shape = (*self.camera.shape, len(self.mode))
-        flip, display = self.origin == "upper-left", self.color_space == "srgb"
-        return drawing.draw_later(shape, self.camera, flip=flip, display=display)
+        return drawing.draw_later(shape, self.camera, flip=self.origin == "upper-left", display=display)
 
     def set_render_style(self, shading: Shading = "RENDERED", overlays: bool = False) -> None:
-        """Choose how pictures look. Off-screen drawing then takes no samples for anti-aliasing beyond the engine's own.
+        """Choose how pictures look, whatever the viewport is set to. This changes the viewport, for whoever looks at it, too.
+
+        The viewport then shows all of the scene (it leaves local view, and shows objects of all types and collections), in the
+        colours of the picture and not of one pass, and takes no samples for anti-aliasing beyond the engine's own.
 
         Args:
             shading: 'RENDERED' (the scene's engine, lights and world), 'MATERIAL' (EEVEE, with the viewport's own
-                light and world), 'SOLID' (Workbench) or 'WIREFRAME'.
+                light and world), 'SOLID' (Workbench, with the viewport's own light, colours and background) or 'WIREFRAME'.
             overlays: draw grid, outlines and other helpers too.
 
         Raises:
@@ -116,12 +121,20 @@ class OffScreenRenderer:
         """
         if shading not in get_args(Shading):
             raise ConfigurationError(f"shading={shading!r}: it is one of {', '.join(get_args(Shading))}.")
-        (self._viewport or self._final).set_style(shading, overlays)
+        if self._viewport is not None:
+            self._viewport.set_style(shading, overlays)
+        else:
+            self._final.set_style(shading, overlays)
 
     def _drawing(self) -> ViewportDrawing | ViewportStandIn:
         """What draws now."""
         evaluation.register(self)
-        return self._final if self._viewport is None or self.evaluation.is_final else self._viewport
+        if self._viewport is None:
+            return self._final
+        if self.evaluation.is_final:
+            self._final.set_style(self._viewport.shading, overlays=self._viewport.has_overlays)
+            return self._final
+        return self._viewport
 
 
 class PendingPicture:
@@ -146,47 +159,70 @@ class PendingPicture:
 
 
 class ViewportDrawing:
-    """Draws a 3D viewport into a frame buffer, the same one as long as the size is: EEVEE holds memory for each."""
+    """Draws a 3D viewport into a frame buffer, the same one as long as the size is: EEVEE holds memory for each.
+
+    Nothing of the file's is kept: a viewport is gone when another file is opened, and drawing it would crash Blender.
+    """
 
     def __init__(self) -> None:
-        _, self._space, self._region = find_first_view3d()
+        find_first_view3d()
         self._style: tuple[Shading, bool] | None = None
         self._offscreen: Any = None
         self._flipped: Any = None
-        self._scratch: NDArray[np.uint8] | None = None
+        self._scratch: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._unused: list[readback.PixelBuffer] = []
         self._flip_on_gpu = compat.flips_on_gpu()
 
     def set_style(self, shading: Shading, overlays: bool) -> None:
         self._style = (shading, overlays)
         compat.disable_viewport_antialiasing()
+        self._find_viewport()
 
     @property
-    def shading(self) -> str:
+    def shading(self) -> Shading:
         """How the viewport is shaded in the next picture."""
-        return self._style[0] if self._style else str(self._space.shading.type)
+        return self._style[0] if self._style else cast("Shading", find_first_view3d()[1].shading.type)
+
+    @property
+    def has_overlays(self) -> bool:
+        """Whether overlays were asked for; those of a viewport that nobody gave a style are no reason for an error."""
+        return self._style is not None and self._style[1]
 
     def describe(self) -> str:
         return f"Blender {bpy.app.version_string}, off-screen on {compat.gl_renderer()}"
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
-        with self._drawn(image.shape, camera, flip=flip, display=display) as upside_down:
-            if not upside_down:
-                _read(image)
-                return
-            if self._scratch is None or self._scratch.shape != image.shape:
-                self._scratch = np.empty(image.shape, np.uint8)
-            _read(self._scratch)
-        np.copyto(image, self._scratch[::-1])
+        height, width, _ = image.shape
+        regain_gpu_context()
+        if display and _is_film_transparent():
+            self._draw_encoded(image, camera, flip=flip)
+            return
+        with self._drawn(height, width, camera, flip=flip, display=display) as (upside_down, has_alpha):
+            drawn = self._scratch_of(image.shape) if upside_down else image
+            _read(drawn)
+            is_translucent = display and has_alpha and self._is_translucent(height, width)
+        if is_translucent:  # there are holdouts
+            self._draw_encoded(image, camera, flip=flip)
+        elif upside_down:
+            np.copyto(image, drawn[::-1])
 
     def draw_later(self, shape: tuple[int, ...], camera: Camera, *, flip: bool, display: bool) -> PendingPicture:
-        with self._drawn(shape, camera, flip=flip, display=display) as upside_down:
-            buffer = self._buffer(shape)
+        height, width, channels = shape
+        regain_gpu_context()
+        with self._drawn(height, width, camera, flip=flip, display=display) as (upside_down, has_alpha):
+            is_to_be_checked = display and has_alpha
+            buffer = self._buffer((height, width, 4 if is_to_be_checked else channels))
             buffer.read()
 
         def fetch() -> NDArray[np.uint8]:
             image = allocate(shape, np.uint8)
-            buffer.copy_to(image, flip=upside_down)
+            with buffer.picture() as picture:
+                if is_to_be_checked and _is_translucent(picture):
+                    raise ConfigurationError(
+                        "There are holdouts in the picture, and display colours of what covers pixels in part cannot be fetched"
+                        " later: render() makes such pictures, or render_later() with color_space='linear'."
+                    )
+                np.copyto(image, (picture[::-1] if upside_down else picture)[..., :channels])
             no_longer_in_use()
             return image
 
@@ -194,6 +230,31 @@ class ViewportDrawing:
         no_longer_in_use = weakref.finalize(pending, self._unused.append, buffer)
         no_longer_in_use.atexit = False
         return pending
+
+    def _draw_encoded(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool) -> None:
+        """Draw light, and encode it as that of final renders is. Viewports encode what is multiplied by alpha already."""
+        height, width, _ = image.shape
+        light = np.empty((height, width, 4), np.float32)
+        drawn = gpu.types.GPUOffScreen(width, height, format="RGBA16F")
+        try:
+            self._draw_into(drawn, camera, display=False)
+            with drawn.bind():
+                _read(light)
+        finally:
+            drawn.free()
+        put(image, light, flip=flip, display=True, plain=self.shading in ("SOLID", "WIREFRAME"))
+
+    def _is_translucent(self, height: int, width: int) -> bool:
+        """Whether the bound frame buffer has pixels that are not covered in full."""
+        picture = self._scratch_of((height, width, 4))
+        _read(picture)
+        return _is_translucent(picture)
+
+    def _scratch_of(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        if shape not in self._scratch:
+            same_size = {known: array for known, array in self._scratch.items() if known[:2] == shape[:2]}
+            self._scratch = same_size | {shape: np.empty(shape, np.uint8)}
+        return self._scratch[shape]
 
     def _buffer(self, shape: tuple[int, ...]) -> readback.PixelBuffer:
         while self._unused:
@@ -204,29 +265,48 @@ class ViewportDrawing:
         return readback.PixelBuffer(shape)
 
     @contextmanager
-    def _drawn(self, shape: tuple[int, ...], camera: Camera, *, flip: bool, display: bool) -> Iterator[bool]:
-        """Draw, with the frame buffer bound that has the picture; whether its rows have to be turned round yet."""
-        height, width, _ = shape
+    def _drawn(
+        self, height: int, width: int, camera: Camera, *, flip: bool, display: bool
+    ) -> Iterator[tuple[bool, bool]]:
+        """Draw, with the frame buffer bound that has the picture; whether its rows are to be turned round yet, and has alpha."""
         if self._offscreen is None or (self._offscreen.width, self._offscreen.height) != (width, height):
             self._allocate(width, height)
-        self._apply_style()
-        bpy.context.evaluated_depsgraph_get()  # brings what the script has changed up to date
-        with self._offscreen.bind():
-            self._offscreen.draw_view3d(
-                bpy.context.scene,
-                bpy.context.view_layer,
-                self._space,
-                self._region,
-                camera.view_matrix,
-                camera.proj_matrix,
-                do_color_management=display,
-            )
-            if not (flip and self._flip_on_gpu):
-                yield flip
-                return
+        has_alpha = self._draw_into(self._offscreen, camera, display=display)
+        if not (flip and self._flip_on_gpu):
+            with self._offscreen.bind():
+                yield flip, has_alpha
+            return
         with self._flipped.bind():
             _draw_upside_down(self._offscreen.texture_color)
-            yield False
+            yield False, has_alpha
+
+    def _draw_into(self, offscreen: Any, camera: Camera, *, display: bool) -> bool:
+        """Draw the scene as it is; whether alpha is what covers a pixel, rather than 1 everywhere."""
+        space, region = self._find_viewport()
+        scene = bpy.context.scene
+        shading = space.shading
+        is_scenes = (
+            scene.render.engine == compat.EEVEE and shading.type == "RENDERED" and shading.use_scene_world_render
+        )
+        has_alpha = compat.draws_without_background() and (is_scenes or _is_film_transparent())
+        with Changes() as changes:
+            for owner, values in _framing(space, camera, display=display):
+                changes.set(
+                    owner, **{name: value for name, value in values.items() if getattr(owner, name, value) != value}
+                )
+            bpy.context.evaluated_depsgraph_get()  # brings what the script has changed up to date
+            with offscreen.bind():
+                offscreen.draw_view3d(
+                    scene,
+                    bpy.context.view_layer,
+                    space,
+                    region,
+                    camera.view_matrix,
+                    camera.proj_matrix,
+                    do_color_management=display,
+                    **({"draw_background": False} if has_alpha else {}),
+                )
+        return has_alpha
 
     def _allocate(self, width: int, height: int) -> None:
         for old in (self._offscreen, self._flipped):
@@ -235,22 +315,67 @@ class ViewportDrawing:
         self._offscreen = gpu.types.GPUOffScreen(width, height)
         self._flipped = gpu.types.GPUOffScreen(width, height) if self._flip_on_gpu else None
 
-    def _apply_style(self) -> None:
-        """Give the viewport this drawing's style again, if another one that shares the viewport has changed it."""
-        if self._style is None:
-            return
-        shading, overlays = self._style
-        if self._space.shading.type != shading:
-            self._space.shading.type = shading
-        if self._space.overlay.show_overlays != overlays:
-            self._space.overlay.show_overlays = overlays
+    def _find_viewport(self) -> tuple[Any, Any]:
+        """The viewport's space and region; in this drawing's style, whoever has changed that."""
+        area, space, region = find_first_view3d()
+        if self._style is not None:
+            for owner, values in _style(space, *self._style):
+                for name, value in values.items():
+                    if getattr(owner, name, value) != value:  # what a version does not know is as it should be
+                        setattr(owner, name, value)
+            if space.local_view is not None:
+                _leave_local_view(area, region)
+        return space, region
 
 
-def _read(image: NDArray[np.uint8]) -> None:
-    """Read the bound frame buffer's colours into an array, bottom row first, without an intermediate copy."""
+def _style(space: Any, shading: Shading, overlays: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What is to be set about a viewport so that a style looks the same in each."""
+    yield (
+        space.shading,
+        {"type": shading, "render_pass": "COMBINED", "use_compositor": compat.NO_COMPOSITOR}
+        | ({"use_scene_lights_render": True, "use_scene_world_render": True} if shading == "RENDERED" else {}),
+    )
+    yield space.overlay, {"show_overlays": overlays}
+    kinds = (name for name in space.bl_rna.properties.keys() if name.startswith("show_object_viewport_"))  # noqa: SIM118
+    yield space, {"use_local_collections": False} | dict.fromkeys(kinds, True)
+
+
+def _framing(space: Any, camera: Camera, *, display: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What is to be set for the time of a drawing, in any style, so that it shows what the camera sees, and no less.
+
+    As seen through a camera, depth of field is the camera's.
+    """
+    scene = bpy.context.scene
+    yield space, {"use_render_border": False}
+    if space.camera != camera.bpy_camera:
+        yield space, {"use_local_camera": True, "camera": camera.bpy_camera}
+    yield space.region_3d, {"view_perspective": "CAMERA", "use_clip_planes": False}
+    yield scene.render, {"use_border": False, "preview_pixel_size": "1"}
+    if display and space.shading.type in ("MATERIAL", "RENDERED"):  # the others have sRGB in any case
+        yield scene.display_settings, {"emulation": "OFF"}
+
+
+def _leave_local_view(area: Any, region: Any) -> None:
+    for window in bpy.context.window_manager.windows:
+        if area in list(window.screen.areas):
+            with bpy.context.temp_override(window=window, area=area, region=region):
+                bpy.ops.view3d.localview(frame_selected=False)
+
+
+def _is_film_transparent() -> bool:
+    return bool(bpy.context.scene.render.film_transparent)
+
+
+def _is_translucent(picture: NDArray[np.uint8]) -> bool:
+    return bool((picture[..., 3] != 255).any())
+
+
+def _read(image: NDArray[Any]) -> None:
+    """Read the bound frame buffer's colours into an array of uint8 or float32, bottom row first, without an intermediate copy."""
     height, width, channels = image.shape
-    target = gpu.types.Buffer("UBYTE", image.shape, image)
-    gpu.state.active_framebuffer_get().read_color(0, 0, width, height, channels, 0, "UBYTE", data=target)
+    kind = "UBYTE" if image.dtype == np.uint8 else "FLOAT"
+    target = gpu.types.Buffer(kind, image.shape, image)
+    gpu.state.active_framebuffer_get().read_color(0, 0, width, height, channels, 0, kind, data=target)
 
 
 @cache

@@ -7,6 +7,8 @@ queued later does not delay it. Whoever maps the buffer waits until that command
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -69,8 +71,9 @@ class PixelBuffer:
         gl.glBindBuffer(_PIXEL_PACK_BUFFER, 0)
         gl.glFlush()
 
-    def copy_to(self, image: NDArray[np.uint8], *, flip: bool) -> None:
-        """Wait until the picture is here, and copy it; if `flip`, last row first.
+    @contextmanager
+    def picture(self) -> Iterator[NDArray[np.uint8]]:
+        """Wait until the picture is here; it lasts as long as the context.
 
         Raises:
             ConfigurationError: OpenGL has run out of memory.
@@ -78,13 +81,14 @@ class PixelBuffer:
         gl = _gl()
         gl.glBindBuffer(_PIXEL_PACK_BUFFER, self._name)
         address = gl.glMapBuffer(_PIXEL_PACK_BUFFER, _READ_ONLY)
-        if address is None:
+        try:
+            if address is None:
+                raise ConfigurationError(f"OpenGL has no memory for a picture of {self._nbytes} bytes.")
+            yield np.ctypeslib.as_array((ctypes.c_uint8 * self._nbytes).from_address(address)).reshape(self.shape)
+        finally:
+            if address is not None:
+                gl.glUnmapBuffer(_PIXEL_PACK_BUFFER)
             gl.glBindBuffer(_PIXEL_PACK_BUFFER, 0)
-            raise ConfigurationError(f"OpenGL has no memory for a picture of {self._nbytes} bytes.")
-        picture = np.ctypeslib.as_array((ctypes.c_uint8 * self._nbytes).from_address(address)).reshape(self.shape)
-        np.copyto(image, picture[::-1] if flip else picture)
-        gl.glUnmapBuffer(_PIXEL_PACK_BUFFER)
-        gl.glBindBuffer(_PIXEL_PACK_BUFFER, 0)
 
     def free(self) -> None:
         """Give the memory back."""

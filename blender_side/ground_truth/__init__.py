@@ -13,7 +13,7 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat, evaluation
 from ..camera import Camera
-from ..final import Changes, look_through
+from ..final import Changes, look_through, regain_gpu_context
 from ..lifetime import generation
 from ..publisher import lend_array
 from . import labels
@@ -199,8 +199,7 @@ class GroundTruth:
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
         if wanted:
-            with Changes() as changes:
-                evaluation.bring_gpu_context_back(changes)
+            regain_gpu_context()
         if to_draw:
             self._present.draw(to_draw, drawn, view, [thing.previous for thing in drawn], view_before)
         if "flow_forward" in wanted:

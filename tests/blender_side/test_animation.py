@@ -85,3 +85,50 @@ def test_a_handler_that_sets_a_frame_itself_causes_no_signals(play):
     run, noted = play("set a frame")
     assert run.exit_code == 0, run.log
     assert noted["events"][1:-1] == [*EPISODE, *EPISODE, ["post_play", 3]]
+
+
+@pytest.fixture(scope="module")
+def episodes(run_script, tmp_path_factory):
+    out = tmp_path_factory.mktemp("episodes") / "episodes.json"
+    run = run_script("episodes.py", out)
+    assert run.exit_code == 0, run.log
+    return json.loads(out.read_text())
+
+
+@IN_EACH_BLENDER
+@pytest.mark.parametrize("simulation", ["force_field", "collider", "cloth"])
+def test_each_episode_simulates_from_its_own_state(episodes, simulation):
+    played = episodes[simulation]
+    assert len(set(played["fresh"])) == 3
+    assert played["episodes"] == [played["fresh"]] * 8
+
+
+@IN_EACH_BLENDER
+def test_a_frame_step_leaves_frames_out_but_not_of_the_simulation(episodes):
+    every = dict(episodes["every frame"])
+    assert list(every) == list(range(1, 13))
+    assert len(set(every.values())) > 10
+    assert episodes["every third frame"] == 2 * [[frame, every[frame]] for frame in (1, 4, 7, 10)]
+
+
+@IN_EACH_BLENDER
+def test_the_preview_range_is_played_while_it_is_on(episodes):
+    assert episodes["preview"] == [5, 6, 7]
+
+
+@IN_EACH_BLENDER
+def test_what_was_baked_is_replayed(episodes):
+    before, *played = episodes["baked"]
+    assert played == [before, before]
+
+
+@IN_EACH_BLENDER
+def test_no_cache_on_disk_is_shared_by_instances(episodes):
+    assert episodes["files"] == ["scene.blend"]
+
+
+@IN_EACH_BLENDER
+@pytest.mark.parametrize("place", ["pre_animation", "pre_frame", "post_frame", "post_animation"])
+def test_handlers_may_open_a_file_and_the_animation_goes_on_in_it(episodes, place):
+    assert episodes[f"opened in {place}"] == 2 * EPISODE
+    assert episodes[f"range after {place}"] == [1, 3]

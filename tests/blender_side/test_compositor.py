@@ -54,6 +54,10 @@ def test_arrays_are_float32_of_the_cameras_shape_in_the_order_asked_for(slots):
     assert slots["contiguous"]
 
 
+def test_a_slot_of_another_size_has_that(slots):
+    np.testing.assert_array_equal(slots["of another size"], np.arange(200).reshape(10, 20, 1)[::-1])
+
+
 def test_the_first_row_is_the_upper_one(slots):
     y, x = np.nonzero(slots["depth"][..., 0] < BEYOND)
     low, high = slots["corners"].min(0).clip(0), slots["corners"].max(0)

@@ -194,6 +194,13 @@ shutil.disk_usage = disk_usage
 layers.mute = True
 refused("nothing written", select("Full", "Image", "RGB"))
 layers.mute = False
+# A slot may be of another size than the render.
+small = bpy.data.images.new("Small", 20, 10, alpha=True, float_buffer=True)
+small.pixels.foreach_set(np.repeat(np.arange(20 * 10, dtype=np.float32), 4))
+other_size = tree.nodes.new("CompositorNodeImage")
+other_size.image = small
+output_node("Small", "OPEN_EXR", "32", {"Image": ("RGBA", other_size.outputs["Image"])})
+results["of another size"] = select("Small", "Image", "R")().render()["key"]
 gone = select("Full", "Image", "RGB")()
 tree.nodes.remove(full)
 refused("gone", lambda: gone)
