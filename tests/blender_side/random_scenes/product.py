@@ -1,0 +1,75 @@
+"""What the product makes of a scene, inside Blender."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import bpy
+import numpy as np
+
+import blendtorch.btb as btb
+from blendtorch_shm.errors import BlendtorchError
+
+from . import building
+
+RASTERS = ("depth", "distance", "normals", "instance")
+LABELS = ("boxes_2d", "boxes_2d_full", "boxes_3d", "keypoints", "camera")
+
+
+class Made:
+    """The objects that a script keeps."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        renderer = description["renderer"]
+        self.camera = btb.Camera()
+        if renderer.endswith("final"):
+            self.renderer = btb.FinalRenderer(self.camera, color_space="srgb")
+        else:
+            self.renderer = btb.OffScreenRenderer(self.camera, color_space="linear" if renderer == "SOLID" else "srgb")
+            self.renderer.set_render_style("SOLID" if renderer == "SOLID" else "RENDERED")
+        self.light = btb.FinalRenderer(self.camera, dtype="float32") if renderer.endswith("final") else None
+        keypoints = {obj.name: obj for obj in bpy.data.objects if obj.name.startswith("object ")}
+        panoramic = self.camera.type == "PANO"
+        passes = (*RASTERS, *(name for name in LABELS if not (panoramic and name == "camera")))
+        options = {"renderer": self.renderer} if "renderer" in inspect.signature(btb.GroundTruth).parameters else {}
+        self.truth = btb.GroundTruth(self.camera, passes, keypoints=keypoints, **options)
+
+
+def make(description: dict[str, Any], folder: str, position: Any) -> dict[str, Any]:
+    """Pictures, labels and projections of the last frame; or what the product said against it."""
+    file = description["file"]
+    building.build(description)
+    try:
+        if file:
+            path = os.path.join(folder, "scene.blend")
+            bpy.ops.wm.save_as_mainfile(filepath=path)
+            if file == "kept across a load":
+                others = [{**obj, "kind": "cone" if obj["kind"] == "cube" else "cube"} for obj in description["objects"]]
+                building.build({**description, "objects": others})
+                made = Made(description)
+                made.truth.render()
+                made.renderer.render()
+            bpy.ops.wm.open_mainfile(filepath=path)
+        if file == "kept across a load":
+            made.camera = made.truth.camera = made.renderer.camera = btb.Camera()
+            if made.light:
+                made.light.camera = made.camera
+        else:
+            made = Made(description)
+        building.go_on(description)
+        found: dict[str, Any] = {"picture": np.array(made.renderer.render())}
+        found |= {name: _own(value) for name, value in made.truth.render().items()}
+        if made.light:
+            found["light"] = np.array(made.light.render())
+        found["again"] = np.array(made.truth.render()["instance"])
+        found["pixels"] = made.camera.ndc_to_pixel(made.camera.world_to_ndc(position)) if len(position) else np.empty((0, 2))
+        found["in view"] = made.camera.in_view(position) if len(position) else np.empty(0, bool)
+        return found
+    except BlendtorchError as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+
+
+def _own(value: Any) -> Any:
+    return np.array(value) if isinstance(value, np.ndarray) else value
