@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from .comparison import Verdict, judge
-from .descriptions import Description, descriptions, plain, simpler
+from .descriptions import RENDERERS, Description, descriptions, one_choice_each, plain, smallest
 from .process import Blenders
 
 
@@ -30,7 +30,12 @@ class Campaign:
         self.refused: Counter[str] = Counter()
         self.kinds: dict[str, tuple[Description, str, str]] = {}
 
-    def look_at(self, description: Description) -> None:
+    def look_at_single_choices(self) -> None:
+        for renderer in RENDERERS:
+            for description in one_choice_each(renderer):
+                self.look_at(description, shrink=False)
+
+    def look_at(self, description: Description, *, shrink: bool = True) -> None:
         if time.perf_counter() - self.started > self.seconds:
             return
         self.scenes += 1
@@ -39,7 +44,11 @@ class Campaign:
         for what in (*verdict.disagreements, *(["unsure"] if verdict.unsure else [])):
             self.counts[what] += 1
             if not self._is_known(what, description):
-                self._shrink(what, description)
+                text = verdict.unsure if what == "unsure" else verdict.disagreements[what]
+                small = description
+                if shrink:
+                    small, text = self._shrunk(what, description)
+                self._note(what, small, text)
 
     def _count(self, verdict: Verdict) -> None:
         self.differing += verdict.differing
@@ -53,24 +62,23 @@ class Campaign:
         features = _features(description)
         return any(kind.startswith(f"{what}:") and _features(small) <= features for kind, (small, _, _) in self.kinds.items())
 
-    def _shrink(self, what: str, description: Description) -> None:
-        smallest, said, tries = description, "", 0
-        again = True
-        while again:
-            again = False
-            for candidate in simpler(smallest):
-                tries += 1
-                if tries > 150:
-                    break
-                verdict = judge(self.blenders, candidate)
-                text = verdict.unsure if what == "unsure" else verdict.disagreements.get(what, "")
-                if text:
-                    smallest, said, again = candidate, text, True
-                    break
-        kind = f"{what}: {', '.join(sorted(_features(smallest)))}"
+    def _shrunk(self, what: str, description: Description) -> tuple[Description, str]:
+        said = ""
+
+        def is_found(candidate: Description) -> bool:
+            nonlocal said
+            verdict = judge(self.blenders, candidate)
+            text = verdict.unsure if what == "unsure" else verdict.disagreements.get(what, "")
+            said = text or said
+            return bool(text)
+
+        return smallest(description, is_found), said
+
+    def _note(self, what: str, small: Description, said: str) -> None:
+        kind = f"{what}: {', '.join(sorted(_features(small)))}"
         if kind not in self.kinds:
-            self.kinds[kind] = smallest, said, what
-            line = f"{kind}\n    {json.dumps(plain(smallest))}\n    {said[-600:]}\n"
+            self.kinds[kind] = small, said, what
+            line = f"{kind}\n    {json.dumps(plain(small))}\n    {said[-600:]}\n"
             print(f"[{self.scenes} scenes, {time.perf_counter() - self.started:.0f} s] {line}", flush=True)
             if self.report:
                 with self.report.open("a") as file:
@@ -105,6 +113,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=7200)
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--singles", action="store_true", help="first, scenes in which one thing is not plain")
     parser.add_argument("--report", type=Path, help="a file to add the kinds of disagreements to")
     arguments = parser.parse_args()
     print(f"--seed {arguments.seed}")
@@ -120,7 +129,10 @@ def main() -> None:
             campaign.look_at(description)
 
         try:
-            look()
+            if arguments.singles:
+                campaign.look_at_single_choices()
+            if arguments.scenes:
+                look()
         finally:
             print(campaign.summary())
 

@@ -24,8 +24,26 @@ def build(description: dict[str, Any]) -> dict[str, int]:
 def go_on(description: dict[str, Any]) -> None:
     """Move on to the last frame, as a script does, and touch what it touches."""
     scene = bpy.context.scene
+    set_field(EPISODES[-1])
     for frame in description["frames"][1:]:
+        for step in range(2, frame) if scene.rigidbody_world else ():
+            scene.frame_set(step)
         scene.frame_set(frame)
+    touch(description)
+
+
+EPISODES = (0.0, -150.0, 150.0)
+"""The strength of the force field in each."""
+
+
+def set_field(strength: float) -> None:
+    field = bpy.data.objects.get("field")
+    if field:
+        field.field.strength = strength
+
+
+def touch(description: dict[str, Any]) -> None:
+    scene = bpy.context.scene
     for i, made in enumerate(description["objects"]):
         if _is_touched(made):
             obj = bpy.data.objects[f"object {i}"]
@@ -49,6 +67,7 @@ class Builder:
         self.numbers: dict[str, int] = {}
         self._objects: list[Any] = []
         self._shows_originals = description.get("shows_originals", False)
+        self._falling: list[Any] = []
         self._hidden: list[tuple[Any, Any, str]] = []
         if description["second_scene"]:
             another = bpy.data.scenes.new("Another")
@@ -59,6 +78,7 @@ class Builder:
             self._relations(obj, made)
         self._camera(description["camera"])
         self._settings(description)
+        self._physics(description["episodes"])
         self._layers(description["layers"])
         self._hide()
         self._viewport()
@@ -85,11 +105,14 @@ class Builder:
         self._link(obj, collection)
         self._number(obj)
         obj.location, obj.rotation_euler, obj.scale = made["location"], made["rotation"], made["scale"]
+        obj.location += Vector((0.013, 0.017, 0.011)) * i  # no two faces lie in one plane
         if kind in _INSTANCING:
             self._instance(obj, kind, i, collection)
         for modifier in made["modifiers"]:
             _add_modifier(obj, modifier)
         _animate(obj, made["motion"])
+        if made["motion"] == "falls" and obj.type == "MESH":
+            self._falling.append(obj)
         self._show(obj, made["visibility"], collection)
         self._hidden.append((obj, collection, made["hidden"]))
         return obj
@@ -149,6 +172,23 @@ class Builder:
     @staticmethod
     def _link(obj: Any, collection: Any) -> None:
         collection.objects.link(obj)
+
+    def _physics(self, episodes: int) -> None:
+        if not self._falling:
+            return
+        bpy.ops.rigidbody.world_add()
+        world = self.scene.rigidbody_world
+        world.collection = bpy.data.collections.new("falling")
+        for obj in self._falling:
+            world.collection.objects.link(obj)
+            obj.rigid_body.type = "ACTIVE"
+        if episodes > 1:
+            field = bpy.data.objects.new("field", None)
+            field.location = (0.3, 0.2, -3)
+            self._link(field, self.scene.collection)
+            with bpy.context.temp_override(object=field, active_object=field):
+                bpy.ops.object.forcefield_toggle()
+            field.field.strength = EPISODES[-1]
 
     # ------------------------------------------------------------------------------------------------- visibility
 
@@ -251,6 +291,7 @@ class Builder:
         render.dither_intensity = 0
         scene.view_settings.view_transform, scene.view_settings.exposure = description["view_transform"], description["exposure"]
         scene.unit_settings.scale_length = description["unit_scale"]
+        render.use_motion_blur = description["motion_blur"]
         render.use_border = description["border"]
         render.border_min_x, render.border_max_x, render.border_min_y, render.border_max_y = 0.25, 0.7, 0.2, 0.6
         if description["simplify"]:

@@ -7,7 +7,7 @@ which is what shrinking ends with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
@@ -21,187 +21,212 @@ RENDERERS = (SOLID, CYCLES_FINAL, WORKBENCH_FINAL)
 PLAIN = ("cube", "sphere", "plane", "cone")
 OTHERS = ("curve", "text", "metaball", "surface", "points", "hair", "grease pencil", "empty", "armature")
 INSTANCERS = ("collection instance", "vertices", "faces", "nodes", "particles")
-KINDS = (*PLAIN, *OTHERS, *INSTANCERS)
 
-HIDDEN = (
+_STILL, _UNMOVED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+_HIDDEN = (
     "", "hide_viewport", "hide_render", "hide_set", "collection excluded", "collection hide_viewport", "collection hide_render",
     "layer collection hidden",
 )  # fmt: skip
-VISIBILITY = (
-    "", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds", "in front",
+_MODIFIERS = tuple(
+    [{"type": kind, "viewport": viewport, "render": render, "levels": levels, "render_levels": render_levels}]
+    for kind, viewport, render, levels, render_levels in (
+        ("subdivision", True, True, 1, 1), ("subdivision", True, True, 0, 2), ("subdivision", True, True, 2, 0),
+        ("array", True, True, 0, 0), ("array", True, False, 0, 0), ("solidify", True, True, 0, 0), ("wave", True, True, 0, 0),
+        ("wave", False, True, 0, 0), ("mirror", True, True, 0, 0),
+    )
 )  # fmt: skip
-MODIFIERS = ("subdivision", "array", "solidify", "wave", "mirror")
-MOTIONS = ("still", "keyframes", "driver", "shape key")
-CAMERAS = ("PERSP", "ORTHO", "EQUIRECTANGULAR", "FISHEYE_EQUIDISTANT", "FISHEYE_EQUISOLID")
-FILES = ("", "saved and opened", "kept across a load")
 
-OBJECT: Mapping[str, Any] = {
-    "kind": "cube", "location": [0.0, 0.0, 0.0], "rotation": [0.0, 0.0, 0.0], "scale": [1.0, 1.0, 1.0], "modifiers": [],
-    "motion": "still", "parent": None, "constraint": None, "hidden": "", "visibility": "", "touched": False,
+Values = tuple[tuple[Any, ...], int]
+"""What there is to choose, the plainest first, and how rarely it is another one: once in so many."""
+
+OBJECT: Mapping[str, Values] = {
+    "kind": ((*PLAIN, *OTHERS, *INSTANCERS), 1),
+    "location": ((_STILL, "anywhere"), 1),
+    "rotation": ((_STILL, "anyhow"), 2),
+    "scale": ((_UNMOVED, (0.5, 1.0, 1.5), (-1.0, 1.0, 1.0), (0.7, 0.7, 0.7)), 2),
+    "modifiers": (((), *_MODIFIERS, _MODIFIERS[3] + _MODIFIERS[1], _MODIFIERS[0] + _MODIFIERS[6]), 3),
+    "motion": (("still", "keyframes", "driver", "shape key", "falls"), 3),
+    "parent": ((None, 0, 1, 2), 3),
+    "constraint": ((None, 0, 1, 2), 5),
+    "hidden": (_HIDDEN, 4),
+    "visibility": (
+        ("", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds", "in front"), 5,
+    ),
+    "touched": ((False, True), 3),
 }  # fmt: skip
-CAMERA: Mapping[str, Any] = {
-    "type": "PERSP", "location": [0.0, 0.0, 10.0], "at": [0.0, 0.0, 0.0], "roll": 0.0, "lens": 50.0, "ortho_scale": 7.0,
-    "sensor_fit": "AUTO", "sensor": [36.0, 24.0], "shift": [0.0, 0.0], "clip": [0.1, 100.0], "motion": "still", "parent": None,
-    "constraint": None, "hidden": "", "touched": False,
-}  # fmt: skip
-SCENE: Mapping[str, Any] = {
-    "renderer": SOLID, "frames": [1], "file": "", "transparent": False, "view_transform": "Standard", "exposure": 0.0, "aspect": [1.0, 1.0],
-    "percentage": 100, "unit_scale": 1.0, "border": False, "simplify": [], "second_scene": False, "layers": "",
-}  # fmt: skip
+CAMERA: Mapping[str, Values] = {
+    "type": (("PERSP", "ORTHO", "EQUIRECTANGULAR", "FISHEYE_EQUIDISTANT", "FISHEYE_EQUISOLID"), 3),
+    "location": (((0.0, 0.0, 10.0), (-4.0, 3.0, 9.0), (2.0, -6.0, 5.0)), 2),
+    "at": ((_STILL, (0.4, -0.3, 0.2)), 2),
+    "roll": ((0.0, 0.4, 2.0), 3),
+    "lens": ((50.0, 30.0, 65.0), 3),
+    "ortho_scale": ((7.0, 5.5, 12.0), 3),
+    "sensor_fit": (("AUTO", "HORIZONTAL", "VERTICAL"), 3),
+    "sensor": (((36.0, 24.0), (32.0, 32.0), (20.0, 30.0)), 3),
+    "shift": (((0.0, 0.0), (0.1, 0.0), (-0.05, 0.2)), 3),
+    "own_shift": (((0.0, 0.0), (0.08, -0.1)), 8),  # that the script makes by setting proj_matrix
+    "clip": (((0.1, 100.0), (9.0, 10.0), (0.001, 5000.0)), 4),
+    "motion": (("still", "keyframes", "driver"), 4),
+    "parent": ((None, 0), 6),
+    "constraint": ((None, 0), 8),
+    "hidden": (_HIDDEN, 6),
+    "touched": ((False, True), 4),
+}
+SCENE: Mapping[str, Values] = {
+    "frames": (((1,), (1, 7), (7, 3), (4, 11, 2)), 2),
+    "file": (("", "saved and opened", "kept across a load"), 5),
+    "transparent": ((False, True), 3),
+    "view_transform": (("Standard", "AgX", "Filmic", "Raw"), 3),
+    "exposure": ((0.0, 1.0), 4),
+    "aspect": (((1.0, 1.0), (1.0, 1.5), (2.0, 1.0)), 4),
+    "percentage": ((100, 50), 5),
+    "unit_scale": ((1.0, 0.01), 6),
+    "border": ((False, True), 6),
+    "simplify": (((), (0, 1), (1, 0)), 6),
+    "second_scene": ((False, True), 5),
+    "layers": (("", "first is the window's", "second is the window's"), 6),
+    "motion_blur": ((False, True), 10),
+    "episodes": ((1, 3), 5),
+}
 
 
-def _numbers(low: float, high: float) -> st.SearchStrategy[float]:
+def _plainest(table: Mapping[str, Values]) -> Description:
+    return {key: values[0] for key, (values, _) in table.items()}
+
+
+def _xyz(low: float, high: float) -> st.SearchStrategy[Any]:
     """Few decimals, so that a description can be read; and off the grid of pixels, so that no edge runs along their middles."""
-    return st.integers(round(low * 100), round(high * 100)).map(lambda n: (n + 0.37) / 100 if n else 0.0)
+    number = st.integers(round(low * 100), round(high * 100)).map(lambda n: (n + 0.37) / 100 if n else 0.0)
+    return st.tuples(number, number, number)
 
 
-def _rarely(values: Any, one_in: int) -> st.SearchStrategy[Any]:
-    """Mostly the first of some values."""
-    plain = st.just(values[0])
-    return st.one_of(*[plain] * (one_in - 1), st.sampled_from(values))
+def _choice(values: tuple[Any, ...], one_in: int) -> st.SearchStrategy[Any]:
+    def drawn(value: Any) -> st.SearchStrategy[Any]:
+        return _xyz(-2, 2) if value == "anywhere" else _xyz(-3, 3) if value == "anyhow" else st.just(value)
+
+    others = st.sampled_from(values).flatmap(drawn)
+    return st.one_of(*[st.just(values[0])] * (one_in - 1), others)
 
 
-def _xyz(low: float, high: float) -> st.SearchStrategy[list[float]]:
-    return st.lists(_numbers(low, high), min_size=3, max_size=3)
-
-
-_modifier = st.fixed_dictionaries(
-    {
-        "type": st.sampled_from(MODIFIERS),
-        "viewport": _rarely((True, False), 3),
-        "render": _rarely((True, False), 3),
-        "levels": st.integers(0, 2),
-        "render_levels": st.integers(0, 2),
-    }
-)
-
-
-def _objects(index: int) -> st.SearchStrategy[Description]:
-    others = (None, *range(index))
-    return st.fixed_dictionaries(
-        {
-            "kind": st.one_of(st.sampled_from(PLAIN), st.sampled_from(KINDS)),
-            "location": _xyz(-2, 2),
-            "rotation": st.one_of(st.just([0.0, 0.0, 0.0]), _xyz(-3, 3)),
-            "scale": st.one_of(st.just([1.0, 1.0, 1.0]), st.sampled_from([[0.5, 1.0, 1.5], [-1.0, 1.0, 1.0], [0.7, 0.7, 0.7]])),
-            "modifiers": st.one_of(st.just([]), st.lists(_modifier, max_size=2)),
-            "motion": _rarely(MOTIONS, 3),
-            "parent": _rarely(others, 2),
-            "constraint": _rarely(others, 4),
-            "hidden": _rarely(HIDDEN, 3),
-            "visibility": _rarely(VISIBILITY, 4),
-            "touched": _rarely((False, True), 4),
-        }
-    )
-
-
-def _cameras(panoramic: bool) -> st.SearchStrategy[Description]:
-    return st.fixed_dictionaries(
-        {
-            "type": st.sampled_from(CAMERAS[: None if panoramic else 2]),
-            "location": st.tuples(_numbers(-4, 4), _numbers(-4, 4), _numbers(7, 11)).map(list),
-            "at": _xyz(-0.5, 0.5),
-            "roll": _rarely((0.0, 0.4, 2.0), 2),
-            "lens": _rarely((50.0, 30.0, 65.0), 2),
-            "ortho_scale": st.sampled_from((7.0, 5.5, 12.0)),
-            "sensor_fit": _rarely(("AUTO", "HORIZONTAL", "VERTICAL"), 2),
-            "sensor": _rarely(([36.0, 24.0], [32.0, 32.0], [20.0, 30.0]), 2),
-            "shift": _rarely(([0.0, 0.0], [0.1, 0.0], [-0.05, 0.2]), 2),
-            "clip": _rarely(([0.1, 100.0], [8.0, 10.0], [0.001, 5000.0]), 3),
-            "motion": _rarely(MOTIONS[:3], 3),
-            "parent": _rarely((None, 0), 4),
-            "constraint": _rarely((None, 0), 6),
-            "hidden": _rarely(HIDDEN, 6),
-            "touched": _rarely((False, True), 3),
-        }
-    )
+def _from(table: Mapping[str, Values]) -> st.SearchStrategy[Description]:
+    return st.fixed_dictionaries({key: _choice(values, one_in) for key, (values, one_in) in table.items()})
 
 
 @st.composite
-def descriptions(draw: st.DrawFn, *, eevee: bool = True) -> Description:
+def descriptions(draw: st.DrawFn, *, renderers: tuple[str, ...] = RENDERERS, rare_renderers: tuple[str, ...] = (EEVEE, EEVEE_FINAL)) -> Description:
     """A scene of one to four objects and a camera."""
-    renderer = draw(st.sampled_from(RENDERERS))
-    if eevee and draw(st.integers(0, 19)) == 19:
-        renderer = draw(st.sampled_from((EEVEE, EEVEE_FINAL)))
-    count = draw(st.integers(1, 4))
-    return {
-        "objects": [draw(_objects(i)) for i in range(count)],
-        "camera": draw(_cameras(renderer == CYCLES_FINAL)),
-        "renderer": renderer,
-        "frames": draw(st.lists(st.integers(1, 11), min_size=1, max_size=3)),
-        "file": draw(_rarely(FILES, 4)),
-        "transparent": draw(st.booleans()),
-        "view_transform": draw(_rarely(("Standard", "AgX", "Filmic", "Raw"), 2)),
-        "exposure": draw(_rarely((0.0, 1.0), 3)),
-        "aspect": draw(_rarely(([1.0, 1.0], [1.0, 1.5], [2.0, 1.0]), 4)),
-        "percentage": draw(_rarely((100, 50), 4)),
-        "unit_scale": draw(_rarely((1.0, 0.01), 6)),
-        "border": draw(_rarely((False, True), 6)),
-        "simplify": draw(_rarely(([], [0, 1], [1, 0]), 4)),
-        "second_scene": draw(_rarely((False, True), 4)),
-        "layers": draw(_rarely(("", "first is the window's", "second is the window's"), 5)),
-    }
+    is_rare = rare_renderers and draw(st.integers(0, 19)) == 19
+    found = draw(_from(SCENE))
+    found["renderer"] = draw(st.sampled_from(rare_renderers if is_rare else renderers))
+    found["objects"] = draw(st.lists(_from(OBJECT), min_size=1, max_size=4))
+    found["camera"] = draw(_from(CAMERA))
+    return sensible(found)
+
+
+def sensible(description: Description) -> Description:
+    """The same without what cannot be: objects hang on those before them, and only Cycles has panoramic cameras."""
+    for i, obj in enumerate(description["objects"]):
+        for key in ("parent", "constraint"):
+            if obj[key] is not None and obj[key] >= i:
+                obj[key] = None
+    if description["renderer"] != CYCLES_FINAL and description["camera"]["type"] not in ("PERSP", "ORTHO"):
+        description["camera"]["type"] = "PERSP"
+    if any(obj["motion"] == "falls" for obj in description["objects"]):  # what is simulated begins at the first frame
+        description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
+    else:
+        description["episodes"] = 1
+    return description
+
+
+def one_choice_each(renderer: str) -> Iterator[Description]:
+    """Scenes in which one thing is not plain, also with something that hides a part of it, and with movement."""
+    for name, table in (("scene", SCENE), ("camera", CAMERA), ("object", OBJECT)):
+        for key, (values, _) in table.items():
+            for value in values[1:]:
+                value = {"anywhere": (0.7, 0.4, 0.2), "anyhow": (0.5, 1.1, -0.3)}.get(value, value) if isinstance(value, str) else value
+                choice = {key: value}
+                if key in ("parent", "constraint") and name == "object":
+                    objects = [{"location": (1.0, 0.0, 0.0), "rotation": (0.0, 0.3, 0.5)}, {key: 0}]
+                    if value == 0:
+                        yield sensible(whole({"objects": objects, "renderer": renderer}))
+                        yield sensible(whole({"objects": [{"motion": "driver"}, {key: 0}], "frames": (1, 7), "renderer": renderer}))
+                    continue
+                short: Description = {"renderer": renderer, "objects": [{}, {"kind": "plane", "location": (0.6, 0.3, -1.5)}]}
+                if name == "scene":
+                    short |= choice
+                elif name == "camera":
+                    short["camera"] = choice
+                else:
+                    short["objects"][0] = choice
+                if key in ("motion", "touched", "parent", "constraint", "episodes", "hidden"):
+                    short["objects"][0].setdefault("motion", "falls" if key == "episodes" else "driver" if name == "camera" else "keyframes")
+                    short["frames"] = (1, 7)
+                yield sensible(whole(short))
 
 
 def plain(description: Description) -> Description:
     """The same without what has its plainest value, to be read."""
     found: Description = {"objects": [_without(obj, OBJECT) for obj in description["objects"]]}
     camera = _without(description["camera"], CAMERA)
-    return found | ({"camera": camera} if camera else {}) | _without({k: v for k, v in description.items() if k in SCENE}, SCENE)
+    found |= {"camera": camera} if camera else {}
+    return found | {"renderer": description["renderer"]} | _without(description, SCENE)
 
 
 def whole(short: Description) -> Description:
     """A description of which only what is not plain is given."""
-    objects = [{**OBJECT, **obj} for obj in short.get("objects", [{}])]
-    return copy.deepcopy({**SCENE, **short, "objects": objects, "camera": {**CAMERA, **short.get("camera", {})}})
+    objects = [_plainest(OBJECT) | obj for obj in short.get("objects", [{}])]
+    found = {"renderer": SOLID} | _plainest(SCENE) | short
+    return copy.deepcopy(found | {"objects": objects, "camera": _plainest(CAMERA) | short.get("camera", {})})
 
 
-def _without(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Description:
-    return {key: value for key, value in given.items() if value != defaults[key]}
+def _without(given: Mapping[str, Any], table: Mapping[str, Values]) -> Description:
+    return {key: given[key] for key, (values, _) in table.items() if given[key] != values[0]}
 
 
-def simpler(description: Description) -> list[Description]:
-    """Descriptions with one thing less, for shrinking what no longer is hypothesis's."""
-    found = []
-    for i in reversed(range(len(description["objects"]))):
-        if len(description["objects"]) > 1:
-            found.append(_without_object(description, i))
-    for path, defaults in (((), SCENE), (("camera",), CAMERA), *((("objects", i), OBJECT) for i in range(len(description["objects"])))):
-        for key, value in defaults.items():
-            if _at(description, path)[key] != value and key != "renderer":
-                copied = copy.deepcopy(description)
-                _at(copied, path)[key] = copy.deepcopy(value)
-                found.append(copied)
-    for i, obj in enumerate(description["objects"]):
-        for j in range(len(obj["modifiers"])):
-            copied = copy.deepcopy(description)
-            del copied["objects"][i]["modifiers"][j]
-            found.append(copied)
-    if len(description["frames"]) > 1:
-        for i in range(len(description["frames"])):
-            copied = copy.deepcopy(description)
-            del copied["frames"][i]
-            found.append(copied)
+Choice = tuple[str, ...]
+"""Something about a description that is not the plainest: ``("object 1",)`` that there is this object, ``("object 1", "kind")``."""
+
+
+def choices(description: Description) -> list[Choice]:
+    """All that is not plain."""
+    found: list[Choice] = [(f"object {i}",) for i in range(len(description["objects"]))]
+    for name, owner, table in _owners(description):
+        found += [(name, key) for key, (values, _) in table.items() if owner[key] != values[0]]
     return found
 
 
-def _at(description: Description, path: tuple[Any, ...]) -> Any:
-    found: Any = description
-    for key in path:
-        found = found[key]
-    return found
+def _owners(description: Description) -> list[tuple[str, Description, Mapping[str, Values]]]:
+    objects = [(f"object {i}", obj, OBJECT) for i, obj in enumerate(description["objects"])]
+    return [("scene", description, SCENE), ("camera", description["camera"], CAMERA), *objects]
 
 
-def _without_object(description: Description, i: int) -> Description:
-    copied = copy.deepcopy(description)
-    del copied["objects"][i]
-    for owner in (*copied["objects"], copied["camera"]):
+def with_only(description: Description, kept: Collection[Choice]) -> Description:
+    """The description with these choices, and plain otherwise."""
+    found = copy.deepcopy(description)
+    for name, owner, table in _owners(found):
+        owner |= {key: values[0] for key, (values, _) in table.items() if (name, key) not in kept}
+    left = [i for i in range(len(found["objects"])) if (f"object {i}",) in kept] or [0]
+    found["objects"] = [found["objects"][i] for i in left]
+    for owner in (*found["objects"], found["camera"]):
         for key in ("parent", "constraint"):
-            if owner[key] == i:
-                owner[key] = None
-            elif owner[key] is not None and owner[key] > i:
-                owner[key] -= 1
-    return copied
+            owner[key] = left.index(owner[key]) if owner[key] in left else None
+    return sensible(found)
+
+
+def smallest(description: Description, is_found: Callable[[Description], bool]) -> Description:
+    """Leave out choices, many at once and then fewer, as long as it is still found."""
+    kept = choices(description)
+    size = len(kept)
+    while size:
+        start = 0
+        while start < len(kept):
+            fewer = kept[:start] + kept[start + size :]
+            if is_found(with_only(description, fewer)):
+                kept = fewer
+            else:
+                start += size
+        size //= 2
+    return with_only(description, kept)
 
 
 # ------------------------------------------------------------------------------------------------------------ twins
@@ -221,6 +246,9 @@ def twin_for_pictures(description: Description) -> Description:
     Final renders show the scene itself. A viewport has settings of its own: the twin's final render has them.
     """
     twin = copy.deepcopy(description)
+    twin["border"] = False  # pictures are whole
+    camera = twin["camera"]
+    camera["shift"] = [sum(pair) for pair in zip(camera["shift"], camera.pop("own_shift"), strict=True)]
     if is_final(description):
         return twin
     for obj in (*twin["objects"], twin["camera"]):
@@ -231,8 +259,8 @@ def twin_for_pictures(description: Description) -> Description:
             obj["hidden"] = "hide_render"
         for modifier in obj["modifiers"]:
             modifier["render"], modifier["render_levels"] = modifier["viewport"], modifier["levels"]
-    if twin["simplify"]:
-        twin["simplify"] = [twin["simplify"][0]] * 2
+    twin["simplify"] = twin["simplify"][:1] * 2
+    twin["motion_blur"] = False
     twin["shows_originals"] = True  # of what vertices and faces instance
     twin["layers"] = twin["layers"] and f"{twin['layers']}, and rendered"
     return twin
@@ -241,6 +269,7 @@ def twin_for_pictures(description: Description) -> Description:
 def twin_for_labels(description: Description) -> Description:
     """A scene of which a final render of Cycles shows what the renderer shows of this one."""
     twin = twin_for_pictures(description)
+    twin["motion_blur"] = False
     for obj in twin["objects"]:
         if engine(description) != "CYCLES":
             unknown = ("holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher")

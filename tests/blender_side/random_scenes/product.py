@@ -58,7 +58,11 @@ def make(description: dict[str, Any], folder: str, position: Any) -> dict[str, A
                 made.light.camera = made.camera
         else:
             made = Made(description)
-        building.go_on(description)
+        _own_projection(made.camera, description["camera"]["own_shift"])
+        if description["episodes"] > 1:
+            _play(description)
+        else:
+            building.go_on(description)
         found: dict[str, Any] = {"picture": np.array(made.renderer.render())}
         found |= {name: _own(value) for name, value in made.truth.render().items()}
         if made.light:
@@ -69,6 +73,29 @@ def make(description: dict[str, Any], folder: str, position: Any) -> dict[str, A
         return found
     except BlendtorchError as error:
         return {"refused": f"{type(error).__name__}: {error}"}
+
+
+def _play(description: dict[str, Any]) -> None:
+    """Play episodes to the last frame, each with a field of its own; labels are made after the last one."""
+    animation, fields = btb.AnimationController(), iter(building.EPISODES)
+    animation.pre_animation.add(lambda: building.set_field(next(fields)))
+    animation.play((1, description["frames"][-1]), num_episodes=len(building.EPISODES), use_animation=False)
+    building.touch(description)
+
+
+def _own_projection(camera: Any, shift: tuple[float, float]) -> None:
+    """Move the principal point, as for a measured camera, in units of the sensor's fit (see ``comparison.project``)."""
+    if not any(shift):
+        return
+    projection, render, data = camera.proj_matrix.copy(), bpy.context.scene.render, camera.bpy_camera.data
+    wide, high = building.WIDTH * render.pixel_aspect_x, building.HEIGHT * render.pixel_aspect_y
+    length = wide if data.sensor_fit == "HORIZONTAL" or (data.sensor_fit == "AUTO" and wide >= high) else high
+    for row, (part, size) in enumerate(zip(shift, (wide, high), strict=True)):
+        if data.type == "ORTHO":
+            projection[row][3] -= 2 * part * length / size
+        else:
+            projection[row][2] += 2 * part * length / size
+    camera.proj_matrix = projection
 
 
 def _own(value: Any) -> Any:
