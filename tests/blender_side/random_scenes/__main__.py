@@ -1,7 +1,7 @@
 """Many random scenes, and what disagrees, by kind: ``make scenes``, or ``python -m tests.blender_side.random_scenes --help``.
 
-hypothesis draws the scenes. Each disagreement is made smaller by leaving out one thing after the other, as long as it stays, and what
-is left names its kind.
+hypothesis draws the scenes. Each disagreement is made smaller by leaving out one thing after the other, as long as it stays, and
+what is left names its kind.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Campaign:
     def _is_known(self, what: str, description: Description) -> bool:
         """Whether a smallest scene of the same disagreement is contained in this one."""
         features = _features(description)
-        return any(kind.startswith(f"{what}:") and _features(small) <= features for kind, (small, _, _) in self.kinds.items())
+        return any(
+            kind.startswith(f"{what}:") and _features(small) <= features for kind, (small, _, _) in self.kinds.items()
+        )
 
     def _shrunk(self, what: str, description: Description) -> tuple[Description, str]:
         said = ""
@@ -87,8 +89,8 @@ class Campaign:
     def summary(self) -> str:
         seconds = time.perf_counter() - self.started
         return (
-            f"{self.scenes} scenes in {seconds:.0f} s, {self.blenders.product.deaths} deaths of Blender; refused {dict(self.refused)};"
-            f" scenes with a disagreement, by what disagrees: {dict(self.counts)}; kinds: {len(self.kinds)};"
+            f"{self.scenes} scenes in {seconds:.0f} s, {self.blenders.product.deaths} deaths of Blender;"
+            f" refused {dict(self.refused)}; scenes with a disagreement, by what disagrees: {dict(self.counts)}; kinds: {len(self.kinds)};"
             f" pixels of masks that differ: {self.differing} of {self.rim} at silhouettes, of {self.pixels} in all"
         )
 
@@ -96,7 +98,9 @@ class Campaign:
 def _features(description: Description) -> set[str]:
     short = plain(description)
     found = {f"{key}={value}" for key, value in short.items() if key not in ("objects", "camera", "frames")}
-    found |= {f"camera {key}={value}" for key, value in short.get("camera", {}).items() if key not in ("location", "at")}
+    found |= {
+        f"camera {key}={value}" for key, value in short.get("camera", {}).items() if key not in ("location", "at")
+    }
     for obj in short["objects"]:
         for key, value in obj.items():
             if key == "modifiers":
@@ -122,7 +126,11 @@ def main() -> None:
 
         @seed(arguments.seed)
         @settings(
-            max_examples=arguments.scenes, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+            max_examples=max(arguments.scenes, 1),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
         )
         @given(descriptions())
         def look(description: Description) -> None:

@@ -11,6 +11,7 @@ from mathutils import Euler, Matrix, Quaternion, Vector
 
 from .pixels import HEIGHT, PALETTE, WIDTH
 
+
 def build(description: dict[str, Any]) -> dict[str, int]:
     """Replace what is open by the scene, at its first frame.
 
@@ -57,7 +58,12 @@ def touch(description: dict[str, Any]) -> None:
 
 
 def _is_touched(made: dict[str, Any]) -> bool:
-    return bool(made["touched"]) and made["motion"] in ("still", "shape key") and made["parent"] is None and made["constraint"] is None
+    return (
+        bool(made["touched"])
+        and made["motion"] in ("still", "shape key")
+        and made["parent"] is None
+        and made["constraint"] is None
+    )
 
 
 class Builder:
@@ -98,7 +104,9 @@ class Builder:
         elif kind in _DATA:
             data = _DATA[kind](name)
         else:
-            data = _mesh({"vertices": "plane", "faces": "plane", "nodes": "plane", "particles": "plane"}.get(kind, kind), 1)
+            data = _mesh(
+                {"vertices": "plane", "faces": "plane", "nodes": "plane", "particles": "plane"}.get(kind, kind), 1
+            )
         obj = bpy.data.objects.new(name, data)
         collection = bpy.data.collections.new(name)
         self.scene.collection.children.link(collection)
@@ -167,7 +175,9 @@ class Builder:
         obj.pass_index = number
         color = PALETTE[(number - 1) % len(PALETTE)]
         if hasattr(obj.data, "materials"):
-            obj.data.materials.append(_material(obj.name, color, is_grease_pencil=obj.type in ("GREASEPENCIL", "GPENCIL")))
+            obj.data.materials.append(
+                _material(obj.name, color, is_grease_pencil=obj.type in ("GREASEPENCIL", "GPENCIL"))
+            )
 
     @staticmethod
     def _link(obj: Any, collection: Any) -> None:
@@ -262,9 +272,9 @@ class Builder:
         _animate(camera, made["motion"])
         self._relations(camera, made)
         if made["parent"] is not None:  # stay about where it is
-            camera.matrix_parent_inverse = Matrix.LocRotScale(
-                self._objects[made["parent"]].location, Euler(self._objects[made["parent"]].rotation_euler), self._objects[made["parent"]].scale
-            ).inverted()  # fmt: skip
+            parent = self._objects[made["parent"]]
+            stands = Matrix.LocRotScale(parent.location, Euler(parent.rotation_euler), parent.scale)
+            camera.matrix_parent_inverse = stands.inverted()
         self._hidden.append((camera, collection, made["hidden"]))
 
     def _settings(self, description: dict[str, Any]) -> None:
@@ -285,11 +295,18 @@ class Builder:
         scene.display.shading.show_object_outline = scene.display.shading.show_specular_highlight = False
         scene.world = _black_world()
         factor = 100 // description["percentage"]
-        render.resolution_x, render.resolution_y, render.resolution_percentage = WIDTH * factor, HEIGHT * factor, description["percentage"]
+        render.resolution_x, render.resolution_y, render.resolution_percentage = (
+            WIDTH * factor,
+            HEIGHT * factor,
+            description["percentage"],
+        )
         render.pixel_aspect_x, render.pixel_aspect_y = description["aspect"]
         render.film_transparent = description["transparent"]
         render.dither_intensity = 0
-        scene.view_settings.view_transform, scene.view_settings.exposure = description["view_transform"], description["exposure"]
+        scene.view_settings.view_transform, scene.view_settings.exposure = (
+            description["view_transform"],
+            description["exposure"],
+        )
         scene.unit_settings.scale_length = description["unit_scale"]
         render.use_motion_blur = description["motion_blur"]
         render.use_border = description["border"]
@@ -437,7 +454,9 @@ def _black_world() -> Any:
 
 
 def _add_modifier(obj: Any, made: dict[str, Any]) -> None:
-    kind = {"subdivision": "SUBSURF", "array": "ARRAY", "solidify": "SOLIDIFY", "wave": "WAVE", "mirror": "MIRROR"}[made["type"]]
+    kind = {"subdivision": "SUBSURF", "array": "ARRAY", "solidify": "SOLIDIFY", "wave": "WAVE", "mirror": "MIRROR"}[
+        made["type"]
+    ]
     try:
         modifier = obj.modifiers.new(made["type"], kind)
     except (RuntimeError, TypeError):
@@ -483,7 +502,13 @@ def _instancing_nodes(part: Any) -> Any:
     tree.interface.new_socket("Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
     given, result, info, instance, joined = (
         tree.nodes.new(name)
-        for name in ("NodeGroupInput", "NodeGroupOutput", "GeometryNodeObjectInfo", "GeometryNodeInstanceOnPoints", "GeometryNodeJoinGeometry")
+        for name in (
+            "NodeGroupInput",
+            "NodeGroupOutput",
+            "GeometryNodeObjectInfo",
+            "GeometryNodeInstanceOnPoints",
+            "GeometryNodeJoinGeometry",
+        )
     )
     info.inputs["Object"].default_value, info.inputs["As Instance"].default_value = part, True
     tree.links.new(given.outputs[0], instance.inputs["Points"])

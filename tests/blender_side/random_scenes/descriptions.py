@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 Description = dict[str, Any]
 
-SOLID, EEVEE, CYCLES_FINAL, WORKBENCH_FINAL, EEVEE_FINAL = "SOLID", "EEVEE", "CYCLES final", "WORKBENCH final", "EEVEE final"
+SOLID, EEVEE, CYCLES_FINAL, WORKBENCH_FINAL, EEVEE_FINAL = (
+    "SOLID",
+    "EEVEE",
+    "CYCLES final",
+    "WORKBENCH final",
+    "EEVEE final",
+)
 RENDERERS = (SOLID, CYCLES_FINAL, WORKBENCH_FINAL)
 """What makes the picture: off-screen drawing of a viewport, or a final render. EEVEE is rare: it takes seconds."""
 
@@ -50,7 +56,8 @@ OBJECT: Mapping[str, Values] = {
     "constraint": ((None, 0, 1, 2), 5),
     "hidden": (_HIDDEN, 4),
     "visibility": (
-        ("", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds", "in front"), 5,
+        ("", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds", "in front"),
+        5,
     ),
     "touched": ((False, True), 3),
 }  # fmt: skip
@@ -113,7 +120,9 @@ def _from(table: Mapping[str, Values]) -> st.SearchStrategy[Description]:
 
 
 @st.composite
-def descriptions(draw: st.DrawFn, *, renderers: tuple[str, ...] = RENDERERS, rare_renderers: tuple[str, ...] = (EEVEE, EEVEE_FINAL)) -> Description:
+def descriptions(
+    draw: st.DrawFn, *, renderers: tuple[str, ...] = RENDERERS, rare_renderers: tuple[str, ...] = (EEVEE, EEVEE_FINAL)
+) -> Description:
     """A scene of one to four objects and a camera."""
     is_rare = rare_renderers and draw(st.integers(0, 19)) == 19
     found = draw(_from(SCENE))
@@ -143,15 +152,24 @@ def one_choice_each(renderer: str) -> Iterator[Description]:
     for name, table in (("scene", SCENE), ("camera", CAMERA), ("object", OBJECT)):
         for key, (values, _) in table.items():
             for value in values[1:]:
-                value = {"anywhere": (0.7, 0.4, 0.2), "anyhow": (0.5, 1.1, -0.3)}.get(value, value) if isinstance(value, str) else value
+                value = (
+                    {"anywhere": (0.7, 0.4, 0.2), "anyhow": (0.5, 1.1, -0.3)}.get(value, value)
+                    if isinstance(value, str)
+                    else value
+                )
                 choice = {key: value}
                 if key in ("parent", "constraint") and name == "object":
                     objects = [{"location": (1.0, 0.0, 0.0), "rotation": (0.0, 0.3, 0.5)}, {key: 0}]
                     if value == 0:
                         yield sensible(whole({"objects": objects, "renderer": renderer}))
-                        yield sensible(whole({"objects": [{"motion": "driver"}, {key: 0}], "frames": (1, 7), "renderer": renderer}))
+                        yield sensible(
+                            whole({"objects": [{"motion": "driver"}, {key: 0}], "frames": (1, 7), "renderer": renderer})
+                        )
                     continue
-                short: Description = {"renderer": renderer, "objects": [{}, {"kind": "plane", "location": (0.6, 0.3, -1.5)}]}
+                short: Description = {
+                    "renderer": renderer,
+                    "objects": [{}, {"kind": "plane", "location": (0.6, 0.3, -1.5)}],
+                }
                 if name == "scene":
                     short |= choice
                 elif name == "camera":
@@ -159,7 +177,9 @@ def one_choice_each(renderer: str) -> Iterator[Description]:
                 else:
                     short["objects"][0] = choice
                 if key in ("motion", "touched", "parent", "constraint", "episodes", "hidden"):
-                    short["objects"][0].setdefault("motion", "falls" if key == "episodes" else "driver" if name == "camera" else "keyframes")
+                    short["objects"][0].setdefault(
+                        "motion", "falls" if key == "episodes" else "driver" if name == "camera" else "keyframes"
+                    )
                     short["frames"] = (1, 7)
                 yield sensible(whole(short))
 
@@ -184,7 +204,7 @@ def _without(given: Mapping[str, Any], table: Mapping[str, Values]) -> Descripti
 
 
 Choice = tuple[str, ...]
-"""Something about a description that is not the plainest: ``("object 1",)`` that there is this object, ``("object 1", "kind")``."""
+"""Something about a description that is not the plainest: ``("object 1",)``, that it is there, or ``("object 1", "kind")``."""
 
 
 def choices(description: Description) -> list[Choice]:
@@ -252,7 +272,13 @@ def twin_for_pictures(description: Description) -> Description:
     if is_final(description):
         return twin
     for obj in (*twin["objects"], twin["camera"]):
-        hides = ("hide_viewport", "hide_set", "collection excluded", "collection hide_viewport", "layer collection hidden")
+        hides = (
+            "hide_viewport",
+            "hide_set",
+            "collection excluded",
+            "collection hide_viewport",
+            "layer collection hidden",
+        )
         obj["hidden"] = "hide_render" if obj["hidden"] in hides else ""
     for obj in twin["objects"]:
         if description["renderer"] == SOLID and obj["visibility"] in ("wire", "bounds"):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.blender_side.random_scenes import oracle, product  # noqa: E402
+from tests.blender_side.random_scenes import oracle, product
 
-CALLS = {"picture": oracle.render_picture, "rasters": oracle.render_rasters, "poses": oracle.poses, "product": product.make}
+CALLS = {"right": oracle.right, "product": product.make, "plant": product.plant}
 
 
 def main() -> None:

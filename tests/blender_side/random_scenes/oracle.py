@@ -1,7 +1,7 @@
 """What is right, by Blender's own final renders (F12), inside Blender. Knows nothing of the product.
 
-Two renders with files of their own: the picture, by the engine in question, and rasters, by Cycles with one sample in the middle of
-each pixel. ``reading.py`` reads them, outside.
+Two renders with files of their own: the picture, by the engine in question, and rasters, by Cycles with one sample in the middle
+of each pixel. ``reading.py`` reads them, outside.
 """
 
 from __future__ import annotations
@@ -14,14 +14,30 @@ import numpy as np
 from . import building
 
 
-def render_picture(description: dict[str, Any], path: str) -> dict[str, Any]:
-    """F12 of the scene: `path`.exr (light) and `path`.png (as displayed)."""
+def right(pictured: dict[str, Any], labelled: dict[str, Any], standing: dict[str, Any], path: str) -> dict[str, Any]:
+    """All that is right, by three descriptions; where they are the same, one scene serves.
+
+    Args:
+        pictured: whose final render shows what the product's picture is to show: `path`.exr (light), `path`.png (as displayed).
+        labelled: the same for a final render of Cycles, for rasters: `path`.rasters.exr, and for each object alone `path`.3.exr.
+        standing: with everything shown, for where camera and objects are.
+    """
+    _open(standing)
+    found = _poses()
+    if pictured != standing:
+        _open(pictured)
+    _render_picture(path)
+    if labelled != pictured:
+        _open(labelled)
+    return found | _render_rasters(path)
+
+
+def _open(description: dict[str, Any]) -> None:
     building.build(description)
     building.go_on(description)
-    return _render(path)
 
 
-def _render(path: str) -> dict[str, Any]:
+def _render_picture(path: str) -> None:
     scene = bpy.context.scene
     _multilayer(scene.render.image_settings)
     scene.render.filepath = f"{path}.exr"
@@ -31,15 +47,15 @@ def _render(path: str) -> dict[str, Any]:
         settings.media_type = "IMAGE"
     settings.file_format, settings.color_mode, settings.color_depth = "PNG", "RGBA", "8"
     bpy.data.images["Render Result"].save_render(f"{path}.png")
-    return {"layer": next(layer.name for layer in scene.view_layers if layer.use)}
 
 
-def render_rasters(description: dict[str, Any], path: str) -> dict[str, Any]:
-    """Rasters by Cycles: `path`.exr; and `path` with the number of each object, which is then alone in the picture."""
-    numbers = building.build(description)
+def _render_rasters(path: str) -> dict[str, Any]:
+    numbers = {
+        obj.name: obj.pass_index for obj in bpy.data.objects if obj.pass_index and not obj.name.startswith("original")
+    }
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
-    scene.render.film_transparent = True
+    scene.render.film_transparent, scene.render.use_motion_blur = True, False
     override = bpy.data.materials.new("override")
     if not override.node_tree:
         override.use_nodes = True
@@ -52,9 +68,8 @@ def render_rasters(description: dict[str, Any], path: str) -> dict[str, Any]:
         layer.use_pass_object_index = layer.use_pass_z = layer.use_pass_normal = layer.use_pass_position = True
         aov = layer.aovs.add()
         aov.name, aov.type = "Place", "COLOR"
-    building.go_on(description)
     _multilayer(scene.render.image_settings)
-    scene.render.filepath = f"{path}.exr"
+    scene.render.filepath = f"{path}.rasters.exr"
     bpy.ops.render.render(write_still=True)
     camera_sees = {obj: obj.visible_camera for obj in bpy.data.objects if obj.name in numbers}
     alone = []
@@ -71,10 +86,7 @@ def render_rasters(description: dict[str, Any], path: str) -> dict[str, Any]:
     return {"numbers": numbers, "layer": layer, "alone": alone}
 
 
-def poses(description: dict[str, Any]) -> dict[str, Any]:
-    """Where camera and objects stand, when nothing is hidden and all of it is evaluated."""
-    building.build(description)
-    building.go_on(description)
+def _poses() -> dict[str, Any]:
     scene = bpy.context.scene
     depsgraph = bpy.context.evaluated_depsgraph_get()
     data, render = scene.camera.evaluated_get(depsgraph).data, scene.render

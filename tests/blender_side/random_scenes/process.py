@@ -42,7 +42,7 @@ class Blender:
 
     def call(self, name: str, *arguments: Any) -> Any:
         if self._process is None:
-            self._start()
+            self.start()
         assert self._pipe is not None
         try:
             self._pipe.send((name, *arguments))
@@ -72,7 +72,7 @@ class Blender:
             process.kill()
             return process.wait()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self._pipe, theirs = Pipe()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -90,9 +90,13 @@ class Blenders:
         self.oracle, self.product = Blender(folder), Blender(folder)
 
     def __enter__(self) -> Blenders:
+        for blender in (self.oracle, self.product):
+            blender.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.oracle.end()
         self.product.end()
 

@@ -46,7 +46,9 @@ def make(description: dict[str, Any], folder: str, position: Any) -> dict[str, A
             path = os.path.join(folder, "scene.blend")
             bpy.ops.wm.save_as_mainfile(filepath=path)
             if file == "kept across a load":
-                others = [{**obj, "kind": "cone" if obj["kind"] == "cube" else "cube"} for obj in description["objects"]]
+                others = [
+                    {**obj, "kind": "cone" if obj["kind"] == "cube" else "cube"} for obj in description["objects"]
+                ]
                 building.build({**description, "objects": others})
                 made = Made(description)
                 made.truth.render()
@@ -68,11 +70,45 @@ def make(description: dict[str, Any], folder: str, position: Any) -> dict[str, A
         if made.light:
             found["light"] = np.array(made.light.render())
         found["again"] = np.array(made.truth.render()["instance"])
-        found["pixels"] = made.camera.ndc_to_pixel(made.camera.world_to_ndc(position)) if len(position) else np.empty((0, 2))
+        found["pixels"] = (
+            made.camera.ndc_to_pixel(made.camera.world_to_ndc(position)) if len(position) else np.empty((0, 2))
+        )
         found["in view"] = made.camera.in_view(position) if len(position) else np.empty(0, bool)
         return found
     except BlendtorchError as error:
         return {"refused": f"{type(error).__name__}: {error}"}
+
+
+_RIGHT = btb.GroundTruth.render, btb.FinalRenderer.render
+
+
+def plant(mistake: str) -> None:
+    """Make the product wrong, so that it can be seen that this is found; "none" makes it right again."""
+    render, draw = _RIGHT
+    before: list[dict[str, Any]] = []
+
+    def wrong_labels(truth: Any) -> dict[str, Any]:
+        found = render(truth)
+        if mistake == "mask one pixel aside":
+            found["instance"] = np.roll(found["instance"], 1, axis=1)
+        elif mistake == "depth 1 % off":
+            found["depth"] = found["depth"] * 1.01
+        elif mistake == "normals of the world":
+            found["normals"] = found["normals"] @ np.array(truth.camera.view_matrix)[:3, :3]
+        elif mistake == "boxes of half the size":
+            found["boxes_3d"] = 0.75 * found["boxes_3d"] + 0.25 * found["boxes_3d"].mean(axis=1, keepdims=True)
+        elif mistake == "keypoints half a pixel aside":
+            found["keypoints"][:, 0] += 0.5
+        elif mistake == "labels of the frame before":
+            before.append(found)
+            found = before.pop(0) if len(before) > 2 else found  # the scene's own is made twice
+        return found
+
+    def wrong_picture(renderer: Any) -> Any:
+        picture = draw(renderer)
+        return picture[:, ::-1] if mistake == "picture turned around" else picture
+
+    btb.GroundTruth.render, btb.FinalRenderer.render = wrong_labels, wrong_picture
 
 
 def _play(description: dict[str, Any]) -> None:

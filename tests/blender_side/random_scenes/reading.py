@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import OpenEXR
 import numpy as np
+import OpenEXR
 from numpy.typing import NDArray
 from PIL import Image
 
