@@ -90,8 +90,8 @@ class Campaign:
         seconds = time.perf_counter() - self.started
         return (
             f"{self.scenes} scenes in {seconds:.0f} s, {self.blenders.product.deaths} deaths of Blender;"
-            f" refused {dict(self.refused)}; scenes with a disagreement, by what disagrees: {dict(self.counts)}; kinds: {len(self.kinds)};"
-            f" pixels of masks that differ: {self.differing} of {self.rim} at silhouettes, of {self.pixels} in all"
+            f" refused {dict(self.refused)}; scenes with a disagreement, by what disagrees: {dict(self.counts)};"
+            f" kinds: {len(self.kinds)}; pixels of masks that differ: {self.differing} of {self.rim} at silhouettes, of {self.pixels} in all"
         )
 
 

@@ -118,6 +118,9 @@ class Builder:
             self._instance(obj, kind, i, collection)
         for modifier in made["modifiers"]:
             _add_modifier(obj, modifier)
+        if obj.type == "MESH" and made["modifiers"]:
+            for face in obj.data.polygons:  # of a flat face that is not plane Cycles shades each triangle
+                face.use_smooth = True
         _animate(obj, made["motion"])
         if made["motion"] == "falls" and obj.type == "MESH":
             self._falling.append(obj)

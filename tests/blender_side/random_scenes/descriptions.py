@@ -56,7 +56,10 @@ OBJECT: Mapping[str, Values] = {
     "constraint": ((None, 0, 1, 2), 5),
     "hidden": (_HIDDEN, 4),
     "visibility": (
-        ("", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds", "in front"),
+        (
+            "", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds",
+            "in front",
+        ),
         5,
     ),
     "touched": ((False, True), 3),
