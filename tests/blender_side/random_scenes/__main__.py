@@ -91,7 +91,8 @@ class Campaign:
         return (
             f"{self.scenes} scenes in {seconds:.0f} s, {self.blenders.product.deaths} deaths of Blender;"
             f" refused {dict(self.refused)}; scenes with a disagreement, by what disagrees: {dict(self.counts)};"
-            f" kinds: {len(self.kinds)}; pixels of masks that differ: {self.differing} of {self.rim} at silhouettes, of {self.pixels} in all"
+            f" kinds: {len(self.kinds)};"
+            f" pixels of masks that differ: {self.differing} of {self.rim} at silhouettes, of {self.pixels} in all"
         )
 
 

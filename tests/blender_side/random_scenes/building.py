@@ -469,7 +469,7 @@ def _add_modifier(obj: Any, made: dict[str, Any]) -> None:
     if kind == "SUBSURF":
         modifier.levels, modifier.render_levels = made["levels"], made["render_levels"]
     elif kind == "ARRAY":
-        modifier.relative_offset_displace = (0.7, 0.7, 0)
+        modifier.relative_offset_displace = (0.7, 0.7, 0.07)
     elif kind == "SOLIDIFY":
         modifier.thickness = 0.4
     elif kind == "WAVE":
