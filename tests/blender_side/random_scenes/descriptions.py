@@ -145,6 +145,8 @@ def sensible(description: Description) -> Description:
         description["camera"]["type"] = "PERSP"
     if any(obj["motion"] == "falls" for obj in description["objects"]):  # what is simulated begins at the first frame
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
+        for obj in description["objects"]:  # a final render would simulate with what was touched
+            obj["touched"] = False
     else:
         description["episodes"] = 1
     return description
@@ -189,6 +191,8 @@ def one_choice_each(renderer: str) -> Iterator[Description]:
 
 def plain(description: Description) -> Description:
     """The same without what has its plainest value, to be read."""
+    if not description:
+        return {}
     found: Description = {"objects": [_without(obj, OBJECT) for obj in description["objects"]]}
     camera = _without(description["camera"], CAMERA)
     found |= {"camera": camera} if camera else {}

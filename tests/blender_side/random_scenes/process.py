@@ -88,6 +88,8 @@ class Blenders:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.oracle, self.product = Blender(folder), Blender(folder)
+        self.before: dict[str, Any] = {}
+        """The description of the scene before."""
 
     def __enter__(self) -> Blenders:
         for blender in (self.oracle, self.product):
