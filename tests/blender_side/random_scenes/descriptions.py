@@ -315,7 +315,7 @@ def twin_for_labels(description: Description) -> Description:
 
 def unhidden(description: Description) -> Description:
     """The same with everything shown: Blender evaluates all of it, wherever it is."""
-    twin = copy.deepcopy(description)
+    twin = copy.deepcopy(description) | {"layers": ""}
     for obj in (*twin["objects"], twin["camera"]):
         obj["hidden"] = ""
     return twin
