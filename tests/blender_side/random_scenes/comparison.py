@@ -56,7 +56,7 @@ def _judge(blenders: Blenders, description: Description, verdict: Verdict) -> No
     expected = reading.rasters(f"{path}.rasters.exr", right["layer"])
     alone = {n: reading.rasters(f"{path}.{n}.exr", right["layer"])["number"] == n for n in right["alone"]}
     shown = expected["number"] > 0
-    _check_against_the_picture(description, light, expected, verdict)
+    _check_against_the_picture(description, light, right["numbers"], expected, verdict)
     places = expected["position"][shown].astype(np.float64)
     try:
         found = blenders.product.call("product", description, str(blenders.folder), places)
@@ -90,12 +90,21 @@ def _judge(blenders: Blenders, description: Description, verdict: Verdict) -> No
 
 
 def _check_against_the_picture(
-    description: Description, light: NDArray[np.float32], expected: dict[str, NDArray[Any]], verdict: Verdict
+    description: Description,
+    light: NDArray[np.float32],
+    numbers: dict[str, int],
+    expected: dict[str, NDArray[Any]],
+    verdict: Verdict,
 ) -> None:
     """The picture decides what is seen. What Cycles' rasters say must be the same, where Cycles made the picture."""
     pictured = _by_color(light)
     differ = (pictured >= 0) & (pictured != expected["number"]) & ~_rim(expected["number"])
-    if description["motion_blur"]:  # one sample at another time
+    kinds = [obj["kind"] for obj in description["objects"]]
+    uncounted = [numbers[f"object {i}"] for i, kind in enumerate(kinds) if kind in descriptions.NOT_COUNTED]
+    differ &= ~np.isin(pictured, uncounted)
+    if (
+        description["motion_blur"] or "grease pencil" in kinds
+    ):  # one sample at another time; strokes have their own colours
         differ[:] = False
     if descriptions.engine(description) == "CYCLES" and differ.sum() > 2:
         row, column = np.argwhere(differ)[0]
@@ -331,7 +340,7 @@ class _Comparison:
             off = np.abs(self.found["picture"][..., :3].astype(int) - colors[..., :3].astype(int)).max(axis=-1)
             if np.median(off) > 1 or (off <= 3).mean() < 0.99:
                 self.disagreements["picture"] = f"{(off > 3).sum()} px differ by more than 3, median {np.median(off)}"
-        else:
+        elif all(obj["kind"] != "grease pencil" for obj in self.description["objects"]):  # its strokes are smoothed
             found = _by_color(np.round(self.found["picture"].astype(np.float32) / 255 * 4) / 4)
             right = _by_color(np.round(np.clip(light, 0, 1) * 4) / 4)
             differ = (found != right) & ~_rim(right)

@@ -26,6 +26,8 @@ RENDERERS = (SOLID, CYCLES_FINAL, WORKBENCH_FINAL)
 
 PLAIN = ("cube", "sphere", "plane", "cone")
 OTHERS = ("curve", "text", "metaball", "surface", "points", "hair", "grease pencil", "empty", "armature")
+NOT_COUNTED = ("points", "hair", "grease pencil")
+"""What pictures show and labels do not (docs/ground_truth.md)."""
 INSTANCERS = ("collection instance", "vertices", "faces", "nodes", "particles")
 
 _STILL, _UNMOVED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -143,6 +145,11 @@ def sensible(description: Description) -> Description:
                 obj[key] = None
     if description["renderer"] != CYCLES_FINAL and description["camera"]["type"] not in ("PERSP", "ORTHO"):
         description["camera"]["type"] = "PERSP"
+    if description["renderer"] != SOLID:
+        for obj in description[
+            "objects"
+        ]:  # after a final render of a grease pencil Blender has no OpenGL context any more
+            obj["kind"] = "plane" if obj["kind"] == "grease pencil" else obj["kind"]
     if any(obj["motion"] == "falls" for obj in description["objects"]):  # what is simulated begins at the first frame
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
         for obj in description["objects"]:  # a final render would simulate with what was touched
@@ -304,6 +311,8 @@ def twin_for_labels(description: Description) -> Description:
     twin = twin_for_pictures(description)
     twin["motion_blur"] = False
     for obj in twin["objects"]:
+        if obj["kind"] in NOT_COUNTED:
+            obj["hidden"] = "hide_render"
         if engine(description) != "CYCLES":
             unknown = ("holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher")
             if engine(description) == "EEVEE":
