@@ -286,6 +286,7 @@ class _Comparison:
         right = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         outside = np.array([1, 1, -1, -1]) * (box - right)  # how far the box is inside of what is seen
         whole = (box[:2] > 0).all() and box[2] < width and box[3] < height
+        whole &= self.poses["lens"]["clip"][1] >= 100  # what is farther away than the clip range counts
         # No pixel's middle lies outside of it, and it ends no farther away than a thin tip may reach unseen.
         if not (outside < 0.52).all() or (whole and not (outside > -4).all()):
             self.disagreements["boxes_2d_full"] = f"{name}: {box.round(1)}, alone in the picture {right}"
