@@ -8,6 +8,8 @@
 #   make fuzz     what parses foreign bytes, a minute each; one: make fuzz ARGS="dtype -runs=1000000"
 #   make soak     what `make test` does a part of, in full: processes killed by the thousand, frames by the million, Ctrl-C at
 #                 every place; the model explored further: an hour at most
+#   make scenes   random scenes against Blender's own final renders, 2 000 of them; other numbers: make scenes ARGS="--scenes 100"
+#   make test-versions   what concerns Blender with each version of it: bpy 4.2, 4.5, 5.0, 5.2, an executable
 #   make clean    remove the environment and what the tools left
 #
 # PYTHON=/path/to/python3.13 names the Python; VENV=folder puts the environment elsewhere than in .venv.
@@ -22,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME
 SET_UP = @tools/set-up "$(VENV)" "$(PYTHON)"
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint format bench bench-report fuzz soak clean
+.PHONY: demo test lint format bench bench-report fuzz soak scenes test-versions clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -62,6 +64,14 @@ soak:
 	$(SET_UP) tests
 	@BLENDTORCH_TESTS=all $(BIN)/python -m pytest -m long -rP $(ARGS)
 	@$(BIN)/python -m tests.model
+
+scenes:
+	$(SET_UP) tests
+	@$(BIN)/python -m tests.blender_side.random_scenes $(ARGS)
+
+test-versions:
+	$(SET_UP) tests
+	@tools/test-versions "$(VENV)" $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .fuzz

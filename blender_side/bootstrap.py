@@ -31,7 +31,7 @@ from typing import Any, Literal, NoReturn
 
 def main() -> None:
     """Run the instance that the command line describes."""
-    global _in_blender, _recycle_after
+    global _exit_code, _in_blender, _recycle_after
     sys.modules["blender_side.bootstrap"] = sys.modules["__main__"]  # for those who may have to end it
     atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
     sys.stdout, sys.stderr = _Log.over(sys.stdout), _Log.over(sys.stderr)
@@ -52,6 +52,7 @@ def main() -> None:
     before = _Activity()
     code = run_script(options.script)
     if not _in_blender:
+        _exit_code = code if "bpy" in sys.modules else None  # bpy 4.2 crashes on its way out
         sys.exit(code)
     import bpy
 

@@ -31,8 +31,8 @@ from .final import Changes, allocate, describe, load_pixels, look_through, no_ro
 _FORMATS = ("OPEN_EXR", "OPEN_EXR_MULTILAYER")
 #: Channels that a slot has, by the type of its socket, in the order of the file's; other types have one, V.
 _CHANNELS = {"RGBA": "RGBA", "VECTOR": "XYZW"}
-#: What a pixel takes in a file: three channels of half floats at least, four of floats at most.
-_LEAST_NBYTES, _MOST_NBYTES = 6, 16
+#: What a pixel takes in a file: three channels of half floats at least (4.2: one, of a value), four of floats at most.
+_LEAST_NBYTES, _MOST_NBYTES = 2 if (4, 0, 0) <= compat.VERSION < (4, 5, 0) else 6, 16
 
 
 @dataclass

@@ -20,6 +20,7 @@ Real Blender
     where that form is not here. ``blender.argument`` is what BlenderLauncher takes as ``blender=``; ``blender.form`` is
     ``"module"`` or ``"executable"``; ``blender.version`` is for example ``(5, 2, 3)``. Such tests carry the marker
     ``blender``. ``blender_forms`` is the whole answer, for a test that wants to choose: form -> Blender, or the reason why not.
+    ``$BLENDTORCH_TEST_BLENDERS`` (paths with ``:`` between them) names others instead, as ``blender=`` of BlenderLauncher does.
 """
 
 import functools
@@ -38,6 +39,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from blendtorch_shm.errors import BlendtorchError
+from torch_side.finder import find_runtime
 
 from .selection import described
 
@@ -319,7 +323,17 @@ def _find_executable() -> Blender | str:
     return version if isinstance(version, str) else Blender("executable", path, version)
 
 
+def _find_named(path: str) -> Blender | str:
+    try:
+        runtime = find_runtime(path, None)
+    except BlendtorchError as error:
+        return str(error)
+    return Blender(runtime.kind, path, runtime.version)
+
+
 _FORMS: dict[str, Callable[[], Blender | str]] = {"module": _find_module, "executable": _find_executable}
+if _named := os.environ.get("BLENDTORCH_TEST_BLENDERS"):
+    _FORMS = {path: functools.partial(_find_named, path) for path in _named.split(os.pathsep)}
 
 
 @pytest.fixture(scope="session")

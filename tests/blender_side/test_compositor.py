@@ -73,7 +73,7 @@ def test_arrays_are_those_that_the_publisher_lends(slots):
 
 def test_scene_and_nodes_are_afterwards_as_they_were(slots):
     assert slots["unchanged"]
-    assert slots["images left"] <= 1  # the scene has its Render Result
+    assert slots["images left"] <= 2  # the scene has its Render Result; in 4.5 there is a Viewer Node's, too
 
 
 def test_files_exist_in_the_launchs_shared_memory_for_the_time_of_a_render_only(slots):
@@ -109,7 +109,7 @@ def test_nodes_that_were_not_asked_for_write_their_own_files(slots):
         ("no selection", "one at least"),
         ("same key", "['rgba', 'rgba']"),
         ("nothing written", "wrote nothing for slot 'Image' of 'Full'"),
-        ("no memory", "0.02 MB of memory"),
+        ("no memory", " MB of memory, for the compositor's files in"),
         ("no room", "0.15 MB of memory, for the compositor's files in /dev/shm, where 0.15 MB are free"),
         ("gone", "no File Output node 'Full'; it has 'Single'"),
         ("off", "does not use the compositor"),

@@ -89,7 +89,7 @@ def render_and_note(self, depsgraph):
     for made in self.get_result().layers[0].passes:
         passes[made.name] = np.empty((HEIGHT, WIDTH, made.channels), np.float32)
         flat = passes[made.name].reshape(-1)
-        made.rect.foreach_get(flat if IS_GROUP else flat.reshape(-1, made.channels))
+        made.rect.foreach_get(flat if bpy.app.version >= (4, 0, 0) else flat.reshape(-1, made.channels))
 
 
 cycles.CyclesRender.render = render_and_note

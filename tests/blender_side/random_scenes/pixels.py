@@ -1,0 +1,8 @@
+"""What pictures of random scenes have in common, inside Blender and outside."""
+
+WIDTH, HEIGHT = 64, 48
+PALETTE = [
+    (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 0.25, 0), (0, 1, 0.25), (0.25, 0, 1),
+    (0.25, 0.25, 0.25), (1, 0.25, 0.25), (0.25, 1, 0.25),
+]  # fmt: skip
+"""Light by number of an object, from 1 on: what a picture shows can be told from its colours."""
