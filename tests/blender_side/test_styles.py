@@ -1,14 +1,21 @@
 """What alpha and colours are, in each renderer; and that pictures are of the scene, whatever the viewport and the file before."""
 
+import os
+
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+from tests import selection
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.long]
 FILMS = [False, True]
+IN_EACH_FORM = selection.ALL or "BLENDTORCH_TEST_BLENDERS" in os.environ
 
 
 @pytest.fixture(scope="module")
-def styles(run_script, tmp_path_factory):
+def styles(run_script, blender, tmp_path_factory):
+    if blender.form == "executable" and not IN_EACH_FORM:
+        pytest.skip("an executable takes a minute and a half for these pictures: make soak, make test-versions")
     out = tmp_path_factory.mktemp("styles") / "styles.npz"
     run = run_script("styles.py", out)
     assert run.exit_code == 0, run.log

@@ -1,7 +1,7 @@
 """Labels and pictures of random scenes are those of Blender's own final renders.
 
-Which scenes depends on the turn of the day (``tests/selection.py``); ``make scenes`` looks at thousands. A failure shows the
-smallest scene that hypothesis found, as what is not plain about it.
+These are always the same scenes, so that nobody's change fails for a scene that was never drawn before; ``make scenes`` looks at
+thousands of others. A failure shows the smallest scene that hypothesis found, as what is not plain about it.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from .process import Blenders
 pytestmark = [pytest.mark.blender, pytest.mark.timeout(900)]
 
 SCENES = 300 if selection.ALL else 30
+SEED = 20787
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def blenders(blender_forms: dict[str, Any], tmp_path_factory: pytest.TempPathFac
 
 
 def drawn(number: int, **choices: Any) -> Any:
-    """A decorator: the test gets that many scenes, others at each turn."""
+    """A decorator: the test gets that many scenes."""
 
     def decorate(test: Any) -> Any:
         limits = settings(
@@ -42,7 +43,7 @@ def drawn(number: int, **choices: Any) -> Any:
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate, Phase.shrink],
         )
-        return seed(selection.TURN)(limits(given(descriptions(**choices))(test)))
+        return seed(SEED)(limits(given(descriptions(**choices))(test)))
 
     return decorate
 
