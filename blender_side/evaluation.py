@@ -151,10 +151,15 @@ _last: weakref.WeakKeyDictionary[Any, Evaluation] = weakref.WeakKeyDictionary()
 """By camera: what the last picture through it showed. For renderers that are gone by now."""
 
 
-def register(renderer: Renderer) -> None:
-    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made and renders."""
+def register(renderer: Renderer) -> Evaluation:
+    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made and renders.
+
+    Returns:
+        what its next picture shows.
+    """
     _renderers.add(renderer)
-    _last[renderer.camera] = renderer.evaluation
+    shown = _last[renderer.camera] = renderer.evaluation
+    return shown
 
 
 def of_pictures_through(camera: Camera) -> Evaluation:

@@ -23,11 +23,6 @@ def generation() -> tuple[int, int]:
     return _counts["load"], _counts["undo"]
 
 
-def file_number() -> int:
-    """How many files were opened up to now."""
-    return generation()[0]
-
-
 class Reference:
     """A data-block of the user's: follows it when it is renamed, and finds it again by its name when it was replaced.
 
@@ -71,14 +66,6 @@ class Reference:
             )
         self._generation = now
         return self._block
-
-
-def require_same_file(number: int, what: str) -> None:
-    """Raise ConfigurationError if another file was opened since `file_number` was `number`; `what` is to be made anew."""
-    if file_number() != number:
-        raise ConfigurationError(
-            f"Another file was opened, and this {what} belongs to the one before: after opening a file, make it anew."
-        )
 
 
 def _listen() -> None:

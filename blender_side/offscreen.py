@@ -128,10 +128,10 @@ class OffScreenRenderer:
 
     def _drawing(self) -> ViewportDrawing | ViewportStandIn:
         """What draws now."""
-        evaluation.register(self)
+        shown = evaluation.register(self)
         if self._viewport is None:
             return self._final
-        if self.evaluation.is_final:
+        if shown.is_final:
             self._final.set_style(self._viewport.shading, overlays=self._viewport.has_overlays)
             return self._final
         return self._viewport

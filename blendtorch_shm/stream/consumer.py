@@ -446,11 +446,8 @@ class Consumer(Closable):
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
         state = self._control.explain(self.place.name, self._rings.now(), self._member.locks)
-        return (
-            f"{state}; not all of its memory could be attached: {self._rings.unattached}"
-            if self._rings.unattached
-            else state
-        )
+        why = self._rings.unattached
+        return state + (f"; not all of its memory could be attached: {why}" if why else "")
 
     def __repr__(self) -> str:
         return f"<Consumer {self.index} of {self.place.name}, {len(self._leases)} leases>"

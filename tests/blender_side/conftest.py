@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blendtorch_shm.launch.notes import log_path, note_path
@@ -57,5 +58,18 @@ def run_script(request: pytest.FixtureRequest, blender: Any) -> Runner:
                 Path(log_path(directory, 0)).read_text(errors="replace"),
                 renderer.read_text() if renderer.exists() else "",
             )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved_by(run_script: Runner, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Runs a script that saves arrays to the .npz file that it is given; these by name, its "log" and its "renderer"."""
+
+    def run(script: str) -> dict[str, Any]:
+        out = tmp_path_factory.mktemp(Path(script).stem) / "saved.npz"
+        done = run_script(script, out)
+        assert done.exit_code == 0, done.log
+        return {**np.load(out), "log": done.log, "renderer": done.renderer}
 
     return run

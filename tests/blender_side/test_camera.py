@@ -23,11 +23,8 @@ pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 
 @pytest.fixture(scope="module")
-def seen(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("camera") / "camera.npz"
-    run = run_script("camera_matrices.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def seen(saved_by):
+    return saved_by("camera_matrices.py")
 
 
 def project(k, extrinsics, xyz, *, orthographic):

@@ -29,11 +29,8 @@ BY_HAND = {
 
 
 @pytest.fixture(scope="module")
-def moves(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("moves") / "moves.npz"
-    run = run_script("camera_moves.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def moves(saved_by):
+    return saved_by("camera_moves.py")
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,8 @@ BEYOND = 1e5  # deeper than anything in the scene: the background
 
 
 @pytest.fixture(scope="module")
-def slots(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("slots") / "slots.npz"
-    run = run_script("compositor_slots.py", out)
-    assert run.exit_code == 0, run.log
-    return {**np.load(out), "log": run.log, "renderer": run.renderer}
+def slots(saved_by):
+    return saved_by("compositor_slots.py")
 
 
 def test_arrays_hold_what_the_engine_rendered_to_the_last_bit(slots):

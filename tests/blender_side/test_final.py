@@ -10,11 +10,8 @@ GLOW = np.array([2.0, 0.4, 0.08])  # what the cube shines with
 
 
 @pytest.fixture(scope="module")
-def renders(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("renders") / "renders.npz"
-    run = run_script("final_renders.py", out)
-    assert run.exit_code == 0, run.log
-    return {**np.load(out), "log": run.log, "renderer": run.renderer}
+def renders(saved_by):
+    return saved_by("final_renders.py")
 
 
 @pytest.fixture

@@ -112,11 +112,8 @@ def draws(blender):
 
 
 @pytest.fixture(scope="module")
-def boxes(draws, run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("ground_truth") / "boxes.npz"
-    run = run_script("ground_truth_boxes.py", out)
-    assert run.exit_code == 0, run.log
-    saved = dict(np.load(out))
+def boxes(draws, saved_by):
+    saved = saved_by("ground_truth_boxes.py")
     frames = {name: Frame(saved, name) for name in FRAMES}
     return frames | {"face": {key: saved[key] for key in saved if key.startswith("face ")}}
 
@@ -127,11 +124,8 @@ def frame(boxes, request):
 
 
 @pytest.fixture(scope="module")
-def scenes(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("ground_truth") / "scenes.npz"
-    run = run_script("ground_truth_scenes.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def scenes(saved_by):
+    return saved_by("ground_truth_scenes.py")
 
 
 each_frame = pytest.mark.parametrize("frame", FRAMES, indirect=True)

@@ -13,11 +13,8 @@ VISIBLE, OCCLUDED, OUTSIDE = 2, 1, 0
 
 
 @pytest.fixture(scope="module")
-def scenes(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("labels") / "labels.npz"
-    run = run_script("label_scenes.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def scenes(saved_by):
+    return saved_by("label_scenes.py")
 
 
 def visibility(scenes, scene, how):

@@ -9,11 +9,8 @@ pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 
 @pytest.fixture(scope="module")
-def found(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("lifetimes") / "found.npz"
-    run = run_script("lifetimes.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def found(saved_by):
+    return saved_by("lifetimes.py")
 
 
 def test_what_an_empty_has_below_it_is_its_and_the_nearest_counts(found):

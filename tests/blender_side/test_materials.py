@@ -9,11 +9,8 @@ pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 
 @pytest.fixture(scope="module")
-def rendered(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("materials") / "pictures.npz"
-    run = run_script("materials.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def rendered(saved_by):
+    return saved_by("materials.py")
 
 
 @pytest.mark.parametrize("engine", ["EEVEE", "CYCLES"])

@@ -9,11 +9,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def pictures(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("pictures") / "pictures.npz"
-    run = run_script("pictures.py", out)
-    assert run.exit_code == 0, run.log
-    return {**np.load(out), "log": run.log, "renderer": run.renderer}
+def pictures(saved_by):
+    return saved_by("pictures.py")
 
 
 def srgb(linear):

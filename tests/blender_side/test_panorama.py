@@ -19,11 +19,8 @@ WHOLE = {
 
 
 @pytest.fixture(scope="module")
-def seen(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("panorama") / "panorama.npz"
-    run = run_script("panoramas.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def seen(saved_by):
+    return saved_by("panoramas.py")
 
 
 @pytest.fixture

@@ -13,13 +13,10 @@ IN_EACH_FORM = selection.ALL or "BLENDTORCH_TEST_BLENDERS" in os.environ
 
 
 @pytest.fixture(scope="module")
-def styles(run_script, blender, tmp_path_factory):
+def styles(blender, saved_by):
     if blender.form == "executable" and not IN_EACH_FORM:
         pytest.skip("an executable takes a minute and a half for these pictures: make soak, make test-versions")
-    out = tmp_path_factory.mktemp("styles") / "styles.npz"
-    run = run_script("styles.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+    return saved_by("styles.py")
 
 
 def srgb(linear):

@@ -50,11 +50,8 @@ SMALLEST = {"rounder in renders": 30, "in front, and far": 9, "instanced, leaf i
 
 
 @pytest.fixture(scope="module")
-def shown(run_script, tmp_path_factory):
-    out = tmp_path_factory.mktemp("what_counts") / "shown.npz"
-    run = run_script("what_counts.py", out)
-    assert run.exit_code == 0, run.log
-    return dict(np.load(out))
+def shown(saved_by):
+    return saved_by("what_counts.py")
 
 
 @pytest.fixture
