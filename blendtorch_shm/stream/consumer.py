@@ -39,6 +39,9 @@ from .waiting import Sleepers
 
 log = logging.getLogger("blendtorch.stream")
 
+_SHARED_FOR = 64
+"""A stream counts as shared for so many messages after one that another consumer took."""
+
 _LEASED, _READY = State.LEASED, State.READY
 _WAITING = word(STREAM_HEADER, "waiting")
 
@@ -85,6 +88,7 @@ class Consumer(Closable):
         self._leases: dict[int, Lease] = {}  # by id
         self._closing = self._hoarding = self._complained = False
         self._last_reclaim = 0.0
+        self._last_sequence, self._shared_until = -1, 0
         self.sleepers = Sleepers(place, self._control)
         self._member = Membership(place, self._control, self._rings)
         self.index = self._member.index
@@ -115,6 +119,9 @@ class Consumer(Closable):
                 self._wake_producer_if_few(ring)
             message = self._open(ring, slot)
             if message is not None:
+                if message.sequence != self._last_sequence + 1:
+                    self._shared_until = message.sequence + _SHARED_FOR
+                self._last_sequence = message.sequence
                 return message
 
     def take_many(self, count: int) -> list[Message]:
@@ -289,6 +296,10 @@ class Consumer(Closable):
     def say_asleep(self, since_ns: int) -> None:
         """Write since when this consumer sleeps; 0: it is awake. It must look once more after it said that it sleeps."""
         self._control.asleep[self.index] = since_ns
+
+    def is_shared(self) -> bool:
+        """Whether other consumers take messages of this stream, too, or sleep because there are none."""
+        return self._last_sequence < self._shared_until or self.sleepers.anyone()
 
     def pass_on(self) -> None:
         """If a READY message is left and another consumer sleeps, send that one its number."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -276,18 +275,14 @@ class Source(Closable):
 
     def _wait(self, until: float, *, spins: bool) -> Message | None:
         """The next message, or None if none comes `until` then. `spins`: look again for a moment before sleeping, if the last
-        wait was short and no other consumer sleeps, to whom the producer would have to push a number anyway.
+        wait was short.
         """
         self._spin.begin()
         spins = spins and bool(self._streams)
         while (remaining_s := until - time.monotonic()) > 0:
             if self._unusable:
                 raise StreamClosed(self._unusable)
-            if spins and any(stream.sleepers.anyone() for stream in self._streams):
-                spins = False
-                os.sched_yield()  # once: a producer that shares this CPU may have a message by then
-                message = self._take()
-            elif spins and self._spin.goes_on():
+            if spins and self._spin.goes_on(naps=any(stream.is_shared() for stream in self._streams)):
                 message = self._take()
             else:
                 spins = False

@@ -1,8 +1,9 @@
 """Who waits looks again and again for a moment before it sleeps, if its last wait was short."""
 
 import os
-import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,31 +110,49 @@ def test_a_consumer_whose_last_wait_was_long_does_not_spin(
         wait_once(*opened)
 
 
-def test_nobody_spins_while_another_consumer_sleeps(
-    place: SharedPlace, meanwhile: list[Callable[[], Any]], long_spin: None
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Any]]:
+    """What is done while somebody naps, the next thing last. Who naps when there is nothing to be done fails."""
+    todo: list[Callable[[], Any]] = []
+    monkeypatch.setattr(waiting, "NAPS_S", NEVER_S)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: todo.pop()()))
+    return todo
+
+
+def test_who_shares_a_stream_naps_instead_of_spinning(
+    place: SharedPlace, meanwhile: list[Callable[[], Any]], naps: list[Callable[[], Any]]
 ) -> None:
-    """The producer has to push a number anyway."""
     with Producer(place, trusted=True) as sink, Source([place]) as first, Source([place]) as second:
         publishing = when(lambda: asleep(place), lambda: sink.publish({"i": 0}))
         assert first.receive(PATIENCE_S) is not None
         publishing.join()
-        sleeping = threading.Thread(target=lambda: second.receive(PATIENCE_S))
-        sleeping.start()
-        while not asleep(place):
-            pass
-        (sleeper,) = asleep(place)
-        control = Control.attach(place)
-        control.asleep[255] = 1  # and so does somebody who never looks
-        meanwhile[:] = [lambda: None]  # it lets others run once
-        assert first.receive(0.01) is None
-        assert meanwhile == []
-        control.asleep[255] = 0
-        sink.publish({"i": 1})
-        sleeping.join()
-        assert sleeper in inspect(place).consumers
-        meanwhile[:] = [lambda: sink.publish({"i": 2})]
+        Control.attach(place).asleep[255] = 1  # another one sleeps
+        naps[:] = [lambda: sink.publish({"i": 1})]
         assert first.receive(PATIENCE_S) is not None
-        assert meanwhile == []
+        Control.attach(place).asleep[255] = 0
+        for i in (2, 3):
+            sink.publish({"i": i})
+        assert second.receive(PATIENCE_S) is not None
+        assert first.receive(PATIENCE_S) is not None  # the other one took the message before
+        naps[:] = [lambda: sink.publish({"i": 4}), lambda: None]
+        message = first.receive(PATIENCE_S)
+        assert message is not None
+        assert (message.fields, naps, meanwhile) == ({"i": 4}, [], [])
+
+
+def test_who_naps_for_too_long_sleeps(
+    place: SharedPlace, naps: list[Callable[[], Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Producer(place, trusted=True) as sink, Source([place]) as source:
+        publishing = when(lambda: asleep(place), lambda: sink.publish({"i": 0}))
+        assert source.receive(PATIENCE_S) is not None
+        publishing.join()
+        Control.attach(place).asleep[255] = 1
+        naps[:] = [lambda: monkeypatch.setattr(waiting, "NAPS_S", 0.0)]
+        publishing = when(lambda: len(asleep(place)) == 2, lambda: sink.publish({"i": 1}))
+        assert source.receive(PATIENCE_S) is not None
+        publishing.join()
+        assert naps == []
 
 
 def test_a_spin_ends_with_the_patience_of_who_waits(opened: Opened, long_spin: None) -> None:

@@ -17,7 +17,6 @@ from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.memory.ring import Ring
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.token import unpack
-from blendtorch_shm.stream import waiting
 from blendtorch_shm.stream.control import Control
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.merge import Source
@@ -159,28 +158,7 @@ def test_the_stream_that_a_number_names_is_asked_first(places: list[SharedPlace]
 # -- who cannot take a message --------------------------------------------------------------------------------
 
 
-def test_while_one_sleeper_wakes_up_no_other_is_told_and_the_first_one_passes_on_what_it_leaves(
-    place: SharedPlace, sink: Producer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waiting, "_WAKING_S", NEVER_S)
-    first, second = ConsumerProcess(place), ConsumerProcess(place)
-    for consumer in (first, second):
-        consumer.begin()
-        consumer.wait_until_asleep()
-    first.stop()
-    sink.publish({"i": 0})
-    sink.publish({"i": 1})
-    first.go_on()
-    assert first.result().fields == [{"i": 0}]
-    assert second.result().fields == [{"i": 1}]
-    for consumer in (first, second):
-        consumer.end()
-
-
-def test_a_sleeper_that_was_told_and_has_not_run_since_is_not_told_again(
-    place: SharedPlace, sink: Producer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waiting, "_WAKING_S", 0.0)
+def test_a_sleeper_that_was_told_and_has_not_run_since_is_not_told_again(place: SharedPlace, sink: Producer) -> None:
     stopped, other = ConsumerProcess(place), ConsumerProcess(place)
     for consumer in (stopped, other):
         consumer.begin()

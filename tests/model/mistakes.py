@@ -238,22 +238,6 @@ class WokenOneDoesNotPassOn(NumberNotPassedOn):
     setting_to_fail = FAULTLESS
 
 
-class LeavesItToOneThatIsAwake(Mistake):
-    """The producer tells nobody else, though the one it told last is awake since."""
-
-    finds = "sleeps while"
-
-    def _say_asleep(self, s: bytearray, p: int, i: int) -> None:
-        super()._say_asleep(s, p, i)
-        s[p + self.told + i] = 0
-
-    def _forget_told(self, s: bytearray, p: int, i: int) -> None:
-        pass
-
-    def _is_waking_one(self, s: bytearray, p: int, teller: int) -> bool:
-        return any(s[p + self.told + i] & teller > 0 for i in range(self.setting.consumers))
-
-
 class AwakeStoredAfterPassingOn(Mistake):
     """A message that comes in between is left to the one that seems to be waking up, and that one does not look again."""
 

@@ -13,10 +13,10 @@ What one step holds together, and why no order of steps is lost by that:
   the messages that lie in slots. `published` is the note UNCOUNTED on the one message that it may not count yet.
 * A producer loans any FREE slot, not the lowest: slots are alike then, and states that differ only in which one is which are one.
 * `asleep` is a rank (1 sleeps longest), and what somebody has told is a bit that the next sleep clears: the code compares
-  times. Who has told somebody that is still in that sleep may tell nobody else, or may: the code does not for 0.3 ms.
+  times.
 * An inbox is one bit per stream: a number only names the stream to ask first. One that comes while its consumer is not about
   to sleep is not noted, since the next sleep begins with forgetting it.
-* Spinning, and giving the CPU away once before a sleep, are looks that come later. FLAG_AGAIN only counts.
+* Spinning and naps are looks that come later. FLAG_AGAIN only counts.
 * Looking after is left out where there is nothing to look after. A consumer that takes back what a dead one held passes it
   on to a third one; the model leaves that to the look every 50 ms.
 
@@ -379,20 +379,12 @@ class Protocol:
                 found = i + 1
         return found
 
-    def _is_waking_one(self, s: bytearray, p: int, teller: int) -> bool:
-        """Whether somebody whom this teller told is still in that sleep."""
-        return any(s[p + ASLEEP + i] > 0 and s[p + self.told + i] & teller > 0 for i in range(self.setting.consumers))
-
     def _tell(self, s: bytearray, p: int, teller: int) -> int:
         """Whom it tells, noted as told; or 0."""
         target = self._longest_sleeper(s, p, teller)
         if target:
             s[p + self.told + target - 1] |= teller
         return target
-
-    def _tells_nobody(self, s: bytearray, p: int, teller: int) -> bool:
-        """Whether there is somebody to tell, and it may be left to one that is waking up. For how long, time would say."""
-        return self._longest_sleeper(s, p, teller) > 0 and self._is_waking_one(s, p, teller)
 
     def _push(self, s: bytearray, target: int, stream: int) -> None:
         c = self.consumers[target - 1]
@@ -511,12 +503,6 @@ class Protocol:
             self._told(s, p)
         return True
 
-    def tell_nobody(self, s: bytearray, p: int) -> bool:
-        if not self._tells_nobody(s, p, 1):
-            return False
-        self._told(s, p)
-        return True
-
     def push(self, s: bytearray, p: int) -> bool:
         self._push(s, s[p + TARGET], self.stream[p])
         self._told(s, p)
@@ -571,9 +557,6 @@ class Protocol:
             return self.tell(s, p)
         self._told(s, p)
         return True
-
-    def producer_pass_on_to_nobody(self, s: bytearray, p: int) -> bool:
-        return self._find(s, self.stream[p], READY) >= 0 and self.tell_nobody(s, p)
 
     # -- a consumer: receive ------------------------------------------------------------------------------------
 
@@ -808,13 +791,6 @@ class Protocol:
             self._passed(s, c)
         return True
 
-    def pass_on_to_nobody(self, s: bytearray, c: int) -> bool:
-        p = self.producers[s[c + AT]]
-        if self._find(s, s[c + AT], READY) < 0 or not self._tells_nobody(s, p, 1 << self.number[c]):
-            return False
-        self._passed(s, c)
-        return True
-
     def pass_push(self, s: bytearray, c: int) -> bool:
         self._push(s, s[c + WHOM], s[c + AT])
         self._passed(s, c)
@@ -844,10 +820,6 @@ class Protocol:
         if s[c + WHOM]:
             s[c + PC] = C.TELL_PUSH
         return True
-
-    def claim_tell_nobody(self, s: bytearray, c: int) -> bool:
-        s[c + AT] = (s[c + HAS] - 1) // self.setting.slots
-        return self.pass_on_to_nobody(s, c)
 
     # -- a consumer: the lease's end, in any thread -------------------------------------------------------------
 
@@ -1128,7 +1100,6 @@ class Protocol:
             P.PUBLISHED: [Step("publish: store published", self.published, is_quiet=True)],
             P.TELL: [
                 Step("tell: look who sleeps", self.tell),
-                Step("tell: look who sleeps, one is waking up", self.tell_nobody),
             ],
             P.PUSH: [Step("tell: push a number", self.push), Step("tell: push a number, withheld", self.push_withheld)],
             P.RECOVER_WAITING: [Step("recover: store waiting = 0", self.recover_waiting)],
@@ -1137,7 +1108,6 @@ class Protocol:
             P.ABORT: [Step("abort: store FREE", self.abort)],
             P.PASS: [
                 Step("pass on: look", self.producer_pass_on),
-                Step("pass on: look, one is waking up", self.producer_pass_on_to_nobody),
             ],
             P.RECLAIM: [Step("reclaim: forget who died asleep, lock", self.producer_reclaim_lock)],
             P.RECLAIM_READY: [Step("reclaim: store READY", self.producer_reclaim_ready)],
@@ -1163,7 +1133,6 @@ class Protocol:
             C.UNLOCK: [Step("claim: unlock", self.claim_unlock)],
             C.TELL: [
                 Step("claim oldest: pass on: look", self.claim_tell),
-                Step("claim oldest: pass on: look, one is waking up", self.claim_tell_nobody),
             ],
             C.TELL_PUSH: [
                 Step("claim oldest: pass on: push a number", self.pass_push),
@@ -1184,7 +1153,6 @@ class Protocol:
             ],
             C.PASS: [
                 Step("pass on: look", self.pass_on),
-                Step("pass on: look, one is waking up", self.pass_on_to_nobody),
             ],
             C.PASS_PUSH: [
                 Step("pass on: push a number", self.pass_push),
