@@ -306,7 +306,7 @@ class Source(Closable):
         since_ns = time.monotonic_ns()
         for stream in self._streams:
             stream.say_asleep(since_ns)
-        message = self._take()
+        message = self._take() if self._streams else None  # sockets tell the poller of what came meanwhile
         if message is None:
             heard = self._poller.poll(math.ceil(timeout_s * 1000))
             for stream in self._streams:

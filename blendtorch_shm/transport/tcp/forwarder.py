@@ -34,7 +34,7 @@ from ...stream.consumer import Consumer
 from ...stream.lease import Claimed
 from ...stream.place import Place
 from .protocol import Action, GiveBack, ProducerSession, Release, Send, Tell
-from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
+from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, readable, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
 
@@ -255,7 +255,7 @@ class TcpForwarder(Closable):
         return taken
 
     def _hear_of_connections(self) -> None:
-        while self._monitor.poll(0):
+        while readable(self._monitor):
             event = next_event(self._monitor)
             if event == zmq.EVENT_DISCONNECTED:
                 self._session.connection_ended(time.monotonic())

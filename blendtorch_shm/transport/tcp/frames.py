@@ -3,6 +3,9 @@
 pyzmq looks for signals whenever it frees a ``Frame``. Python can only print what a signal's handler raises there: Ctrl-C would be
 printed, and lost. A frame dies with the last array of its message, so anywhere in a training loop. Therefore it is kept until its
 lane frees it, where the interrupt can be raised. No frame is kept beyond the lane: arrays that outlive the lane free theirs.
+
+The memory itself is malloc's. What is freed should stay with the process, for the next message: each page that the kernel hands
+out anew costs a fault.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import numpy as np
 import zmq
 
 from ...memory.ring import Bytes
+
+_EXAMPLE_NBYTES = 2**25 - 2**13
+"""The largest block that glibc's malloc learns from is 32 MiB, with what it adds."""
 
 
 class _Kept(weakref.ref[Bytes]):
@@ -36,6 +42,9 @@ class Frames:
     def __init__(self) -> None:
         self._kept: dict[int, _Kept] = {}  # by id: references to arrays have no hash
         self._unused: deque[_Kept] = deque()
+        # Made and freed at once: malloc learns that such blocks come and go. Until it returns memory to the kernel, twice as
+        # much must be free now, and blocks of this size come from freed memory, too.
+        np.empty(_EXAMPLE_NBYTES, np.uint8)
 
     def array(self, frame: zmq.Frame) -> Bytes:
         """The content of `frame`, (n,) uint8, without a copy."""

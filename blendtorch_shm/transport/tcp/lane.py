@@ -18,7 +18,7 @@ from ...message.wire import Decoder, Message
 from ...stream.lease import Calls
 from .frames import Frames
 from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Said, encode
-from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, stop_monitor
+from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, readable, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
 
@@ -208,7 +208,7 @@ class TcpLane(Closable):
 
     def _listen(self) -> None:
         """Hear of the connection, and greet if that is due."""
-        while self._monitor.poll(0):
+        while readable(self._monitor):
             event = next_event(self._monitor)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._drain()

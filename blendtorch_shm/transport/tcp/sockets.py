@@ -8,6 +8,7 @@ import sys
 import zmq
 
 _numbers = itertools.count()
+_POLLIN = int(zmq.POLLIN)  # a plain int: this is the hot path
 
 CONNECTION_ENDS = (
     zmq.EVENT_DISCONNECTED
@@ -30,6 +31,14 @@ def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
     listener.linger = 0
     listener.connect(endpoint)
     return listener
+
+
+def readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether something was received.
+
+    Not pyzmq's ``Socket.poll``, which makes a poller for each call and asks the kernel twice.
+    """
+    return int(socket.getsockopt(zmq.EVENTS)) & _POLLIN != 0
 
 
 def next_event(listener: zmq.Socket[bytes]) -> int:
