@@ -219,10 +219,16 @@ class _Activity:
 
     @staticmethod
     def _count_handlers() -> int:
+        """The user's handlers. Ours only take notes: they are no reason to go on."""
         import bpy
 
-        handlers = bpy.app.handlers
-        return sum(len(getattr(handlers, name)) for name in dir(handlers) if isinstance(getattr(handlers, name), list))
+        lists = [getattr(bpy.app.handlers, name) for name in dir(bpy.app.handlers)]
+        return sum(not is_ours(handler) for each in lists if isinstance(each, list) for handler in each)
+
+
+def is_ours(handler: Any) -> bool:
+    """Whether a handler in one of Blender's lists is this package's, not the user's."""
+    return str(getattr(handler, "__module__", "")).startswith("blender_side.")
 
 
 def _take_own_options() -> argparse.Namespace:

@@ -13,7 +13,7 @@ import numpy as np
 from mathutils import Vector
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 from blender_side.evaluation import Evaluation
 from blender_side.ground_truth.labels import (
     Keypoints,
@@ -346,5 +346,3 @@ for dtype in ("uint16", "uint32"):
 
 np.savez(out, **results)
 print("labelled", file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)
