@@ -159,7 +159,7 @@ class PendingPicture:
 
 
 class ViewportDrawing:
-    """Draws a 3D viewport into a frame buffer, the same one as long as the size is: EEVEE holds memory for each.
+    """Draws a 3D viewport into frame buffers, the same ones as long as the size is: for a new one EEVEE prepares everything anew.
 
     Nothing of the file's is kept: a viewport is gone when another file is opened, and drawing it would crash Blender.
     """
@@ -167,8 +167,7 @@ class ViewportDrawing:
     def __init__(self) -> None:
         find_first_view3d()
         self._style: tuple[Shading, bool] | None = None
-        self._offscreen: Any = None
-        self._flipped: Any = None
+        self._frame_buffers: dict[str, Any] = {}  # by what they are for
         self._scratch: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._unused: list[readback.PixelBuffer] = []
         self._flip_on_gpu = compat.flips_on_gpu()
@@ -235,13 +234,10 @@ class ViewportDrawing:
         """Draw light, and encode it as that of final renders is. Viewports encode what is multiplied by alpha already."""
         height, width, _ = image.shape
         light = np.empty((height, width, 4), np.float32)
-        drawn = gpu.types.GPUOffScreen(width, height, format="RGBA16F")
-        try:
-            self._draw_into(drawn, camera, display=False)
-            with drawn.bind():
-                _read(light)
-        finally:
-            drawn.free()
+        drawn = self._frame_buffer("light", height, width, "RGBA16F")
+        self._draw_into(drawn, camera, display=False)
+        with drawn.bind():
+            _read(light)
         put(image, light, flip=flip, display=True, plain=self.shading in ("SOLID", "WIREFRAME"))
 
     def _is_translucent(self, height: int, width: int) -> bool:
@@ -269,15 +265,14 @@ class ViewportDrawing:
         self, height: int, width: int, camera: Camera, *, flip: bool, display: bool
     ) -> Iterator[tuple[bool, bool]]:
         """Draw, with the frame buffer bound that has the picture; whether its rows are to be turned round yet, and has alpha."""
-        if self._offscreen is None or (self._offscreen.width, self._offscreen.height) != (width, height):
-            self._allocate(width, height)
-        has_alpha = self._draw_into(self._offscreen, camera, display=display)
+        drawn = self._frame_buffer("picture", height, width)
+        has_alpha = self._draw_into(drawn, camera, display=display)
         if not (flip and self._flip_on_gpu):
-            with self._offscreen.bind():
+            with drawn.bind():
                 yield flip, has_alpha
             return
-        with self._flipped.bind():
-            _draw_upside_down(self._offscreen.texture_color)
+        with self._frame_buffer("flipped", height, width).bind():
+            _draw_upside_down(drawn.texture_color)
             yield False, has_alpha
 
     def _draw_into(self, offscreen: Any, camera: Camera, *, display: bool) -> bool:
@@ -308,12 +303,14 @@ class ViewportDrawing:
                 )
         return has_alpha
 
-    def _allocate(self, width: int, height: int) -> None:
-        for old in (self._offscreen, self._flipped):
-            if old is not None:
-                old.free()
-        self._offscreen = gpu.types.GPUOffScreen(width, height)
-        self._flipped = gpu.types.GPUOffScreen(width, height) if self._flip_on_gpu else None
+    def _frame_buffer(self, purpose: str, height: int, width: int, texture: str = "RGBA8") -> Any:
+        """The frame buffer for something, as it was last used if it has this size. Its `texture` is the format of its colours."""
+        known = self._frame_buffers.get(purpose)
+        if known is None or (known.height, known.width) != (height, width):
+            if known is not None:
+                known.free()
+            known = self._frame_buffers[purpose] = gpu.types.GPUOffScreen(width, height, format=texture)
+        return known
 
     def _find_viewport(self) -> tuple[Any, Any]:
         """The viewport's space and region; in this drawing's style, whoever has changed that."""
