@@ -32,8 +32,15 @@ class OffScreenRenderer:
     orientation, colour space and alpha; the log says so.
 
     The viewport drawn is the first 3D viewport of the file, and its settings count (shading, overlays, which objects are shown)
-    until `set_render_style` changes them. A file that was opened meanwhile, or undo, does no harm: the viewport is looked for
-    before each picture. What pictures of each kind of renderer hold, and where they differ, is a table in docs/final_renders.md.
+    until `set_render_style` changes them. It is looked for before each picture: when another file was opened, or after undo, only
+    `camera` has to be a new one. What pictures of each kind of renderer hold, and where they differ, is a table in
+    docs/final_renders.md.
+
+    Example::
+
+        renderer = btb.OffScreenRenderer(btb.Camera(), mode="rgb", color_space="srgb")
+        renderer.set_render_style("RENDERED")
+        publisher.publish(image=renderer.render())
     """
 
     def __init__(
@@ -77,6 +84,11 @@ class OffScreenRenderer:
 
         Returns:
             (H, W, 4) or (H, W, 3) uint8, for `mode` 'rgba' or 'rgb'. Nothing overwrites it later.
+
+        Raises:
+            ConfigurationError: the camera's object is gone; the camera is panoramic, and the scene's engine is not Cycles; the
+                file that is open has no 3D viewport; or this is a final render that cannot be made.
+            OutOfSharedMemory: there is no memory for a final render.
         """
         image = allocate((*self.camera.shape, len(self.mode)), np.uint8)
         drawing = self._drawing()
@@ -96,11 +108,18 @@ class OffScreenRenderer:
         It gains the time for which the card and the script work at once; where OpenGL draws on the CPU, that is none. Where
         pictures cannot be fetched later (final renders, Vulkan, display colours of a transparent film), it is rendered here and
         now.
+
+        Returns:
+            the picture to come: `PendingPicture.read` waits for it.
+
+        Raises:
+            as `render`.
         """
         drawing = self._drawing()
         display = self.color_space == "srgb"
         if isinstance(drawing, ViewportStandIn) or not readback.is_available() or (display and _is_film_transparent()):
-            return PendingPicture(self.render())
+            image = self.render()
+            return PendingPicture(lambda: image)
         compat.report(drawing.describe(), software=compat.draws_in_software())
         shape = (*self.camera.shape, len(self.mode))
         return drawing.draw_later(shape, self.camera, flip=self.origin == "upper-left", display=display)
@@ -140,9 +159,9 @@ class OffScreenRenderer:
 class PendingPicture:
     """A picture that is being rendered. It need not be read."""
 
-    def __init__(self, image: NDArray[np.uint8] | None, fetch: Callable[[], NDArray[np.uint8]] | None = None) -> None:
-        self._image = image
+    def __init__(self, fetch: Callable[[], NDArray[np.uint8]]) -> None:
         self._fetch = fetch
+        self._image: NDArray[np.uint8] | None = None
 
     def read(self) -> NDArray[np.uint8]:
         """Wait for the picture.
@@ -150,11 +169,13 @@ class PendingPicture:
         Returns:
             what :meth:`OffScreenRenderer.render` would have returned, the same array each time. If the picture was fetched later,
             it lies in the slot of the first `DataPublisher.publish` after that.
+
+        Raises:
+            ConfigurationError: there are holdouts in it, and display colours of those cannot be fetched later; or OpenGL has no
+                memory for it.
         """
         if self._image is None:
-            assert self._fetch is not None
             self._image = self._fetch()
-            self._fetch = None
         return self._image
 
 
@@ -225,7 +246,7 @@ class ViewportDrawing:
             no_longer_in_use()
             return image
 
-        pending = PendingPicture(None, fetch)
+        pending = PendingPicture(fetch)
         no_longer_in_use = weakref.finalize(pending, self._unused.append, buffer)
         no_longer_in_use.atexit = False
         return pending
