@@ -47,7 +47,7 @@ def main() -> None:
     if not _in_blender:
         faulthandler.enable()  # a crash leaves a trace in the log, as a Blender executable's own handler does
     if options.scene is not None:
-        _open(options.scene, _in_blender)
+        _open(options.scene)
     _say_started()
     before = _Activity()
     code = run_script(options.script)
@@ -80,14 +80,14 @@ class _Log(io.FileIO):
             return len(data)
 
 
-def _open(scene: str, in_blender: bool) -> None:
+def _open(scene: str) -> None:
     """Import bpy and open the scene, unless Blender did; then see whether it could, since it goes on without one."""
     import bpy
 
     if not scene:
         return
     try:
-        if in_blender:
+        if _in_blender:
             with bpy.data.libraries.load(scene):
                 pass
         else:
