@@ -69,7 +69,7 @@ def draws_off_screen() -> bool:
 
 
 def lost_gpu_context() -> bool:
-    """Whether the GPU context is active no more: who draws then crashes Blender.
+    """Whether the GPU context is no longer active: drawing would crash Blender.
 
     In background, a final render by Cycles with a grease pencil leaves it so; with a window, in 3.4, the first one by Cycles.
     """

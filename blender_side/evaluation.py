@@ -62,12 +62,12 @@ class Evaluation:
     def read(self, function: Callable[[Any], T], changes: Changes) -> T:
         """Call a function with this evaluation of the scene as it is now.
 
-        A final render evaluates animation anew, and so does this. Look through the camera first (`final.look_through`): then
-        what a script changed about animated properties is kept in both. Handlers of the user's are not called.
+        A final render evaluates animation anew, and so does this. Call `final.look_through` first: it keeps what the script
+        changed about animated properties, as it does for a render. The user's handlers are not called.
 
         Args:
             function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
-            changes: takes note of what is changed about the scene's settings meanwhile.
+            changes: puts back what this changes about the scene's settings.
 
         Returns:
             what the function returns.
@@ -100,8 +100,8 @@ class Evaluation:
 def of_viewport(shading: str) -> Evaluation:
     """What a viewport in this shading ('SOLID', 'MATERIAL', 'RENDERED', 'WIREFRAME') shows when it is drawn off-screen.
 
-    Where Blender cannot draw that, it is a final render: for engines that trace rays, in background before 5.1, and before 4.0
-    without what is behind a transparent film.
+    Where Blender cannot draw that, it is a final render: for engines that trace rays, in background before 5.1, and for a
+    transparent film before 4.0.
     """
     engine = {"SOLID": compat.WORKBENCH, "WIREFRAME": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(
         shading, str(bpy.context.scene.render.engine)
@@ -151,7 +151,7 @@ _last: weakref.WeakKeyDictionary[Any, Evaluation] = weakref.WeakKeyDictionary()
 
 
 def register(renderer: Renderer) -> Evaluation:
-    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made and renders.
+    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made, and for each picture.
 
     Returns:
         what its next picture shows.
@@ -213,7 +213,7 @@ class _Reading:
         _Reading.current = None
 
     def read(self, depsgraph: Any) -> None:
-        """Read the first view layer that is rendered: its picture is the one that is seen. Exceptions would be printed only."""
+        """Read the first view layer that is rendered: its picture is what is seen. Blender would only print exceptions."""
         if self.error is None and not self.results:
             try:
                 self.results.append(self._function(depsgraph))

@@ -285,7 +285,7 @@ class ViewportDrawing:
     def _drawn(
         self, height: int, width: int, camera: Camera, *, flip: bool, display: bool
     ) -> Iterator[tuple[bool, bool]]:
-        """Draw, with the frame buffer bound that has the picture; whether its rows are to be turned round yet, and has alpha."""
+        """Draw, and bind the frame buffer with the picture; whether its rows are still upside down, and whether it has alpha."""
         drawn = self._frame_buffer("picture", height, width)
         has_alpha = self._draw_into(drawn, camera, display=display)
         if not (flip and self._flip_on_gpu):

@@ -13,9 +13,8 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat, evaluation
 from ..camera import Camera
-from ..final import Changes, look_through, regain_gpu_context
+from ..final import Changes, allocate, look_through, regain_gpu_context
 from ..lifetime import generation
-from ..publisher import lend_array
 from . import labels
 from .draw import ATTACHMENTS, Rasterizer, View
 from .scene import Drawn, Look, SceneReader
@@ -153,7 +152,7 @@ class GroundTruth:
             self.forget()
         self._generation = generation()
         drawn, points = self._read()
-        rasters = self._rasters(drawn, view)
+        rasters = self._rasters(drawn, points, view)
         self._before = drawn, view
         result: dict[str, Any] = {name: array for name, array in rasters.items() if name in self.passes}
         return result | self._labels(drawn, points, rasters)
@@ -180,7 +179,7 @@ class GroundTruth:
                 look_through(changes, self.camera)
             return shown.read(read, changes)
 
-    def _rasters(self, drawn: list[Drawn], view: View) -> dict[str, NDArray[Any]]:
+    def _rasters(self, drawn: list[Drawn], points: labels.Points | None, view: View) -> dict[str, NDArray[Any]]:
         """The passes that are drawn, and those that labels are made from."""
         arrays: dict[str, NDArray[Any]] = {}
         to_draw: dict[str, NDArray[Any]] = {}
@@ -189,12 +188,12 @@ class GroundTruth:
             wanted.add("instance")
         if view.panorama is not None and not wanted.isdisjoint(("flow_backward", "flow_forward")):
             raise ConfigurationError("There is no flow of panoramic cameras: leave out flow_backward and flow_forward.")
-        if "keypoints" in self.passes and compat.draws_off_screen() and view.panorama is None:
+        if points is not None and points.is_free is None:
             wanted.add(self._obstacles(drawn))
         for name in sorted(wanted):
             attachment, dtype = self._attachment(name)
             shape = (*view.shape, *ATTACHMENTS[attachment].components)
-            arrays[name] = _array(shape, dtype, lent=name in self.passes)
+            arrays[name] = allocate(shape, dtype) if name in self.passes else np.empty(shape, dtype)
             if name != "flow_forward":
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
@@ -262,11 +261,6 @@ def _checked_dtypes(dtypes: Mapping[Raster, DTypeLike]) -> dict[str, np.dtype[An
         if name not in _NUMBERS or dtype not in _NUMBER_DTYPES:
             raise ConfigurationError(
                 f"dtypes={dtypes!r}: for {' and '.join(_NUMBERS)} one of {', '.join(map(str, _NUMBER_DTYPES))} can be chosen;"
-                " everything else has the dtype that it has."
+                " every other pass has one dtype."
             )
     return checked
-
-
-def _array(shape: tuple[int, ...], dtype: DTypeLike, *, lent: bool) -> NDArray[Any]:
-    array = lend_array(shape, dtype) if lent else None
-    return np.empty(shape, dtype) if array is None else array

@@ -52,7 +52,7 @@ def draw(
     panorama: Panorama,
     backgrounds: Mapping[str, float],
 ) -> None:
-    """Fill arrays as `Rasterizer.draw` does, but flow. ``depth`` is the distance from the camera, as in Cycles' depth pass.
+    """Fill arrays as `Rasterizer.draw` does, except flow. ``depth`` is the distance from the camera, as in Cycles' depth pass.
 
     Args:
         rasterizer: that draws the sides.
