@@ -152,7 +152,7 @@ class GroundTruth:
             self.forget()
         self._generation = generation()
         drawn, points = self._read()
-        rasters = self._rasters(drawn, points, view)
+        rasters = self._rasters(drawn, view)
         self._before = drawn, view
         result: dict[str, Any] = {name: array for name, array in rasters.items() if name in self.passes}
         return result | self._labels(drawn, points, rasters)
@@ -179,7 +179,7 @@ class GroundTruth:
                 look_through(changes, self.camera)
             return shown.read(read, changes)
 
-    def _rasters(self, drawn: list[Drawn], points: labels.Points | None, view: View) -> dict[str, NDArray[Any]]:
+    def _rasters(self, drawn: list[Drawn], view: View) -> dict[str, NDArray[Any]]:
         """The passes that are drawn, and those that labels are made from."""
         arrays: dict[str, NDArray[Any]] = {}
         to_draw: dict[str, NDArray[Any]] = {}
@@ -188,7 +188,7 @@ class GroundTruth:
             wanted.add("instance")
         if view.panorama is not None and not wanted.isdisjoint(("flow_backward", "flow_forward")):
             raise ConfigurationError("There is no flow of panoramic cameras: leave out flow_backward and flow_forward.")
-        if points is not None and points.is_free is None:
+        if "keypoints" in self.passes and compat.draws_off_screen() and view.panorama is None:
             wanted.add(self._obstacles(drawn))
         for name in sorted(wanted):
             attachment, dtype = self._attachment(name)

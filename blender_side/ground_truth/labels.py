@@ -259,7 +259,9 @@ class Keypoints:
         xyz = self._world_coordinates(objects, drawn, depsgraph)
         inside = camera.in_view(xyz) & np.array([_is_shown(obj, shown) for obj in objects], np.bool_)
         is_free = None
-        if camera.panorama or not compat.draws_off_screen():  # there will be no raster, or none that is exact
+        if (
+            camera.panorama or not compat.draws_off_screen()
+        ):  # there will be no raster to look at, or none that is exact
             is_free = np.zeros(len(xyz), np.bool_)
             is_free[inside] = nothing_before(xyz[inside], camera, drawn)
         return Points(xyz, inside, is_free)
