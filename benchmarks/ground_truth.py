@@ -6,7 +6,6 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap
 
 PASSES = {
     **{
@@ -55,5 +54,3 @@ for i in range(int(rounds) + 3):
 
 with btb.DataPublisher(btargs.btsockets["DATA"], btargs.btid) as publisher:
     publisher.publish(version=bpy.app.version_string, samples={k: np.array(v) for k, v in samples.items()})
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -9,7 +9,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, publisher
+from blender_side import publisher
 
 btargs, arguments = btb.parse_blendtorch_args()
 blocks, frames = map(int, arguments)
@@ -42,5 +42,3 @@ for block in range(2 * (blocks + 1)):
 
 pub.publish(alone=np.array(seconds[False]), published=np.array(seconds[True]), version=bpy.app.version_string)
 pub.close()
-if not bpy.app.background:
-    bootstrap.leave(0)

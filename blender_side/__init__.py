@@ -51,18 +51,7 @@ _NEEDS_BLENDER = {
     "OffScreenRenderer": "offscreen",
     "add_scene_dir_to_path": "paths",
 }
-_MODULES = (
-    "animation",
-    "camera",
-    "compat",
-    "compositor",
-    "final",
-    "ground_truth",
-    "materials",
-    "offscreen",
-    "paths",
-    "utils",
-)
+_MODULES = {*_NEEDS_BLENDER.values(), "materials", "utils"}
 
 
 def __getattr__(name: str) -> Any:

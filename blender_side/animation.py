@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import bpy
 
 from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.launch.notes import INSTANCE_VARIABLE
 
 from . import bootstrap, compat, simulations
 from .signal import Signal
@@ -228,7 +230,7 @@ class AnimationController:
         """Forget this run, and end a launched instance that has nothing else to do."""
         self._run = None
         _playing.discard(self)
-        if not compat.launched():
+        if INSTANCE_VARIABLE not in os.environ:  # somebody at a desk opened this Blender
             return
         if error is not None:
             bootstrap.leave(bootstrap.exit_code_of(error))

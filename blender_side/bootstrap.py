@@ -47,7 +47,7 @@ def main() -> None:
     if not _in_blender:
         faulthandler.enable()  # a crash leaves a trace in the log, as a Blender executable's own handler does
     if options.scene is not None:
-        _open(options.scene, _in_blender)
+        _open(options.scene)
     _say_started()
     before = _Activity()
     code = run_script(options.script)
@@ -80,14 +80,14 @@ class _Log(io.FileIO):
             return len(data)
 
 
-def _open(scene: str, in_blender: bool) -> None:
+def _open(scene: str) -> None:
     """Import bpy and open the scene, unless Blender did; then see whether it could, since it goes on without one."""
     import bpy
 
     if not scene:
         return
     try:
-        if in_blender:
+        if _in_blender:
             with bpy.data.libraries.load(scene):
                 pass
         else:
@@ -219,10 +219,16 @@ class _Activity:
 
     @staticmethod
     def _count_handlers() -> int:
+        """The user's handlers. Ours only take notes: they are no reason to go on."""
         import bpy
 
-        handlers = bpy.app.handlers
-        return sum(len(getattr(handlers, name)) for name in dir(handlers) if isinstance(getattr(handlers, name), list))
+        lists = [getattr(bpy.app.handlers, name) for name in dir(bpy.app.handlers)]
+        return sum(not is_ours(handler) for each in lists if isinstance(each, list) for handler in each)
+
+
+def is_ours(handler: Any) -> bool:
+    """Whether a handler in one of Blender's lists is this package's, not the user's."""
+    return str(getattr(handler, "__module__", "")).startswith("blender_side.")
 
 
 def _take_own_options() -> argparse.Namespace:

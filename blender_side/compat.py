@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch.notes import INSTANCE_VARIABLE, leave_note
+from blendtorch_shm.launch.notes import leave_note
 
 log = logging.getLogger("blendtorch")
 
@@ -41,6 +41,9 @@ if VERSION >= (4, 3, 0):
     PLAIN_VIEW["use_white_balance"] = False
 
 NEEDED_PACKAGES = "apt-get install -y libegl1 libgl1 libgl1-mesa-dri"
+
+#: What a pixel takes at least in a file that the compositor wrote in half floats: three channels, or the only one of a value.
+LEAST_NBYTES_OF_SLOT = 2 if (4, 0, 0) <= VERSION < (4, 5, 0) else 6
 
 #: What a viewport's shading says where it leaves the compositor alone.
 NO_COMPOSITOR = "DISABLED" if VERSION >= (3, 5, 0) else False
@@ -66,12 +69,12 @@ def draws_off_screen() -> bool:
 
 
 def lost_gpu_context() -> bool:
-    """Whether the GPU context is active no more: who draws then crashes Blender.
+    """Whether the GPU context is no longer active: drawing would crash Blender.
 
     In background, a final render by Cycles with a grease pencil leaves it so; with a window, in 3.4, the first one by Cycles.
     """
     if not draws_off_screen.cache_info().currsize or not draws_off_screen():
-        return False
+        return False  # who has not asked yet has no context, and needs none now
     try:
         gpu.types.GPUTexture((1, 1), format="R8")
     except RuntimeError:
@@ -286,11 +289,6 @@ def curves(animation: Any) -> list[Any]:
         return list(getattr(action, "fcurves", ()))
     bags = [strip.channelbag(slot) for layer in action.layers for strip in layer.strips]
     return [curve for bag in bags if bag is not None for curve in bag.fcurves]
-
-
-def launched() -> bool:
-    """Whether a launcher started this instance, rather than somebody at a desk."""
-    return INSTANCE_VARIABLE in os.environ
 
 
 @cache

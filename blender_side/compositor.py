@@ -31,8 +31,8 @@ from .final import Changes, allocate, describe, load_pixels, look_through, no_ro
 _FORMATS = ("OPEN_EXR", "OPEN_EXR_MULTILAYER")
 #: Channels that a slot has, by the type of its socket, in the order of the file's; other types have one, V.
 _CHANNELS = {"RGBA": "RGBA", "VECTOR": "XYZW"}
-#: What a pixel takes in a file: three channels of half floats at least (4.2: one, of a value), four of floats at most.
-_LEAST_NBYTES, _MOST_NBYTES = 2 if (4, 0, 0) <= compat.VERSION < (4, 5, 0) else 6, 16
+#: What a pixel takes in a file at most: four channels of floats.
+_MOST_NBYTES = 16
 
 
 @dataclass
@@ -124,7 +124,7 @@ class CompositeRenderer:
                 source = (selection.node, slot.index)
                 if source not in pixels:  # several selections may share a slot
                     file = _written(folders[selection.node], slot.index, selection)
-                    pixels[source] = load_pixels(file, _LEAST_NBYTES)
+                    pixels[source] = load_pixels(file, compat.LEAST_NBYTES_OF_SLOT)
                     if not self.delete_render_files:
                         self._keep(file, selection, slot.home)
                 made = pixels[source][::-1, :, slot.channels]
@@ -133,13 +133,9 @@ class CompositeRenderer:
                 images[selection.key] = image
         return images
 
-    def _num_pixels(self) -> int:
-        height, width = self.camera.shape
-        return height * width
-
     def _require_room(self, nodes: Iterable[Any]) -> None:
-        num_slots = sum(len(compat.output_names(node)) for node in nodes)
-        nbytes = num_slots * self._num_pixels() * _MOST_NBYTES
+        height, width = self.camera.shape
+        nbytes = sum(len(compat.output_names(node)) for node in nodes) * height * width * _MOST_NBYTES
         if shutil.disk_usage(SHARED_MEMORY).free < nbytes:
             raise no_room(nbytes)
 
@@ -182,7 +178,7 @@ def _find(tree: Any, selection: CompositeSelection) -> _Slot:
     if node.format.file_format not in _FORMATS:
         raise ConfigurationError(
             f"The File Output node {node.name!r} writes {node.format.file_format}, which does not hold values as they are:"
-            f" set its format to OpenEXR or OpenEXR MultiLayer."
+            " set its format to OpenEXR or OpenEXR MultiLayer."
         )
     if node.mute:
         raise ConfigurationError(f"The File Output node {node.name!r} is muted, so nothing is written: unmute it.")

@@ -20,7 +20,7 @@ import bpy
 
 from blendtorch_shm.errors import ConfigurationError
 
-from . import compat
+from . import bootstrap, compat
 from .utils import find_first_view3d
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LEAST_PIXELS = 4  # to a side: Blender renders no smaller pictures
-_PACKAGE = __name__.partition(".")[0]
 _HANDLERS = (
     "frame_change_pre",
     "frame_change_post",
@@ -63,12 +62,12 @@ class Evaluation:
     def read(self, function: Callable[[Any], T], changes: Changes) -> T:
         """Call a function with this evaluation of the scene as it is now.
 
-        A final render evaluates animation anew, and so does this. Look through the camera first (`final.look_through`): then
-        what a script changed about animated properties is kept in both. Handlers of the user's are not called.
+        A final render evaluates animation anew, and so does this. Call `final.look_through` first: it keeps what the script
+        changed about animated properties, as it does for a render. The user's handlers are not called.
 
         Args:
             function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
-            changes: takes note of what is changed about the scene's settings meanwhile.
+            changes: puts back what this changes about the scene's settings.
 
         Returns:
             what the function returns.
@@ -101,8 +100,8 @@ class Evaluation:
 def of_viewport(shading: str) -> Evaluation:
     """What a viewport in this shading ('SOLID', 'MATERIAL', 'RENDERED', 'WIREFRAME') shows when it is drawn off-screen.
 
-    Where Blender cannot draw that, it is a final render: for engines that trace rays, in background before 5.1, and before 4.0
-    without what is behind a transparent film.
+    Where Blender cannot draw that, it is a final render: for engines that trace rays, in background before 5.1, and for a
+    transparent film before 4.0.
     """
     engine = {"SOLID": compat.WORKBENCH, "WIREFRAME": compat.WORKBENCH, "MATERIAL": compat.EEVEE}.get(
         shading, str(bpy.context.scene.render.engine)
@@ -152,7 +151,7 @@ _last: weakref.WeakKeyDictionary[Any, Evaluation] = weakref.WeakKeyDictionary()
 
 
 def register(renderer: Renderer) -> Evaluation:
-    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made and renders.
+    """Remember a renderer, for labels that do not say whose picture they belong to. Called when it is made, and for each picture.
 
     Returns:
         what its next picture shows.
@@ -214,7 +213,7 @@ class _Reading:
         _Reading.current = None
 
     def read(self, depsgraph: Any) -> None:
-        """Read the first view layer that is rendered: its picture is the one that is seen. Exceptions would be printed only."""
+        """Read the first view layer that is rendered: its picture is what is seen. Blender would only print exceptions."""
         if self.error is None and not self.results:
             try:
                 self.results.append(self._function(depsgraph))
@@ -245,7 +244,7 @@ def _without_users_handlers() -> Iterator[None]:
     handlers = [getattr(bpy.app.handlers, name) for name in _HANDLERS if hasattr(bpy.app.handlers, name)]
     before = [list(functions) for functions in handlers]
     for functions in handlers:
-        functions[:] = [one for one in functions if str(getattr(one, "__module__", "")).startswith(_PACKAGE)]
+        functions[:] = [one for one in functions if bootstrap.is_ours(one)]
     try:
         yield
     finally:

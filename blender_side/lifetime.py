@@ -24,7 +24,7 @@ def generation() -> tuple[int, int]:
 
 
 class Reference:
-    """A data-block of the user's: follows it when it is renamed, and finds it again by its name when it was replaced.
+    """Refers to one of the user's data-blocks: follows it when it is renamed, and finds it by its name when it was replaced.
 
     Args:
         block: a `bpy.types.Object` or `bpy.types.Collection`.
@@ -46,7 +46,7 @@ class Reference:
         return self._kind == "objects", self._full_name
 
     def get(self) -> Any:
-        """The data-block, or None if there is none of its name any more, or not yet where undo led to.
+        """The data-block. None: it was deleted, or did not exist yet at the step that undo led to.
 
         Raises:
             ConfigurationError: another file was opened, and has none of this name.

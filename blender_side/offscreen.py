@@ -32,8 +32,15 @@ class OffScreenRenderer:
     orientation, colour space and alpha; the log says so.
 
     The viewport drawn is the first 3D viewport of the file, and its settings count (shading, overlays, which objects are shown)
-    until `set_render_style` changes them. A file that was opened meanwhile, or undo, does no harm: the viewport is looked for
-    before each picture. What pictures of each kind of renderer hold, and where they differ, is a table in docs/final_renders.md.
+    until `set_render_style` changes them. It is looked for before each picture: when another file was opened, or after undo, only
+    `camera` has to be a new one. What pictures of each kind of renderer hold, and where they differ, is a table in
+    docs/final_renders.md.
+
+    Example::
+
+        renderer = btb.OffScreenRenderer(btb.Camera(), mode="rgb", color_space="srgb")
+        renderer.set_render_style("RENDERED")
+        publisher.publish(image=renderer.render())
     """
 
     def __init__(
@@ -77,6 +84,11 @@ class OffScreenRenderer:
 
         Returns:
             (H, W, 4) or (H, W, 3) uint8, for `mode` 'rgba' or 'rgb'. Nothing overwrites it later.
+
+        Raises:
+            ConfigurationError: the camera's object is gone; the camera is panoramic, and the scene's engine is not Cycles; the
+                file that is open has no 3D viewport; or this is a final render that cannot be made.
+            OutOfSharedMemory: there is no memory for a final render.
         """
         image = allocate((*self.camera.shape, len(self.mode)), np.uint8)
         drawing = self._drawing()
@@ -96,11 +108,18 @@ class OffScreenRenderer:
         It gains the time for which the card and the script work at once; where OpenGL draws on the CPU, that is none. Where
         pictures cannot be fetched later (final renders, Vulkan, display colours of a transparent film), it is rendered here and
         now.
+
+        Returns:
+            the picture to come: `PendingPicture.read` waits for it.
+
+        Raises:
+            as `render`.
         """
         drawing = self._drawing()
         display = self.color_space == "srgb"
         if isinstance(drawing, ViewportStandIn) or not readback.is_available() or (display and _is_film_transparent()):
-            return PendingPicture(self.render())
+            image = self.render()
+            return PendingPicture(lambda: image)
         compat.report(drawing.describe(), software=compat.draws_in_software())
         shape = (*self.camera.shape, len(self.mode))
         return drawing.draw_later(shape, self.camera, flip=self.origin == "upper-left", display=display)
@@ -140,9 +159,9 @@ class OffScreenRenderer:
 class PendingPicture:
     """A picture that is being rendered. It need not be read."""
 
-    def __init__(self, image: NDArray[np.uint8] | None, fetch: Callable[[], NDArray[np.uint8]] | None = None) -> None:
-        self._image = image
+    def __init__(self, fetch: Callable[[], NDArray[np.uint8]]) -> None:
         self._fetch = fetch
+        self._image: NDArray[np.uint8] | None = None
 
     def read(self) -> NDArray[np.uint8]:
         """Wait for the picture.
@@ -150,16 +169,18 @@ class PendingPicture:
         Returns:
             what :meth:`OffScreenRenderer.render` would have returned, the same array each time. If the picture was fetched later,
             it lies in the slot of the first `DataPublisher.publish` after that.
+
+        Raises:
+            ConfigurationError: there are holdouts in it, and display colours of those cannot be fetched later; or OpenGL has no
+                memory for it.
         """
         if self._image is None:
-            assert self._fetch is not None
             self._image = self._fetch()
-            self._fetch = None
         return self._image
 
 
 class ViewportDrawing:
-    """Draws a 3D viewport into a frame buffer, the same one as long as the size is: EEVEE holds memory for each.
+    """Draws a 3D viewport into frame buffers, the same ones as long as the size is: for a new one EEVEE prepares everything anew.
 
     Nothing of the file's is kept: a viewport is gone when another file is opened, and drawing it would crash Blender.
     """
@@ -167,8 +188,7 @@ class ViewportDrawing:
     def __init__(self) -> None:
         find_first_view3d()
         self._style: tuple[Shading, bool] | None = None
-        self._offscreen: Any = None
-        self._flipped: Any = None
+        self._frame_buffers: dict[str, Any] = {}  # by what they are for
         self._scratch: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._unused: list[readback.PixelBuffer] = []
         self._flip_on_gpu = compat.flips_on_gpu()
@@ -226,7 +246,7 @@ class ViewportDrawing:
             no_longer_in_use()
             return image
 
-        pending = PendingPicture(None, fetch)
+        pending = PendingPicture(fetch)
         no_longer_in_use = weakref.finalize(pending, self._unused.append, buffer)
         no_longer_in_use.atexit = False
         return pending
@@ -235,13 +255,10 @@ class ViewportDrawing:
         """Draw light, and encode it as that of final renders is. Viewports encode what is multiplied by alpha already."""
         height, width, _ = image.shape
         light = np.empty((height, width, 4), np.float32)
-        drawn = gpu.types.GPUOffScreen(width, height, format="RGBA16F")
-        try:
-            self._draw_into(drawn, camera, display=False)
-            with drawn.bind():
-                _read(light)
-        finally:
-            drawn.free()
+        drawn = self._frame_buffer("light", height, width, "RGBA16F")
+        self._draw_into(drawn, camera, display=False)
+        with drawn.bind():
+            _read(light)
         put(image, light, flip=flip, display=True, plain=self.shading in ("SOLID", "WIREFRAME"))
 
     def _is_translucent(self, height: int, width: int) -> bool:
@@ -268,16 +285,15 @@ class ViewportDrawing:
     def _drawn(
         self, height: int, width: int, camera: Camera, *, flip: bool, display: bool
     ) -> Iterator[tuple[bool, bool]]:
-        """Draw, with the frame buffer bound that has the picture; whether its rows are to be turned round yet, and has alpha."""
-        if self._offscreen is None or (self._offscreen.width, self._offscreen.height) != (width, height):
-            self._allocate(width, height)
-        has_alpha = self._draw_into(self._offscreen, camera, display=display)
+        """Draw, and bind the frame buffer with the picture; whether its rows are still upside down, and whether it has alpha."""
+        drawn = self._frame_buffer("picture", height, width)
+        has_alpha = self._draw_into(drawn, camera, display=display)
         if not (flip and self._flip_on_gpu):
-            with self._offscreen.bind():
+            with drawn.bind():
                 yield flip, has_alpha
             return
-        with self._flipped.bind():
-            _draw_upside_down(self._offscreen.texture_color)
+        with self._frame_buffer("flipped", height, width).bind():
+            _draw_upside_down(drawn.texture_color)
             yield False, has_alpha
 
     def _draw_into(self, offscreen: Any, camera: Camera, *, display: bool) -> bool:
@@ -308,12 +324,14 @@ class ViewportDrawing:
                 )
         return has_alpha
 
-    def _allocate(self, width: int, height: int) -> None:
-        for old in (self._offscreen, self._flipped):
-            if old is not None:
-                old.free()
-        self._offscreen = gpu.types.GPUOffScreen(width, height)
-        self._flipped = gpu.types.GPUOffScreen(width, height) if self._flip_on_gpu else None
+    def _frame_buffer(self, purpose: str, height: int, width: int, texture: str = "RGBA8") -> Any:
+        """The frame buffer for something, as it was last used if it has this size. Its `texture` is the format of its colours."""
+        known = self._frame_buffers.get(purpose)
+        if known is None or (known.height, known.width) != (height, width):
+            if known is not None:
+                known.free()
+            known = self._frame_buffers[purpose] = gpu.types.GPUOffScreen(width, height, format=texture)
+        return known
 
     def _find_viewport(self) -> tuple[Any, Any]:
         """The viewport's space and region; in this drawing's style, whoever has changed that."""

@@ -17,7 +17,9 @@ def add_scene_dir_to_path() -> None:
         ConfigurationError: the scene was not opened from a file.
     """
     if not bpy.data.filepath:
-        raise ConfigurationError("This scene was not opened from a file, so no directory can be added to the path.")
+        raise ConfigurationError(
+            "This scene was not opened from a file, so nothing lies beside it: save it, or open it from a file."
+        )
     directory = os.path.dirname(bpy.data.filepath)
     if directory not in sys.path:
         sys.path.append(directory)

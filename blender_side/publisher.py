@@ -127,7 +127,7 @@ _open: set[Sink] = set()
 """Those of publishers that were forgotten, too: what they published may still be on its way."""
 
 
-@atexit.register  # after pyzmq's own, which transport/ has seen to, and so before it
+@atexit.register  # later than pyzmq's own (importing transport/ registers that), so this runs before it
 def _close_all() -> None:
     last = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)  # in a session, that may be long ago
     for sink in list(_open):

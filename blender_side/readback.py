@@ -83,7 +83,10 @@ class PixelBuffer:
         address = gl.glMapBuffer(_PIXEL_PACK_BUFFER, _READ_ONLY)
         try:
             if address is None:
-                raise ConfigurationError(f"OpenGL has no memory for a picture of {self._nbytes} bytes.")
+                raise ConfigurationError(
+                    f"OpenGL has no memory for a picture of {self._nbytes / 1e6:.2f} MB: read pending pictures before more are"
+                    " rendered, or use render()."
+                )
             yield np.ctypeslib.as_array((ctypes.c_uint8 * self._nbytes).from_address(address)).reshape(self.shape)
         finally:
             if address is not None:

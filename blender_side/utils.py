@@ -136,29 +136,12 @@ def compute_object_visibility(
     points = points[cam.in_view(points)]
     if dist is not None:
         points = points[np.linalg.norm(_transform(cam.view_matrix, points), axis=1) <= dist]
-    obstacles = first_obstacles(cam, points, scene or bpy.context.scene, depsgraph)
-    return float(np.sum([obstacle is None or obstacle == obj for obstacle in obstacles]) / N)
-
-
-def first_obstacles(cam: Camera, xyz_world: NDArray[np.float64], scene: Any, depsgraph: Any) -> list[Any]:
-    """What hides points from a camera, by ray casting.
-
-    Args:
-        cam: the camera.
-        xyz_world: (N, 3) array of points that are in its view.
-        scene: whose objects are in the way.
-        depsgraph: the scene's evaluation.
-
-    Returns:
-        for each point the first object (`bpy.types.Object`, the original) on the way there from where the clip range
-        begins, or None.
-    """
-    obstacles = []
-    for origin, way in zip(*sight_lines(cam, xyz_world), strict=True):
-        length = float(np.linalg.norm(way))
-        met = length > 0 and scene.ray_cast(depsgraph, origin, way, distance=length * (1 - RAY_TOLERANCE))
-        obstacles.append(met[4] if met and met[0] else None)
-    return obstacles
+    cast = (scene or bpy.context.scene).ray_cast
+    num_seen = 0
+    for origin, way in zip(*sight_lines(cam, points), strict=True):
+        length = float(np.linalg.norm(way)) * (1 - RAY_TOLERANCE)
+        num_seen += length == 0 or cast(depsgraph, origin, way, distance=length)[4] in (None, obj)
+    return num_seen / N
 
 
 def sight_lines(cam: Camera, xyz_world: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

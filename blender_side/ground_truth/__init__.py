@@ -13,9 +13,8 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat, evaluation
 from ..camera import Camera
-from ..final import Changes, look_through, regain_gpu_context
+from ..final import Changes, allocate, look_through, regain_gpu_context
 from ..lifetime import generation
-from ..publisher import lend_array
 from . import labels
 from .draw import ATTACHMENTS, Rasterizer, View
 from .scene import Drawn, Look, SceneReader
@@ -194,7 +193,7 @@ class GroundTruth:
         for name in sorted(wanted):
             attachment, dtype = self._attachment(name)
             shape = (*view.shape, *ATTACHMENTS[attachment].components)
-            arrays[name] = _array(shape, dtype, lent=name in self.passes)
+            arrays[name] = allocate(shape, dtype) if name in self.passes else np.empty(shape, dtype)
             if name != "flow_forward":
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
@@ -262,11 +261,6 @@ def _checked_dtypes(dtypes: Mapping[Raster, DTypeLike]) -> dict[str, np.dtype[An
         if name not in _NUMBERS or dtype not in _NUMBER_DTYPES:
             raise ConfigurationError(
                 f"dtypes={dtypes!r}: for {' and '.join(_NUMBERS)} one of {', '.join(map(str, _NUMBER_DTYPES))} can be chosen;"
-                " everything else has the dtype that it has."
+                " every other pass has one dtype."
             )
     return checked
-
-
-def _array(shape: tuple[int, ...], dtype: DTypeLike, *, lent: bool) -> NDArray[Any]:
-    array = lend_array(shape, dtype) if lent else None
-    return np.empty(shape, dtype) if array is None else array

@@ -52,7 +52,7 @@ def draw(
     panorama: Panorama,
     backgrounds: Mapping[str, float],
 ) -> None:
-    """Fill arrays as `Rasterizer.draw` does, but flow. ``depth`` is the distance from the camera, as in Cycles' depth pass.
+    """Fill arrays as `Rasterizer.draw` does, except flow. ``depth`` is the distance from the camera, as in Cycles' depth pass.
 
     Args:
         rasterizer: that draws the sides.
@@ -63,13 +63,14 @@ def draw(
         backgrounds: what arrays hold where nothing is.
     """
     size, sides = _lookup(panorama, view.shape)
-    names = ["plane", "distance", *(name for name in arrays if name not in _DISTANCES)]
+    pixels: dict[str, tuple[tuple[int, ...], Any]] = {"plane": ((4,), np.float32), "distance": ((), np.float32)}
+    pixels |= {name: (array.shape[2:], array.dtype) for name, array in arrays.items() if name not in _DISTANCES}
     for name, array in arrays.items():
         array.fill(backgrounds[name])
     for side in sides:
         to_side = np.eye(4)
         to_side[:3, :3] = side.turn
-        seen = {name: np.empty((size, size, *_rest(arrays, name)), _dtype(arrays, name)) for name in names}
+        seen = {name: np.empty((size, size, *shape), dtype) for name, (shape, dtype) in pixels.items()}
         rasterizer.draw(seen, things, view.of_side(to_side, size), [None] * len(things))
         near = seen["distance"][side.rows, side.columns]
         found = near <= view.clip_range[1]
@@ -88,14 +89,6 @@ def _along(rays: NDArray[np.float64], planes: NDArray[np.float32], near: NDArray
     with np.errstate(divide="ignore", invalid="ignore"):
         distances = planes[:, 3] / (planes[:, :3] * rays).sum(axis=1)
         return np.where(np.abs(distances - near) <= _SLOPE * near, distances, near)
-
-
-def _rest(arrays: Mapping[str, NDArray[Any]], name: str) -> tuple[int, ...]:
-    return (4,) if name == "plane" else arrays[name].shape[2:] if name in arrays else ()
-
-
-def _dtype(arrays: Mapping[str, NDArray[Any]], name: str) -> Any:
-    return arrays[name].dtype if name in arrays else np.float32
 
 
 class _Side(NamedTuple):

@@ -23,7 +23,7 @@ _VISIBLE, _OCCLUDED = 2, 1  # as in COCO
 _DEPTH_TOLERANCE = 1e-4
 """Of a keypoint's depth: how far a surface may be before it and still be taken for its own. Rasters have this precision."""
 _AT_ONCE = 2**20  # vertices
-_GEOMETRY_TYPES = ("MESH", "CURVE", "SURFACE", "META", "FONT", "CURVES", "POINTCLOUD", "VOLUME")
+_NEVER_IN_A_PICTURE = ("EMPTY", "ARMATURE", "LATTICE", "CAMERA", "LIGHT", "LIGHT_PROBE", "SPEAKER")
 
 
 def tight_boxes(mask: NDArray[np.integer[Any]], ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -408,7 +408,7 @@ def _vertex(name: str, evaluated: Any, index: int, geometry: Geometry | None) ->
 
 def _is_shown(obj: Any, shown: Container[str]) -> bool:
     """Whether an object is in the picture, or is one of those that never are and only say where something is."""
-    return obj is not None and (obj.type not in _GEOMETRY_TYPES or obj.name_full in shown)
+    return obj is not None and (obj.type in _NEVER_IN_A_PICTURE or obj.name_full in shown)
 
 
 def _visible_in_raster(

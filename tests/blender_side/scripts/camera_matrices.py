@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, utils
+from blender_side import utils
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -92,5 +92,3 @@ for name, wrong in refused.items():
         results[name] = str(error)
 np.savez(out, **results)
 print("saw", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

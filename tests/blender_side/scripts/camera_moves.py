@@ -5,7 +5,7 @@ import numpy as np
 from mathutils import Matrix
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat, utils
+from blender_side import compat, utils
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -452,5 +452,3 @@ at.camera.view_matrix = at.camera.view_matrix
 results["held"] = renderer.render()
 
 np.savez(out, **results)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -7,7 +7,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, utils
+from blender_side import utils
 
 NUM_FRAMES = 11
 
@@ -52,5 +52,3 @@ for _ in range(3):
         publisher.publish(image=image, in_slot=in_slot, frame=i, rotation=cube.rotation_euler, name=f"frame {i}")
     publisher.end_clip()
 publisher.close()
-if not bpy.app.background:
-    bootstrap.leave(0)

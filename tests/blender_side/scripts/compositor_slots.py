@@ -12,7 +12,7 @@ import cycles
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compositor, final
+from blender_side import compositor, final
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 
 out = Path(btb.parse_blendtorch_args()[1][0])
@@ -212,5 +212,3 @@ refused("off", select("Half", "Image", "RGB"))
 
 np.savez(out, **results)
 print("renders", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

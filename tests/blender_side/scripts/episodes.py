@@ -8,7 +8,6 @@ import tempfile
 import bpy
 
 import blendtorch.btb as btb
-from blender_side import bootstrap
 
 out = btb.parse_blendtorch_args()[1][0]
 VALUES = (0, 2, -2)
@@ -156,5 +155,3 @@ for when in (("pre_animation", 1), ("pre_frame", 2), ("post_frame", 2), ("post_a
 with open(out, "w") as target:
     json.dump(results, target)
 print("episodes", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

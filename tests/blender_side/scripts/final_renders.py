@@ -9,7 +9,7 @@ import cycles
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, final
+from blender_side import final
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -181,5 +181,3 @@ resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 np.savez(out, **results)
 print("renders", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

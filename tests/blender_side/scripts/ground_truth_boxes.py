@@ -10,7 +10,7 @@ import numpy as np
 from mathutils import Matrix
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 
 ALL = ("depth", "distance", "normals", "instance", "category", "flow_backward", "flow_forward", "boxes_2d")
 out = btb.parse_blendtorch_args()[1][0]
@@ -170,5 +170,3 @@ if compat.draws_off_screen():
             results[f"face {name} {key}"] = value
 np.savez(out, **results)
 print("renders", len(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -9,7 +9,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat, utils
+from blender_side import compat, utils
 from blender_side.evaluation import Evaluation
 from blender_side.ground_truth.scene import SceneReader
 from blendtorch_shm.errors import ConfigurationError
@@ -460,5 +460,3 @@ if compat.draws_off_screen():
     many()
 np.savez(out, **results)
 print("renders", len(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -4,7 +4,6 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap
 
 RASTERS = ("depth", "distance", "normals", "instance", "category", "flow_backward", "flow_forward")
 btargs, _ = btb.parse_blendtorch_args()
@@ -19,5 +18,3 @@ for _ in range(4):
     sums = {name: float(np.nan_to_num(made[name], posinf=0).sum(dtype=np.float64)) for name in RASTERS}
     publisher.publish(**made, lent=lent, sums=sums)
 publisher.close()
-if not bpy.app.background:
-    bootstrap.leave(0)

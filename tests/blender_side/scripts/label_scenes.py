@@ -13,7 +13,7 @@ import numpy as np
 from mathutils import Vector
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 from blender_side.evaluation import Evaluation
 from blender_side.ground_truth.labels import (
     Keypoints,
@@ -266,9 +266,12 @@ for name, point in wrong.items():
             results[f"wrong: {name}{how}"] = str(error)
 
 doomed = add("Doomed", None, location=(0, 0, 2))
-points = Keypoints({"hidden": (cube, 3), "hidden empty": helper, "doomed": doomed})
+pencils = getattr(bpy.data, "grease_pencils_v3", bpy.data.grease_pencils)  # which 4.3 to 4.5 have beside annotations
+pencil = add("Pencil", pencils.new("Pencil"), location=helper.location)
+points = Keypoints({"hidden": (cube, 3), "hidden empty": helper, "doomed": doomed, "pencil": pencil})
+drawn = read()
 results["hidden: before"] = project(located(points, camera, drawn), camera, None)
-cube.hide_viewport = helper.hide_viewport = True
+cube.hide_viewport = helper.hide_viewport = pencil.hide_viewport = True
 bpy.data.objects.remove(doomed)
 results["hidden: after"] = project(located(points, camera, read()), camera, None)
 results["hidden: no points"] = project(located(Keypoints({}), camera, drawn), camera, None)
@@ -346,5 +349,3 @@ for dtype in ("uint16", "uint32"):
 
 np.savez(out, **results)
 print("labelled", file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 
 out = btb.parse_blendtorch_args()[1][0]
 scene = bpy.context.scene
@@ -41,5 +41,3 @@ np.savez(
     seen=((eye - centers) * normals).sum(axis=1) / np.linalg.norm(eye - centers, axis=1) > 0.2,
 )
 print("rendered", file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

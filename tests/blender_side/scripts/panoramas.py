@@ -8,7 +8,7 @@ import cycles
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -138,5 +138,3 @@ results["picture of another model"] = btb.FinalRenderer(camera, mode="rgb").rend
 
 np.savez(out, **results)
 print("saw", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

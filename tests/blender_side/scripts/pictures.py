@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat, final, readback, utils
+from blender_side import compat, final, readback, utils
 
 out = btb.parse_blendtorch_args()[1][0]
 scene = bpy.context.scene
@@ -131,5 +131,3 @@ for space_name in ("linear", "srgb"):
     results[f"glow {space_name}"] = results[f"glow {space_name}"].render()
 np.savez(out, **results)
 print("renders", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat, utils
+from blender_side import compat, utils
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -196,5 +196,3 @@ for number in range(2):
 
 np.savez(out, **results)
 print("styles", sorted(results), file=sys.stderr)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -9,7 +9,6 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap
 from blendtorch_shm.errors import ConfigurationError
 
 out, folder = btb.parse_blendtorch_args()[1]
@@ -161,5 +160,3 @@ bpy.ops.wm.read_homefile(use_empty=True)
 results["unsaved"] = refusal(btb.add_scene_dir_to_path)
 with open(out, "w") as file:
     json.dump(results, file)
-if not bpy.app.background:
-    bootstrap.leave(0)

@@ -6,7 +6,7 @@ import mathutils
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import bootstrap, compat
+from blender_side import compat
 
 btargs, _ = btb.parse_blendtorch_args()
 publisher = btb.DataPublisher(btargs.btsockets["DATA"], btargs.btid)
@@ -35,5 +35,3 @@ for _ in range(4):
     lent = image.base is not None
     publisher.publish(image=image, sum=int(image.sum()), lent=lent)
 publisher.close()
-if not bpy.app.background:
-    bootstrap.leave(0)
