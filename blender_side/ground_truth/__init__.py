@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat, evaluation
+from .. import compat, evaluation, poses
 from ..camera import Camera
 from ..final import Changes, look_through, regain_gpu_context
 from ..lifetime import generation
@@ -173,10 +173,10 @@ class GroundTruth:
                 return drawn, None
             return drawn, self._keypoints.locate(self.camera, drawn, self._reader.shown, depsgraph)
 
+        wanted = self._reader.wanted() + (self._keypoints.wanted() if self._keypoints else [])
+        poses.include(one for one in wanted if shown.is_final or not one.obj.visible_get())
         with Changes() as changes:
             if shown.is_final:
-                if self._keypoints is not None:
-                    self._keypoints.include()
                 look_through(changes, self.camera)
             return shown.read(read, changes)
 

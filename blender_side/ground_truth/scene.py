@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat
+from .. import compat, poses
 from ..evaluation import Evaluation
 from ..lifetime import Reference, generation
 from ..utils import find_first_view3d
@@ -194,6 +194,10 @@ class SceneReader:
         """Let nothing that comes have a `previous`. Numbers stay."""
         self._drawn = {}
 
+    def wanted(self) -> list[poses.Wanted]:
+        """What has to be evaluated, whether the picture shows it or not: the objects of groups."""
+        return [poses.Wanted(obj) for _, obj in self._objects_of_groups() if obj is not None]
+
     def read(self, depsgraph: Any, evaluation: Evaluation, *, normals: bool) -> list[Drawn]:
         """What the scene shows now.
 
@@ -270,13 +274,16 @@ class SceneReader:
 
     def _read_axes(self, depsgraph: Any) -> None:
         """Groups have their box along the axes of the one object that they were asked for by, or of the world."""
+        for name, obj in self._objects_of_groups():
+            matrix = np.eye(4) if obj is None else np.array(poses.evaluated(obj, depsgraph).matrix_world, np.float64)
+            self._axes[name] = matrix if np.linalg.matrix_rank(matrix) == 4 else np.eye(4)
+
+    def _objects_of_groups(self) -> Iterator[tuple[str, Any]]:
+        """Each group's name, and the one object that it was asked for by; None: there is no such one."""
         for key, blocks in self._lasting:
             if _is_group(key):
                 obj = blocks[0].get() if len(blocks) == 1 else None
-                matrix = np.eye(4)
-                if isinstance(obj, bpy.types.Object):
-                    matrix = np.array(obj.evaluated_get(depsgraph).matrix_world, np.float64)
-                self._axes[key[1]] = matrix if np.linalg.matrix_rank(matrix) == 4 else np.eye(4)
+                yield key[1], obj if isinstance(obj, bpy.types.Object) else None
 
     def _id(self, key: Key) -> tuple[int, str]:
         known = self._ids.get(key)
