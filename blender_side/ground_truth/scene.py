@@ -22,8 +22,9 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat, poses
 from ..evaluation import Evaluation
+from ..final import Changes
 from ..lifetime import Reference, generation
-from ..utils import find_first_view3d
+from ..utils import find_first_view3d, type_switches
 
 T = TypeVar("T")
 
@@ -370,7 +371,7 @@ class _Kinds:
         if look is Look.NOT_AT_ALL:
             return None
         name = original.name_full
-        if instancer is None and look is not Look.AS_A_HOLE:
+        if (instancer is None or instancer.original == original) and look is not Look.AS_A_HOLE:
             self.shown.add(name)
         if evaluated.type != "MESH":
             return None
@@ -403,7 +404,7 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     """
     engine = evaluation.engine
     layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
-    is_left_out = _left_out(evaluation, layer)
+    is_left_out = _left_out(evaluation)
 
     def look(obj: Any, instancer: Any) -> Look:
         host = instancer or obj
@@ -425,7 +426,7 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     return look
 
 
-def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
+def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
     """What says whether the viewport leaves out an evaluated object, or an instance."""
     if evaluation.is_final:
         return lambda obj, instancer: False
@@ -435,15 +436,25 @@ def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
         return lambda obj, instancer: False
     shows_wires = compat.shades_wire_objects(evaluation.shading)
 
-    def is_left_out(obj: Any, instancer: Any) -> bool:
-        host = instancer or obj
-        if not shows_wires and {obj.display_type, host.display_type} & {"WIRE", "BOUNDS"}:
-            return True
-        if host.original.name_full not in names:  # of a background scene
-            return False
-        return not host.original.visible_get(view_layer=layer, viewport=space)
+    has_types = all(getattr(space, name) for name in type_switches(space))
 
-    names = {obj.name_full for obj in layer.objects}
+    def shows_instances_of(instancer: Any) -> bool:
+        if instancer.visible_in_viewport_get(space):
+            return True
+        if has_types:
+            return False
+        with Changes() as changes:  # a type that the viewport does not show still instances
+            changes.set(space, **dict.fromkeys(type_switches(space), True))
+            return bool(instancer.visible_in_viewport_get(space))
+
+    def is_left_out(obj: Any, instancer: Any) -> bool:
+        if not shows_wires and {obj.display_type, (instancer or obj).display_type} & {"WIRE", "BOUNDS"}:
+            return True
+        if instancer is None:
+            return not obj.visible_in_viewport_get(space)
+        # Blender asks the object that is instanced whether it is hidden, and its surface for its type, which is that of meshes.
+        return obj.hide_viewport or not space.show_object_viewport_mesh or not shows_instances_of(instancer)
+
     return is_left_out
 
 
