@@ -23,7 +23,7 @@ from blendtorch_shm.errors import ConfigurationError
 from .. import compat, poses
 from ..evaluation import Evaluation
 from ..final import Changes
-from ..lifetime import Reference, generation
+from ..lifetime import Reference, generation, listen
 from ..utils import find_first_view3d, type_switches
 
 T = TypeVar("T")
@@ -185,7 +185,6 @@ class SceneReader:
         self._final_geometries: dict[Any, Geometry] = {}
         self._generation = generation()
         self.shown: set[str] = set()
-        _listen()
 
     @property
     def highest_id(self) -> int:
@@ -593,7 +592,8 @@ _geometries_of = generation()
 
 def _known_geometries() -> weakref.WeakValueDictionary[tuple[int, str], Geometry]:
     global _geometries_of
-    if _geometries_of != generation():  # an address means something else now
+    knows_changes = listen(_mark_stale, "depsgraph_update_post", "frame_change_post")
+    if not knows_changes or _geometries_of != generation():  # or an address means something else now
         _geometries.clear()
         _geometries_of = generation()
     return _geometries
@@ -654,12 +654,6 @@ def _read(evaluated: Any, *, normals: bool) -> Geometry:
         return Geometry(vertices, corners, triangles, found)
     finally:
         evaluated.to_mesh_clear()
-
-
-def _listen() -> None:
-    for handlers in (bpy.app.handlers.depsgraph_update_post, bpy.app.handlers.frame_change_post):
-        if _mark_stale not in handlers:
-            handlers.insert(0, _mark_stale)  # before handlers of the user's, which may render
 
 
 @persistent  # type: ignore[untyped-decorator]
