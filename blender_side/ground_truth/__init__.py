@@ -149,6 +149,11 @@ class GroundTruth:
                 and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
         """
         view = View.of(self.camera)
+        if not (np.isfinite(view.view).all() and np.isfinite(view.projection).all()):
+            raise ConfigurationError(
+                f"The camera {self.camera.bpy_camera.name!r} is nowhere: its matrices have numbers that are not finite."
+                " Look at its location, rotation and lens, and at what it hangs on."
+            )
         if self._before is not None and (self._before[1].shape != view.shape or self._generation != generation()):
             self.forget()
         self._generation = generation()

@@ -271,7 +271,11 @@ class Keypoints:
     def _world_coordinates(self, objects: Sequence[Any], drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
         """(M, 3) array; NaN where the object was deleted."""
         with_vertex = {obj for obj, (_, place) in zip(objects, self._targets, strict=True) if isinstance(place, int)}
-        geometries = {thing.object: thing.geometry for thing in drawn if with_vertex and thing.object in with_vertex}
+        geometries = {
+            thing.object: thing.geometry
+            for thing in drawn
+            if with_vertex and not thing.is_instance and thing.object in with_vertex
+        }
         xyz = np.full((len(objects), 3), np.nan)
         for i, (obj, (_, place)) in enumerate(zip(objects, self._targets, strict=True)):
             if obj is None:
