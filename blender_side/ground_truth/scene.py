@@ -420,10 +420,11 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     engine = evaluation.engine
     layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
     is_left_out = _left_out(evaluation)
+    has_surfaces = layer.use_solid or not compat.heeds_layers_surfaces(engine)
 
     def look(obj: Any, instancer: Any) -> Look:
         host = instancer or obj
-        if is_left_out(obj, instancer):
+        if is_left_out(obj, instancer) or (obj.type == "MESH" and not has_surfaces):
             return Look.NOT_AT_ALL
         if engine == compat.WORKBENCH:
             return Look.IN_FRONT if obj.show_in_front else Look.AS_IT_IS
