@@ -188,6 +188,11 @@ def hides_from_camera(engine: str) -> bool:
     return engine != WORKBENCH and (engine != EEVEE or VERSION >= (4, 2, 0))
 
 
+def heeds_layers_surfaces(engine: str) -> bool:
+    """Whether an engine shows no surfaces where the view layer's filter has them off (`use_solid`)."""
+    return engine != WORKBENCH and (engine != EEVEE or VERSION >= (4, 2, 0))
+
+
 def corner_normals(mesh: Any) -> NDArray[np.float32]:
     """The normals that a mesh is shaded with, (C, 3), one for each corner of a face."""
     normals = np.empty((len(mesh.loops), 3), np.float32)

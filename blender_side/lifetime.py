@@ -7,6 +7,7 @@ keeps such things, keeps the number of the *generation* with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import bpy
@@ -18,8 +19,14 @@ _counts = {"load": 0, "undo": 0}
 
 
 def generation() -> tuple[int, int]:
-    """Which set of data Blender has now: another value after each file that was opened, and each undo and redo."""
-    _listen()
+    """Which set of data Blender has now: another value after each file that was opened, and each undo and redo.
+
+    So it is when nobody knows whether there was one, because a script cleared Blender's lists of handlers.
+    """
+    if not listen(_loaded, "load_post"):
+        _loaded()
+    if not listen(_undone, "undo_post", "redo_post"):
+        _undone()
     return _counts["load"], _counts["undo"]
 
 
@@ -68,15 +75,20 @@ class Reference:
         return self._block
 
 
-def _listen() -> None:
-    """Idempotent: a script may clear the lists of handlers."""
-    for handlers, handler in (
-        (bpy.app.handlers.load_post, _loaded),
-        (bpy.app.handlers.undo_post, _undone),
-        (bpy.app.handlers.redo_post, _undone),
-    ):
-        if handler not in handlers:
-            handlers.insert(0, handler)  # before those of the user's, which may render
+def listen(handler: Callable[..., None], *names: str) -> bool:
+    """See to it that Blender calls a function of ours. Ask before each use of what it notes: scripts clear lists of handlers.
+
+    Args:
+        handler: the function, `bpy.app.handlers.persistent`.
+        names: of the lists of `bpy.app.handlers` that it belongs to.
+
+    Returns:
+        whether it was in all of them. If not, it has missed what happened since it was last asked for.
+    """
+    missing = [handlers for name in names if handler not in (handlers := getattr(bpy.app.handlers, name))]
+    for handlers in missing:
+        handlers.insert(0, handler)  # before those of the user's, which may render
+    return not missing
 
 
 @persistent  # type: ignore[untyped-decorator]
@@ -89,4 +101,4 @@ def _undone(*_: Any) -> None:
     _counts["undo"] += 1
 
 
-_listen()
+generation()

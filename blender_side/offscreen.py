@@ -20,7 +20,7 @@ from . import compat, evaluation, readback
 from .camera import Camera, Origin
 from .evaluation import Evaluation
 from .final import Changes, ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture, put, regain_gpu_context
-from .utils import find_first_view3d
+from .utils import find_first_view3d, type_switches
 
 
 class OffScreenRenderer:
@@ -76,8 +76,11 @@ class OffScreenRenderer:
 
     @property
     def evaluation(self) -> Evaluation:
-        """What its next picture shows."""
-        return evaluation.of_viewport((self._viewport or self._final).shading)
+        """What its next picture shows. The viewport gets the style that it will have then."""
+        shown = evaluation.of_viewport((self._viewport or self._final).shading)
+        if self._viewport is not None and not shown.is_final:
+            self._viewport.find_viewport()
+        return shown
 
     def render(self) -> NDArray[np.uint8]:
         """Render the scene as it is now.
@@ -196,7 +199,7 @@ class ViewportDrawing:
     def set_style(self, shading: Shading, overlays: bool) -> None:
         self._style = (shading, overlays)
         compat.disable_viewport_antialiasing()
-        self._find_viewport()
+        self.find_viewport()
 
     @property
     def shading(self) -> Shading:
@@ -298,7 +301,7 @@ class ViewportDrawing:
 
     def _draw_into(self, offscreen: Any, camera: Camera, *, display: bool) -> bool:
         """Draw the scene as it is; whether alpha is what covers a pixel, rather than 1 everywhere."""
-        space, region = self._find_viewport()
+        space, region = self.find_viewport()
         scene = bpy.context.scene
         shading = space.shading
         is_scenes = (
@@ -333,7 +336,7 @@ class ViewportDrawing:
             known = self._frame_buffers[purpose] = gpu.types.GPUOffScreen(width, height, format=texture)
         return known
 
-    def _find_viewport(self) -> tuple[Any, Any]:
+    def find_viewport(self) -> tuple[Any, Any]:
         """The viewport's space and region; in this drawing's style, whoever has changed that."""
         area, space, region = find_first_view3d()
         if self._style is not None:
@@ -354,8 +357,7 @@ def _style(space: Any, shading: Shading, overlays: bool) -> Iterator[tuple[Any, 
         | ({"use_scene_lights_render": True, "use_scene_world_render": True} if shading == "RENDERED" else {}),
     )
     yield space.overlay, {"show_overlays": overlays}
-    kinds = (name for name in space.bl_rna.properties.keys() if name.startswith("show_object_viewport_"))  # noqa: SIM118
-    yield space, {"use_local_collections": False} | dict.fromkeys(kinds, True)
+    yield space, {"use_local_collections": False} | dict.fromkeys(type_switches(space), True)
 
 
 def _framing(space: Any, camera: Camera, *, display: bool) -> Iterator[tuple[Any, dict[str, Any]]]:

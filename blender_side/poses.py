@@ -12,8 +12,8 @@ dependency graph anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import bpy
 
@@ -22,14 +22,26 @@ from blendtorch_shm.errors import ConfigurationError
 _NAME = "blendtorch evaluates"
 
 
+class Wanted(NamedTuple):
+    """What is to be evaluated.
+
+    Attributes:
+        obj: the object (`bpy.types.Object`). Of a camera, its `data`, too.
+        geometry: what the object is made of, too (`to_mesh`, `bound_box`).
+        bone: the bone of an armature, too.
+    """
+
+    obj: Any
+    geometry: bool = False
+    bone: str = ""
+
+
 def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: str = "") -> Any:
     """An object as it is now, with what was changed up to now.
 
     Args:
-        obj: the object (`bpy.types.Object`). Of a camera, its `data` is evaluated, too.
+        obj, geometry, bone: as in `Wanted`.
         depsgraph: the evaluation to look into. None: that of the current view layer, brought up to date.
-        geometry: what the object is made of is wanted, too (`to_mesh`, `bound_box`).
-        bone: the bone of an armature that is wanted, too.
 
     Returns:
         its copy in the evaluation, for example for its `matrix_world`.
@@ -41,7 +53,7 @@ def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: 
     if depsgraph is None:
         depsgraph = bpy.context.evaluated_depsgraph_get()
     if depsgraph.mode == "VIEWPORT":
-        if not obj.visible_get() and include(obj, geometry=geometry, bone=bone):
+        if not obj.visible_get() and include([Wanted(obj, geometry, bone)]):
             depsgraph.update()
     elif not obj.evaluated_get(depsgraph).is_evaluated:
         raise ConfigurationError(
@@ -50,22 +62,15 @@ def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: 
     return obj.evaluated_get(depsgraph)
 
 
-def include(obj: Any, *, geometry: bool = False, bone: str = "") -> bool:
-    """See to it that an object is part of all evaluations of the scene that begin or are updated from now on.
+def include(wanted: Iterable[Wanted]) -> bool:
+    """See to it that objects are part of all evaluations of the scene that begin or are updated from now on.
 
     Returns:
         whether that had to be said to Blender.
     """
-    address = f"{obj.as_pointer():x}"
-    wanted: dict[str, dict[str, Any]] = {f"pose_{address}": {"id": obj}}
-    if obj.type == "CAMERA":
-        wanted[f"camera_{address}"] = {"id_type": "CAMERA", "id": obj.data, "data_path": "lens"}
-    if geometry:
-        wanted[f"geometry_{address}"] = {"id": obj, "data_path": "dimensions[0]"}
-    if bone:
-        wanted[f"bone_{address}_{obj.pose.bones.find(bone)}"] = {"id": obj, "bone_target": bone}
+    targets = {name: target for one in wanted for name, target in _targets(one)}
     variables = _variables()
-    missing = {name: target for name, target in wanted.items() if not _points_at(variables.get(name), target)}
+    missing = {name: target for name, target in targets.items() if not _points_at(variables.get(name), target)}
     if not missing:
         return False
     at_rest = [block for block in animated() if not is_evaluated(block)]
@@ -79,6 +84,18 @@ def include(obj: Any, *, geometry: bool = False, bone: str = "") -> bool:
     for block in filter(is_evaluated, at_rest):
         block.update_tag(refresh={"TIME"})  # otherwise its animation would count from the next frame on
     return True
+
+
+def _targets(wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of the driver's variables, and what each points at."""
+    obj, address = wanted.obj, f"{wanted.obj.as_pointer():x}"
+    yield f"pose_{address}", {"id": obj}
+    if obj.type == "CAMERA":
+        yield f"camera_{address}", {"id_type": "CAMERA", "id": obj.data, "data_path": "lens"}
+    if wanted.geometry:
+        yield f"geometry_{address}", {"id": obj, "data_path": "dimensions[0]"}
+    if wanted.bone:
+        yield f"bone_{address}_{obj.pose.bones.find(wanted.bone)}", {"id": obj, "bone_target": wanted.bone}
 
 
 def _points_at(variable: Any, target: dict[str, Any]) -> bool:

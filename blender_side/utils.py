@@ -43,6 +43,11 @@ def find_first_view3d() -> tuple[Any, Any, Any]:
     )
 
 
+def type_switches(space: Any) -> list[str]:
+    """The names of a 3D viewport's attributes (`bpy.types.SpaceView3D`) that each show or hide a type of objects."""
+    return [name for name in space.bl_rna.properties.keys() if name.startswith("show_object_viewport_")]  # noqa: SIM118
+
+
 def object_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
     """Vertices of objects as evaluated (modifiers and shape keys applied), each in its object's own coordinates.
 

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat, evaluation
+from .. import compat, evaluation, poses
 from ..camera import Camera
 from ..final import Changes, allocate, look_through, regain_gpu_context
 from ..lifetime import generation
@@ -148,6 +148,11 @@ class GroundTruth:
                 and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
         """
         view = View.of(self.camera)
+        if not (np.isfinite(view.view).all() and np.isfinite(view.projection).all()):
+            raise ConfigurationError(
+                f"The camera {self.camera.bpy_camera.name!r} is nowhere: its matrices have numbers that are not finite."
+                " Look at its location, rotation and lens, and at what it hangs on."
+            )
         if self._before is not None and (self._before[1].shape != view.shape or self._generation != generation()):
             self.forget()
         self._generation = generation()
@@ -172,10 +177,10 @@ class GroundTruth:
                 return drawn, None
             return drawn, self._keypoints.locate(self.camera, drawn, self._reader.shown, depsgraph)
 
+        wanted = self._reader.wanted() + (self._keypoints.wanted() if self._keypoints else [])
+        poses.include(one for one in wanted if shown.is_final or not one.obj.visible_get())
         with Changes() as changes:
             if shown.is_final:
-                if self._keypoints is not None:
-                    self._keypoints.include()
                 look_through(changes, self.camera)
             return shown.read(read, changes)
 

@@ -22,13 +22,13 @@ from functools import cache
 from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
-import bpy
 import gpu
 import numpy as np
 from bpy.app.handlers import persistent
 from numpy.typing import DTypeLike, NDArray
 
 from .. import compat
+from ..lifetime import listen
 from . import cube_map
 from .scene import Drawn, Geometry, Look
 
@@ -373,8 +373,7 @@ def _forget_buffers_after_render() -> None:
     global _was_rendered
     if compat.renders_spare_gpu_buffers():
         return
-    if _note_render not in bpy.app.handlers.render_post:
-        bpy.app.handlers.render_post.append(_note_render)
+    if not listen(_note_render, "render_post"):
         _was_rendered = True
     if _was_rendered:
         _buffers.clear()

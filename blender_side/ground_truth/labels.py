@@ -236,12 +236,14 @@ class Keypoints:
         self.names = list(keypoints)
         self._targets = [_target(name, keypoint) for name, keypoint in keypoints.items()]
 
-    def include(self) -> None:
-        """See to it that the evaluation that comes knows all the objects, those that it does not show, too."""
-        for reference, place in self._targets:
-            obj = reference.get()
-            if obj is not None:
-                poses.include(obj, geometry=isinstance(place, int), bone=place if isinstance(place, str) else "")
+    def wanted(self) -> list[poses.Wanted]:
+        """What has to be evaluated, whether the picture shows it or not."""
+        objects = [(reference.get(), place) for reference, place in self._targets]
+        return [
+            poses.Wanted(obj, geometry=isinstance(place, int), bone=place if isinstance(place, str) else "")
+            for obj, place in objects
+            if obj is not None
+        ]
 
     def locate(self, camera: Camera, drawn: Sequence[Drawn], shown: Container[str], depsgraph: Any) -> Points:
         """Where the points are now.
@@ -269,7 +271,11 @@ class Keypoints:
     def _world_coordinates(self, objects: Sequence[Any], drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
         """(M, 3) array; NaN where the object was deleted."""
         with_vertex = {obj for obj, (_, place) in zip(objects, self._targets, strict=True) if isinstance(place, int)}
-        geometries = {thing.object: thing.geometry for thing in drawn if with_vertex and thing.object in with_vertex}
+        geometries = {
+            thing.object: thing.geometry
+            for thing in drawn
+            if with_vertex and not thing.is_instance and thing.object in with_vertex
+        }
         xyz = np.full((len(objects), 3), np.nan)
         for i, (obj, (_, place)) in enumerate(zip(objects, self._targets, strict=True)):
             if obj is None:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat
+from .. import compat, poses
 from ..evaluation import Evaluation
-from ..lifetime import Reference, generation
-from ..utils import find_first_view3d
+from ..final import Changes
+from ..lifetime import Reference, generation, listen
+from ..utils import find_first_view3d, type_switches
 
 T = TypeVar("T")
 
@@ -97,6 +98,7 @@ class Drawn:
         matrix_world: (4, 4) float64, object to world coordinates.
         geometry: its surface, in object coordinates.
         look: how the picture shows it.
+        is_instance: it is not the object itself, and may have another surface: geometry nodes instance what they made.
         previous: the same thing as it was drawn the time before, or None.
     """
 
@@ -107,6 +109,7 @@ class Drawn:
     matrix_world: NDArray[np.float64]
     geometry: Geometry
     look: Look = Look.AS_IT_IS
+    is_instance: bool = False
     previous: Drawn | None = None
 
 
@@ -163,28 +166,28 @@ class SceneReader:
         self._lasting: list[tuple[Key, list[Reference]]] = []
         """What always has a row, and what it was asked for by."""
         if isinstance(objects, Mapping):
-            groups = {name: [_reference(block) for block in _as_list(blocks)] for name, blocks in objects.items()}
+            groups = _named("objects", objects)
+            for name, blocks in groups.items():
+                if not blocks:
+                    raise ConfigurationError(f"objects={{{name!r}: ...}} is empty: name an object or a collection.")
             self._asked = [(block, name) for name, blocks in groups.items() for block in blocks]
             self._lasting = [(_group_key(name), blocks) for name, blocks in groups.items()]
         elif objects is not None:
-            self._asked = [(_reference(block), "") for block in objects]
+            self._asked = [(_reference(block), "") for block in _as_list(objects)]
             surfaces = {obj.name_full: obj for block, _ in self._asked for obj in _surfaces(block.get())}
-            self._lasting = [(("", name, ()), [Reference(obj)]) for name, obj in surfaces.items()]
+            self._lasting = [((_SURFACE, name, ()), [Reference(obj)]) for name, obj in surfaces.items()]
         for key, _ in self._lasting:
             self._id(key)
         self._categories = None
         if categories is not None:
-            self._categories = {
-                name: [_reference(block) for block in _as_list(blocks)] for name, blocks in categories.items()
-            }
+            self._categories = _named("categories", categories)
         self.category_names = ["", *(_categories_in_file() if categories is None else categories)]
-        self._category_ids = {name: i for i, name in enumerate(self.category_names) if i}
+        self._category_ids = {name: i for i, name in enumerate(self.category_names)}
         self._drawn: dict[Key, Drawn] = {}
         self._axes: dict[str, NDArray[np.float64]] = {}
         self._final_geometries: dict[Any, Geometry] = {}
         self._generation = generation()
         self.shown: set[str] = set()
-        _listen()
 
     @property
     def highest_id(self) -> int:
@@ -193,6 +196,10 @@ class SceneReader:
     def forget(self) -> None:
         """Let nothing that comes have a `previous`. Numbers stay."""
         self._drawn = {}
+
+    def wanted(self) -> list[poses.Wanted]:
+        """What has to be evaluated, whether the picture shows it or not: the objects of groups."""
+        return [poses.Wanted(obj) for _, obj in self._objects_of_groups() if obj is not None]
 
     def read(self, depsgraph: Any, evaluation: Evaluation, *, normals: bool) -> list[Drawn]:
         """What the scene shows now.
@@ -214,9 +221,13 @@ class SceneReader:
         instances.foreach_get("persistent_id", persistent_ids.reshape(-1))
         to_world = matrices.swapaxes(1, 2).astype(np.float64)  # Blender has them column by column
         indices = persistent_ids.tolist()
+        is_somewhere = np.isfinite(to_world).all(axis=(1, 2)).tolist()
+        asked: dict[Key, tuple[int, str]] = {
+            ("", blocks[0].key[1], ()): self._id(key) for key, blocks in self._lasting if not _is_group(key)
+        }  # by the names that they have now
         before, self._drawn, known = self._drawn, {}, self._ids
         for i, instance in enumerate(instances):
-            kind = kind_of(instance) if instance.show_self else None
+            kind = kind_of(instance) if instance.show_self and is_somewhere[i] else None
             if kind is None:
                 continue
             key: Key = "", kind.name, ()
@@ -224,9 +235,17 @@ class SceneReader:
                 index = tuple([number for number in indices[i] if number != _NO_INDEX])
                 if not kind.is_itself or len(index) > 1:
                     key = kind.instancer, kind.name, index
-            id_, name = kind.number or known.get(key) or self._id(key)
+            id_, name = kind.number or asked.get(key) or known.get(key) or self._id(key)
             self._drawn[key] = Drawn(
-                id_, name, kind.category, kind.original, to_world[i], kind.geometry, kind.look, before.get(key)
+                id_,
+                name,
+                kind.category,
+                kind.original,
+                to_world[i],
+                kind.geometry,
+                kind.look,
+                bool(key[2]),
+                before.get(key),
             )
         self.shown, self._final_geometries = kind_of.shown, kind_of.meshes.final
         drawn = list(self._drawn.values())
@@ -270,19 +289,23 @@ class SceneReader:
 
     def _read_axes(self, depsgraph: Any) -> None:
         """Groups have their box along the axes of the one object that they were asked for by, or of the world."""
+        for name, obj in self._objects_of_groups():
+            matrix = np.eye(4) if obj is None else np.array(poses.evaluated(obj, depsgraph).matrix_world, np.float64)
+            is_regular = np.isfinite(matrix).all() and np.linalg.matrix_rank(matrix) == 4
+            self._axes[name] = matrix if is_regular else np.eye(4)
+
+    def _objects_of_groups(self) -> Iterator[tuple[str, Any]]:
+        """Each group's name, and the one object that it was asked for by; None: there is no such one."""
         for key, blocks in self._lasting:
             if _is_group(key):
                 obj = blocks[0].get() if len(blocks) == 1 else None
-                matrix = np.eye(4)
-                if isinstance(obj, bpy.types.Object):
-                    matrix = np.array(obj.evaluated_get(depsgraph).matrix_world, np.float64)
-                self._axes[key[1]] = matrix if np.linalg.matrix_rank(matrix) == 4 else np.eye(4)
+                yield key[1], obj if isinstance(obj, bpy.types.Object) else None
 
     def _id(self, key: Key) -> tuple[int, str]:
         known = self._ids.get(key)
         if known is None:
             instancer, name, index = key
-            path = name if instancer in ("", name) or _is_group(key) else f"{instancer}/{name}"
+            path = name if instancer in ("", name, _GROUP, _SURFACE) else f"{instancer}/{name}"
             full_name = f"{path}#{'.'.join(map(str, index))}" if index else path
             known = self._ids[key] = (len(self._ids) + 1, full_name)
         return known
@@ -363,7 +386,7 @@ class _Kinds:
         if look is Look.NOT_AT_ALL:
             return None
         name = original.name_full
-        if instancer is None and look is not Look.AS_A_HOLE:
+        if (instancer is None or instancer.original == original) and look is not Look.AS_A_HOLE:
             self.shown.add(name)
         if evaluated.type != "MESH":
             return None
@@ -396,11 +419,12 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     """
     engine = evaluation.engine
     layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
-    is_left_out = _left_out(evaluation, layer)
+    is_left_out = _left_out(evaluation)
+    has_surfaces = layer.use_solid or not compat.heeds_layers_surfaces(engine)
 
     def look(obj: Any, instancer: Any) -> Look:
         host = instancer or obj
-        if is_left_out(obj, instancer):
+        if is_left_out(obj, instancer) or (obj.type == "MESH" and not has_surfaces):
             return Look.NOT_AT_ALL
         if engine == compat.WORKBENCH:
             return Look.IN_FRONT if obj.show_in_front else Look.AS_IT_IS
@@ -418,7 +442,7 @@ def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]
     return look
 
 
-def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
+def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
     """What says whether the viewport leaves out an evaluated object, or an instance."""
     if evaluation.is_final:
         return lambda obj, instancer: False
@@ -428,15 +452,25 @@ def _left_out(evaluation: Evaluation, layer: Any) -> Callable[[Any, Any], bool]:
         return lambda obj, instancer: False
     shows_wires = compat.shades_wire_objects(evaluation.shading)
 
-    def is_left_out(obj: Any, instancer: Any) -> bool:
-        host = instancer or obj
-        if not shows_wires and {obj.display_type, host.display_type} & {"WIRE", "BOUNDS"}:
-            return True
-        if host.original.name_full not in names:  # of a background scene
-            return False
-        return not host.original.visible_get(view_layer=layer, viewport=space)
+    has_types = all(getattr(space, name) for name in type_switches(space))
 
-    names = {obj.name_full for obj in layer.objects}
+    def shows_instances_of(instancer: Any) -> bool:
+        if instancer.visible_in_viewport_get(space):
+            return True
+        if has_types:
+            return False
+        with Changes() as changes:  # a type that the viewport does not show still instances
+            changes.set(space, **dict.fromkeys(type_switches(space), True))
+            return bool(instancer.visible_in_viewport_get(space))
+
+    def is_left_out(obj: Any, instancer: Any) -> bool:
+        if not shows_wires and {obj.display_type, (instancer or obj).display_type} & {"WIRE", "BOUNDS"}:
+            return True
+        if instancer is None:
+            return not obj.visible_in_viewport_get(space)
+        # Blender asks the object that is instanced whether it is hidden, and its surface for its type, which is that of meshes.
+        return obj.hide_viewport or not space.show_object_viewport_mesh or not shows_instances_of(instancer)
+
     return is_left_out
 
 
@@ -505,9 +539,53 @@ def _surfaces(block: Any) -> Iterator[Any]:
         for obj in block.all_objects:
             yield from _surfaces(obj)
     elif block.type in _SURFACE_TYPES:
-        yield block
+        if _owner_of_surface(block) == block:
+            yield block
     else:
-        yield from (child for child in block.children_recursive if child.type in _SURFACE_TYPES)
+        yield from (
+            child
+            for child in block.children_recursive
+            if child.type in _SURFACE_TYPES and _owner_of_surface(child) == child
+        )
+
+
+def _owner_of_surface(obj: Any) -> Any:
+    """The object that a surface belongs to. Metaballs whose names differ in the number at the end only have one together.
+
+    It is that of the lowest number (Blender's `BKE_mball_basis_find`).
+    """
+    if obj.type != "META":
+        return obj
+    stem, _ = _numbered(obj)
+    family = [one for one in bpy.context.scene.objects if one.type == "META" and _numbered(one)[0] == stem]
+    return min([obj, *family], key=lambda one: _numbered(one)[1])
+
+
+def _numbered(obj: Any) -> tuple[str, int]:
+    """The name of an object without the number at its end, and that: ('Ball', 1) of 'Ball.001', ('Ball', 0) of 'Ball'."""
+    stem, dot, digits = obj.name.rpartition(".")
+    return (stem, int(digits)) if dot and digits.isdecimal() else (obj.name, 0)
+
+
+def _named(argument: str, mapping: Mapping[Any, Any]) -> dict[str, list[Reference]]:
+    """What was asked for by name.
+
+    Raises:
+        ConfigurationError: a name is none, or one thing stands under two; or as `_reference`.
+    """
+    named: dict[str, list[Reference]] = {}
+    names: dict[tuple[bool, str], str] = {}
+    for name, blocks in mapping.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"{argument}={{{name!r}: ...}}: a name is a string that is not empty.")
+        named[name] = [_reference(block) for block in _as_list(blocks)]
+        for reference in named[name]:
+            if names.setdefault(reference.key, name) != name:
+                raise ConfigurationError(
+                    f"{argument} has {reference.key[1]!r} under {names[reference.key]!r} and under {name!r}: it can belong to"
+                    " one of them only."
+                )
+    return named
 
 
 def _reference(block: Any) -> Reference:
@@ -519,6 +597,11 @@ def _reference(block: Any) -> Reference:
     if not isinstance(block, (bpy.types.Object, bpy.types.Collection)):
         raise ConfigurationError(
             f"{block!r} is neither an object (bpy.types.Object), such as bpy.data.objects['Cube'], nor a collection."
+        )
+    if isinstance(block, bpy.types.Object) and (owner := _owner_of_surface(block)) != block:
+        raise ConfigurationError(
+            f"The metaballs {owner.name!r} and {block.name!r} have one surface together, which belongs to {owner.name!r}: name"
+            " that one, or give them names that differ in more than the number at the end."
         )
     if next(_surfaces(block), None) is None and not any(map(_may_instance, _hierarchy(block))):
         what = block.type if isinstance(block, bpy.types.Object) else "collection"
@@ -539,14 +622,19 @@ def _may_instance(obj: Any) -> bool:
 
 
 def _as_list(blocks: Any) -> list[Any]:
-    return [blocks] if isinstance(blocks, (bpy.types.Object, bpy.types.Collection)) else list(blocks)
+    """What was given: one block, or several. What is neither is refused as a block."""
+    is_one = isinstance(blocks, (bpy.types.ID, str)) or not isinstance(blocks, Iterable)
+    return [blocks] if is_one else list(blocks)
 
 
 def _block_key(block: Any) -> tuple[bool, str]:
     return isinstance(block, bpy.types.Object), block.name_full
 
 
-_GROUP = "\0group"  # stands where a key has an instancer, and is no name
+_GROUP, _SURFACE = (
+    "\0group",
+    "\0surface",
+)  # stand where a key has an instancer, and are no names: what was asked for has them
 
 
 def _group_key(name: str) -> Key:
@@ -560,7 +648,7 @@ def _is_group(key: Key) -> bool:
 def _categories_in_file() -> list[str]:
     """Sorted, so that all instances that open one file number them alike."""
     blocks = (*bpy.data.objects, *bpy.data.collections)
-    return sorted({str(block["category"]) for block in blocks if block.get("category") is not None})
+    return sorted({str(block["category"]) for block in blocks if block.get("category") not in (None, "")})
 
 
 # ------------------------------------------------------------------------------------------------------- geometry
@@ -575,7 +663,8 @@ _geometries_of = generation()
 
 def _known_geometries() -> weakref.WeakValueDictionary[tuple[int, str], Geometry]:
     global _geometries_of
-    if _geometries_of != generation():  # an address means something else now
+    knows_changes = listen(_mark_stale, "depsgraph_update_post", "frame_change_post")
+    if not knows_changes or _geometries_of != generation():  # or an address means something else now
         _geometries.clear()
         _geometries_of = generation()
     return _geometries
@@ -636,12 +725,6 @@ def _read(evaluated: Any, *, normals: bool) -> Geometry:
         return Geometry(vertices, corners, triangles, found)
     finally:
         evaluated.to_mesh_clear()
-
-
-def _listen() -> None:
-    for handlers in (bpy.app.handlers.depsgraph_update_post, bpy.app.handlers.frame_change_post):
-        if _mark_stale not in handlers:
-            handlers.insert(0, _mark_stale)  # before handlers of the user's, which may render
 
 
 @persistent  # type: ignore[untyped-decorator]

@@ -33,6 +33,16 @@ def test_what_stands_under_a_name_has_one_number_and_one_box(found):
     np.testing.assert_allclose(found["one number: sizes"], [(4, 4, 1), (1, 1, 3)], atol=1e-4)
 
 
+@pytest.mark.parametrize("renderer", ["SOLID", "F12"])
+def test_the_box_of_a_group_turns_with_its_object_however_that_is_hidden(found, renderer):
+    turned = {key: error for key, error in found.items() if key.startswith(f"axes {renderer}")}
+    assert len(turned) == 10
+    for way, (of_wagon, of_bricks) in turned.items():
+        assert abs(of_wagon) < 1e-4, way
+        assert np.isnan(of_bricks) or abs(of_bricks) < 1e-4, way  # none: they are not in the picture either
+    assert not np.isnan(turned[f"axes {renderer} hidden by an animation"]).any()
+
+
 def test_a_property_of_an_empty_or_a_collection_is_that_of_what_it_stands_for(found):
     rows = dict(row.split(":") for row in found["by property"].tolist())
     assert rows == {"body": "car", "wheel0": "car", "wheel1": "car", "hub": "car", "tree": "pines"}

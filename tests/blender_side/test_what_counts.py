@@ -43,6 +43,10 @@ TABLE = {
     "instanced, host displayed as wire": (SEEN, SEEN, GONE),
     "instanced, leaf hidden in renders": (GONE, GONE, SEEN),
     "instanced, leaf in front, and far": (GONE, SEEN, SEEN),
+    "instanced by nodes": (SEEN, SEEN, SEEN),
+    "instanced by nodes, leaf hidden in viewports": (SEEN, SEEN, GONE),
+    "instanced by nodes, leaf hidden in renders": (SEEN, SEEN, SEEN),
+    "instanced by nodes, leaf displayed as wire": (SEEN, SEEN, GONE),
 }
 IN_EACH_WAY = pytest.mark.parametrize("way", TABLE)
 BY_EACH = pytest.mark.parametrize("engine", ["CYCLES", "WORKBENCH", "SOLID"])
@@ -80,7 +84,7 @@ def test_the_picture_shows_it_as_the_table_says(found, way, engine):
 @BY_EACH
 @IN_EACH_BLENDER
 def test_names_are_of_what_is_in_the_scene_of_the_picture(found, way, engine):
-    name = "host/leaf#0" if "instanced" in way else "thing"
+    name = "nodes/leaf#0" if "nodes" in way else "host/leaf#0" if "instanced" in way else "thing"
     is_covered = engine == "CYCLES" and "in front" in way  # behind the other one, and there
     assert set(found["names"].tolist()) == {"back"} | (
         {name} if expected_of(way, engine) == SEEN or is_covered else set()
@@ -96,6 +100,37 @@ def test_keypoints_are_hidden_by_what_the_picture_shows_and_by_holes(found, way,
     assert behind == (2 if expected == GONE else 1)
     if "instanced" not in way:
         assert on_it == (2 if expected == SEEN else 0)
+
+
+@BY_EACH
+@IN_EACH_BLENDER
+def test_a_layer_without_surfaces_has_none_where_the_engine_says_so(shown, engine):
+    if f"{engine} without surfaces: names" not in shown:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    picture, names = (shown[f"{engine} without surfaces: {key}"] for key in ("picture", "names"))
+    is_there = engine != "CYCLES"
+    assert (picture[..., :2].max() > 100) == is_there
+    assert set(names.tolist()) == ({"back", "thing"} if is_there else set())
+
+
+@pytest.mark.parametrize("kind", ["mesh", "font", "empty"])
+@IN_EACH_BLENDER
+def test_a_viewport_leaves_out_what_is_drawn_as_a_type_that_it_does_not_show(shown, kind):
+    if f"without {kind}: names" not in shown:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    names, mask, picture = (shown[f"without {kind}: {key}"] for key in ("names", "mask", "picture"))
+    everything = {"thing", "text", "host/leaf#0"}  # the surface of a text is a mesh, and an Empty instances in any case
+    assert set(names.tolist()) == (set() if kind == "mesh" else everything)
+    assert abs((picture[..., 1] > 100).sum() - (mask > 0).sum()) <= 20
+    assert set(shown[f"without {kind}: names in its style"].tolist()) == everything
+
+
+@IN_EACH_BLENDER
+def test_a_vertex_is_one_of_the_objects_own_mesh_not_of_what_it_instances(shown):
+    assert shown["vertex: names"].tolist().count("thing") == 1
+    assert "thing#0.0" in shown["vertex: names"].tolist()
+    vertex, place = shown["vertex: keypoints"]
+    np.testing.assert_allclose(vertex[:2], place[:2], atol=1e-3)
 
 
 @IN_EACH_WAY

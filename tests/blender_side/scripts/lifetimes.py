@@ -118,6 +118,67 @@ if compat.draws_off_screen():
     results["dtypes: too small"] = refuses(few.render)
 results["dtypes: of depth"] = refuses(lambda: btb.GroundTruth(camera, passes, dtypes={"depth": "int32"}))
 
+# ---- the axes of a group, whose object moves with a rig while it is hidden in some way
+
+
+def set_each(objects: list, name: str, frame: int | None = None) -> None:
+    for obj in objects:
+        setattr(obj, name, True)
+        if frame is not None:
+            obj.keyframe_insert(name, frame=frame)
+
+
+def animated_away(objects: list) -> None:
+    set_each(objects, "hide_viewport", frame=1)
+    set_each(objects, "hide_render", frame=1)
+
+
+WAYS = {  # takes the objects, their collection and its place in the view layer
+    "shown": lambda objects, home, child: None,
+    "with its eye shut": lambda objects, home, child: [obj.hide_set(True) for obj in objects],
+    "hidden in viewports": lambda objects, home, child: set_each(objects, "hide_viewport"),
+    "hidden in renders": lambda objects, home, child: set_each(objects, "hide_render"),
+    "hidden by an animation": lambda objects, home, child: animated_away(objects),
+    "in a collection with its eye shut": lambda objects, home, child: setattr(child, "hide_viewport", True),
+    "in a collection hidden in viewports": lambda objects, home, child: setattr(home, "hide_viewport", True),
+    "in a collection hidden in renders": lambda objects, home, child: setattr(home, "hide_render", True),
+    "in an excluded collection": lambda objects, home, child: setattr(child, "exclude", True),
+    "in no scene": lambda objects, home, child: bpy.context.scene.collection.children.unlink(home),
+}
+
+
+def axes_of_groups(way: str) -> None:
+    scene = empty_scene()
+    home = bpy.data.collections.new("home")
+    scene.collection.children.link(home)
+    rig, wagon = (bpy.data.objects.new(name, None) for name in ("rig", "wagon"))
+    scene.collection.objects.link(rig)
+    for frame, angle in ((1, 0), (11, 1)):
+        rig.rotation_euler.z = angle
+        rig.keyframe_insert("rotation_euler", frame=frame)
+    wagon.parent = rig
+    box("load", (1, 1, 1), parent=wagon)
+    brick = box("brick", (1, 1, 1), parent=box("corners", (3, 3, 3), parent=rig, instance_type="VERTS"))
+    scene.collection.objects.unlink(brick)
+    for obj in (wagon, brick):
+        home.objects.link(obj)
+    scene.frame_set(1)
+    WAYS[way]((wagon, brick), home, bpy.context.view_layer.layer_collection.children[home.name])
+    off = btb.OffScreenRenderer(btb.Camera(shape=(48, 64)))
+    off.set_render_style("SOLID")
+    for name, renderer in {"SOLID": off, "F12": btb.FinalRenderer(off.camera, engine="WORKBENCH")}.items():
+        truth = btb.GroundTruth(None, passes, objects={"wagon": wagon, "bricks": brick}, renderer=renderer)
+        for frame in (1, 6):
+            scene.frame_set(frame)
+            corners = truth.render()["boxes_3d"]
+        x, y, _ = (corners[:, 4] - corners[:, 0]).T
+        results[f"axes {name} {way}"] = np.arctan2(-y, x) - rig.rotation_euler.z
+    bpy.data.collections.remove(home)
+
+
+for way in WAYS:
+    axes_of_groups(way)
+
 # ---- across files
 
 for name, size in (("a", (2, 2, 2)), ("b", (1, 1, 0.5))):

@@ -56,6 +56,30 @@ thing, leaf = slab("thing", (0, 1, 0, 1), 1, home), slab("thing", (0, 1, 0, 1), 
 leaf.name = "leaf"
 host = bpy.data.objects.new("host", None)
 host.instance_type, host.instance_collection = "COLLECTION", source
+nodes = slab("nodes", (0, 1, 0, 1), 1, scene.collection)
+scene.collection.objects.unlink(nodes)
+nodes.data.clear_geometry()
+
+
+def tree_of(host: object) -> tuple:
+    """New geometry nodes of an object: the tree, what it is given, and what joins all that it gives."""
+    tree = bpy.data.node_groups.new(host.name, "GeometryNodeTree")
+    for in_out in ("INPUT", "OUTPUT"):
+        if hasattr(tree, "interface"):
+            tree.interface.new_socket("Geometry", in_out=in_out, socket_type="NodeSocketGeometry")
+        else:  # 3.4
+            getattr(tree, f"{in_out.lower()}s").new("NodeSocketGeometry", "Geometry")
+    given, joined = tree.nodes.new("NodeGroupInput"), tree.nodes.new("GeometryNodeJoinGeometry")
+    tree.links.new(joined.outputs[0], tree.nodes.new("NodeGroupOutput").inputs[0])
+    host.modifiers.new("Nodes", "NODES").node_group = tree
+    return tree, given, joined
+
+
+tree, _, joined = tree_of(nodes)
+info = tree.nodes.new("GeometryNodeObjectInfo")
+info.inputs["Object"].default_value, info.inputs["As Instance"].default_value = leaf, True
+info.transform_space = "RELATIVE"
+tree.links.new(info.outputs["Geometry"], joined.inputs[0])
 lens = bpy.data.cameras.new("Camera")
 lens.lens = 60
 scene.camera = bpy.data.objects.new("Camera", lens)
@@ -80,7 +104,7 @@ def in_place() -> None:
     """The thing by itself, as at first."""
     thing.location.z = leaf.location.z = 1
     host.location.z = 0
-    for one in (thing, leaf, host):
+    for one in (thing, leaf, host, nodes):
         one.visible_camera, one.is_holdout, one.is_shadow_catcher, one.show_in_front = True, False, False, False
         one.display_type, one.hide_viewport, one.hide_render = "TEXTURED", False, False
     thing.modifiers.clear()
@@ -96,9 +120,9 @@ def in_place() -> None:
     thing.hide_set(False)
 
 
-def instanced() -> None:
+def instanced(by: object = host) -> None:
     home.objects.unlink(thing)
-    home.objects.link(host)
+    home.objects.link(by)
 
 
 def rounded() -> None:
@@ -149,6 +173,10 @@ WAYS: dict[str, Callable[[], object]] = {
     "instanced, host displayed as wire": lambda: (instanced(), setattr(host, "display_type", "WIRE")),
     "instanced, leaf hidden in renders": lambda: (instanced(), setattr(leaf, "hide_render", True)),
     "instanced, leaf in front, and far": lambda: (instanced(), far(leaf)),
+    "instanced by nodes": lambda: instanced(nodes),
+    "instanced by nodes, leaf hidden in viewports": lambda: (instanced(nodes), setattr(leaf, "hide_viewport", True)),
+    "instanced by nodes, leaf hidden in renders": lambda: (instanced(nodes), setattr(leaf, "hide_render", True)),
+    "instanced by nodes, leaf displayed as wire": lambda: (instanced(nodes), setattr(leaf, "display_type", "WIRE")),
 }
 
 camera = btb.Camera(shape=(40, 40))
@@ -181,5 +209,43 @@ for engine, renderer in renderers.items():
             for name, number in zip(made["instance_names"], made["instance_ids"], strict=True):
                 mask[made["instance"] == number] = 1 if name == "back" else 2
             results[f"{engine} {way}: mask"], results[f"{engine} {way}: depth"] = mask, made["depth"]
+    in_place()
+    first.use_solid = False
+    results[f"{engine} without surfaces: picture"] = renderer.render()
+    results[f"{engine} without surfaces: names"] = truth.render()["instance_names"]
+    first.use_solid = True
+
+# Types that the viewport does not show: each picture is of a slab, a text, and a slab that an Empty instances.
+
+if compat.draws_off_screen():
+    in_place()
+    text = bpy.data.curves.new("text", "FONT")
+    text.body, text.size = "H", 1
+    text.materials.append(thing.data.materials[0])
+    scene.collection.objects.link(bpy.data.objects.new("text", text))
+    home.objects.link(host)
+    bpy.data.objects["text"].location = -1.2, 0, 1
+    thing.location.x, host.location.x, back.hide_viewport = 1.2, 0, True
+    space = find_first_view3d()[1]
+    plain, styled = btb.OffScreenRenderer(camera, "rgb"), renderers["SOLID"]
+    for kind in ("mesh", "font", "empty"):
+        setattr(space, f"show_object_viewport_{kind}", False)
+        made = btb.GroundTruth(camera, passes, renderer=plain, keypoints=points).render()
+        results[f"without {kind}: names"], results[f"without {kind}: mask"] = made["instance_names"], made["instance"]
+        results[f"without {kind}: picture"] = plain.render()
+        made = btb.GroundTruth(camera, passes, renderer=styled, keypoints=points).render()
+        results[f"without {kind}: names in its style"] = made["instance_names"]
+
+# A vertex of what keeps its own mesh, and instances another.
+
+in_place()
+tree, given, joined = tree_of(thing)
+to_instance = tree.nodes.new("GeometryNodeGeometryToInstance")
+tree.links.new(tree.nodes.new("GeometryNodeMeshCube").outputs[0], to_instance.inputs[0])
+for socket in (given.outputs[0], to_instance.outputs[0]):
+    tree.links.new(socket, joined.inputs[0])
+points = {"vertex": (thing, 7), "place": (thing, tuple(thing.data.vertices[7].co))}
+made = btb.GroundTruth(camera, ("boxes_3d", "keypoints"), renderer=renderers["CYCLES"], keypoints=points).render()
+results["vertex: names"], results["vertex: keypoints"] = made["instance_names"], made["keypoints"]
 
 np.savez(out, **results)
