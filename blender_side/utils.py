@@ -135,7 +135,7 @@ def compute_object_visibility(
     points = _random_surface_points(obj.evaluated_get(depsgraph), N)
     points = points[cam.in_view(points)]
     if dist is not None:
-        points = points[np.linalg.norm(_transform(cam.view_matrix, points), axis=1) <= dist]
+        points = points[np.linalg.norm(_transform(cam.extrinsics("blender"), points), axis=1) <= dist]
     obstacles = first_obstacles(cam, points, scene or bpy.context.scene, depsgraph)
     return float(np.sum([obstacle is None or obstacle == obj for obstacle in obstacles]) / N)
 
@@ -163,8 +163,9 @@ def first_obstacles(cam: Camera, xyz_world: NDArray[np.float64], scene: Any, dep
 
 def sight_lines(cam: Camera, xyz_world: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where a camera's clip range begins on the ways to (N, 3) points in its view, and the rest of these ways; both (N, 3)."""
-    to_world = np.array(cam.view_matrix.inverted(), np.float64)
-    xyz = _transform(cam.view_matrix, xyz_world)
+    view = cam.extrinsics("blender")
+    to_world = np.linalg.inv(view)
+    xyz = _transform(view, xyz_world)
     near, _ = cam.clip_range
     if cam.panorama is not None:
         start = xyz * (near / np.linalg.norm(xyz, axis=1, keepdims=True))
@@ -216,12 +217,23 @@ def _vertices(evaluated: Any) -> NDArray[np.float64]:
 
 
 def _bound_box(evaluated: Any) -> NDArray[np.float64]:
-    """(8, 3) corners in the object's coordinates. A mesh's `bound_box` lacks a subdivision that is left to the GPU."""
+    """(8, 3) corners in the object's coordinates. A mesh's `bound_box` lacks a subdivision that is left to the GPU.
+
+    Raises:
+        ConfigurationError: there is nothing to be in the box.
+    """
     if evaluated.type == "MESH":
         vertices = _vertices(evaluated)
         if len(vertices):
             return np.where(IS_UPPER, vertices.max(axis=0), vertices.min(axis=0))
-    return np.array(evaluated.bound_box, np.float64)
+    corners = np.array(evaluated.bound_box, np.float64)
+    if evaluated.type == "MESH" or (corners == corners[0]).all():  # which is what Blender says of what has no extent
+        raise ConfigurationError(
+            f"The object {evaluated.name!r} ({evaluated.type}) has no box, because it has no vertices as evaluated. Of an Empty,"
+            " name the children, or ask GroundTruth(..., objects={name: empty}) for the box around them; all metaballs of one"
+            " family belong to the first of them."
+        )
+    return corners
 
 
 def _random_surface_points(evaluated: Any, count: int) -> NDArray[np.float64]:
