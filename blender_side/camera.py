@@ -23,6 +23,8 @@ ROUNDING = 2.0**-22
 """Of a number: what some roundings in single precision change."""
 _SEEN = 1e-4
 """Of a right angle, and of a distance: what may go unnoticed where a camera is put."""
+_SEEN_IN_IMAGE = 2e-5
+"""Of half an image: what may go unnoticed of a lens."""
 
 
 def check_origin(origin: str) -> None:
@@ -313,7 +315,10 @@ class Camera:
     def object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the vertices of objects, as evaluated, are in the image. Occlusion is not considered.
+        """Where the vertices of objects, as the viewport evaluates them, are in the image. Occlusion is not considered.
+
+        Final renders may have other vertices, of modifiers with other levels there for example: GroundTruth(..., renderer=) has
+        boxes and keypoints of what they show.
 
         Returns:
             (N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (N,) array of depths,
@@ -330,10 +335,13 @@ class Camera:
     def bbox_object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the corners of the objects' own, oriented bounding boxes are in the image.
+        """Where the corners of the objects' own, oriented bounding boxes are in the image, as the viewport evaluates them.
 
         Returns:
             (8 N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (8 N,) array of depths.
+
+        Raises:
+            ConfigurationError: an object has no vertices, and so no box, such as an Empty or a lamp.
         """
         return self._world_to_pixel(utils.bbox_world_coordinates(*objs), return_depth)
 
@@ -467,11 +475,14 @@ def _evaluated(bpy_camera: Any) -> Any:
 
 
 def is_same_projection(one: Matrix, other: Matrix) -> bool:
-    """Whether two projection matrices are equal but for rounding, which may be larger where the clip range ends."""
+    """Whether two projection matrices are equal but for rounding, as it is seen in the image, and where the clip range ends."""
     m, n = np.array(one, np.float64), np.array(other, np.float64)
     m, n = m / np.abs(m[3]).max(), n / np.abs(n[3]).max()
-    return bool(np.allclose(m[[0, 1, 3]], n[[0, 1, 3]], rtol=2e-5, atol=2e-5)) and bool(
-        np.allclose(1 / np.array(_clip_range(one)), 1 / np.array(_clip_range(other)), rtol=1e-2, atol=1e-6)
+    difference = np.abs(m - n)[[0, 1, 3]]
+    difference[:2, :2] /= np.abs(m[:2, :2]).max()  # how large things are in the image; little in a large scene
+    ends, other_ends = 1 / np.array(_clip_range(one)), 1 / np.array(_clip_range(other))
+    return bool(
+        (difference <= _SEEN_IN_IMAGE).all() and np.allclose(ends, other_ends, rtol=1e-2, atol=ROUNDING * ends[0])
     )
 
 

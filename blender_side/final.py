@@ -66,7 +66,7 @@ def describe(engine: str) -> str:
 
 
 class FinalRenderer:
-    """Renders as F12 does: the scene's engine, samples, film and compositor; not its video sequencer.
+    """Renders as F12 does: the scene's engine, samples, film and compositor; not its video sequencer, and no handlers of yours.
 
     Works in every form of Blender, with or without a GPU context. EEVEE and Workbench need OpenGL libraries. A picture that
     `OffScreenRenderer` can draw comes several times faster from there.
@@ -351,8 +351,8 @@ def _agreeing(camera: Camera) -> Iterator[None]:
         raise ConfigurationError(
             f"Blender did not render from where the camera {camera.bpy_camera.name!r} was, or it was elsewhere afterwards: it"
             " evaluates the frame anew for a render. What the script has changed about the camera, or what the camera depends"
-            " on, is lost if actions are blended there (NLA), or a handler of frame_change_pre or frame_change_post changes"
-            " it. To keep it, set it as the script's own: camera.view_matrix = camera.view_matrix, and likewise proj_matrix."
+            " on, is lost if actions are blended there (NLA). To keep it, set it as the script's own: camera.view_matrix ="
+            " camera.view_matrix, and likewise proj_matrix."
         )
 
 

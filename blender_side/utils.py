@@ -48,7 +48,7 @@ def object_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]
 
     Args:
         objs: objects with a mesh, or with something Blender can turn into one (curves, text, metaballs).
-        depsgraph: the evaluation to read. None: the current one, brought up to date.
+        depsgraph: the evaluation to read. None: the viewport's, brought up to date.
 
     Returns:
         (N, 3) array of all vertices, object after object.
@@ -65,8 +65,15 @@ def world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
 def bbox_world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
     """Corners of the objects' own, oriented bounding boxes in world coordinates, as evaluated.
 
+    Args:
+        objs: objects.
+        depsgraph: the evaluation to read. None: the viewport's, brought up to date.
+
     Returns:
         (8 N, 3) array: eight corners for each of the N objects, in the order of `bpy.types.Object.bound_box`.
+
+    Raises:
+        ConfigurationError: an object has no vertices, and so no box, such as an Empty or a lamp.
     """
     evaluated = [poses.evaluated(obj, depsgraph, geometry=True) for obj in objs]
     return np.concatenate([_transform(obj.matrix_world, _bound_box(obj)) for obj in evaluated])
@@ -113,7 +120,8 @@ def compute_object_visibility(
     """How much of an object a camera sees, estimated with rays to random points of its surface.
 
     A point counts as seen if it is in the image and the clip range, and no other object stands before it. What an object
-    hides of itself counts as seen, so one that nothing else covers has 1, as in blendtorch. Draws from `numpy.random`.
+    hides of itself counts as seen, so one that nothing else covers has 1, as in blendtorch. Draws from `numpy.random`. Object and
+    obstacles are as the viewport evaluates them, also where pictures are final renders.
 
     Args:
         obj: an object with faces. Without faces, or not shown in the viewport, nothing of it is seen.
