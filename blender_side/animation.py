@@ -45,7 +45,8 @@ class AnimationController:
 
         pre_play
             for each episode:
-                pre_animation                       before the first frame, whose number is set: change the scene, or open a file
+                pre_animation                       before the first frame, whose number is set: change the scene, show another in
+                                                    the window, or open a file
                     for each frame of the range:
                         pre_frame                   the frame number is set, the scene not yet evaluated: change it here
                         post_frame                  the scene is evaluated: render and publish here
@@ -99,7 +100,7 @@ class AnimationController:
                 out. False: what is simulated, and what is left of earlier simulations, is Blender's business.
 
         Raises:
-            ConfigurationError: the range ends before it starts, or this controller is already playing.
+            ConfigurationError: the range ends before it starts or starts before frame 0, or this controller is already playing.
         """
         if self._run is not None:
             raise ConfigurationError(
@@ -137,7 +138,7 @@ class AnimationController:
             first and last frame.
 
         Raises:
-            ConfigurationError: the range ends before it starts.
+            ConfigurationError: the range ends before it starts, or starts before frame 0.
         """
         scene = bpy.context.scene
         if frame_range is not None:
@@ -148,6 +149,11 @@ class AnimationController:
             first, last = scene.frame_start, scene.frame_end
         if last < first:
             raise ConfigurationError(f"frame_range ({first}, {last}) ends before it starts.")
+        if first < 0:
+            raise ConfigurationError(
+                f"frame_range ({first}, {last}) starts before frame 0, where no scene's range does: nothing would be simulated"
+                " there. Move the animation."
+            )
         scene.frame_start, scene.frame_end = first, last
         if physics:
             simulations.limit(scene, first, last)
@@ -168,9 +174,11 @@ class AnimationController:
             run.scene.frame_current = frame  # which evaluates nothing
             if is_first:
                 self.pre_animation.invoke()
-                self._find_scene(run, frame)
+                if self._find_scene(run):
+                    frame = run.scene.frame_current = run.frames[0]
             self.pre_frame.invoke()
-            self._find_scene(run, frame)
+            if self._find_scene(run):
+                run.scene.frame_current = frame
             if is_first and run.use_physics:
                 simulations.forget(run.scene)
             run.scene.frame_set(frame)
@@ -193,15 +201,17 @@ class AnimationController:
             run.scene.frame_set(between)
         return following
 
-    def _find_scene(self, run: _Run, frame: int | None = None) -> None:
-        """Go on in the file that is open now, if a handler has opened one (or undone something); at `frame`, if one is begun."""
-        try:
-            run.scene.name  # noqa: B018
-        except ReferenceError:
-            run.scene = bpy.context.scene
-            run.frames = self.setup_frame_range(run.frame_range, physics=run.use_physics)
-            if frame is not None:
-                run.scene.frame_current = frame
+    def _find_scene(self, run: _Run) -> bool:
+        """Go on in the scene that the window shows now, if that is another: a handler has chosen it, or opened a file, or undone.
+
+        Returns:
+            whether it is another.
+        """
+        if run.scene == bpy.context.scene:
+            return False
+        run.scene = bpy.context.scene
+        run.frames = self.setup_frame_range(run.frame_range, physics=run.use_physics)
+        return True
 
     def _play_in_event_loop(self) -> None:
         """Step frames from a timer that Blender calls between two redraws."""

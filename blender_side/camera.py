@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Literal, cast, overload
 
@@ -18,6 +18,13 @@ from .panorama import Panorama
 
 Origin = Literal["upper-left", "lower-left"]
 Convention = Literal["opencv", "blender"]
+
+ROUNDING = 2.0**-22
+"""Of a number: what some roundings in single precision change."""
+_SEEN = 1e-4
+"""Of a right angle, and of a distance: what may go unnoticed where a camera is put."""
+_SEEN_IN_IMAGE = 2e-5
+"""Of half an image: what may go unnoticed of a lens."""
 
 
 def check_origin(origin: str) -> None:
@@ -158,7 +165,10 @@ class Camera:
         return ndc_to_pixel @ (to_ndc[:, columns] * signs)
 
     def extrinsics(self, convention: Convention = "opencv") -> NDArray[np.float64]:
-        """World to camera coordinates, where the camera stood when `view_matrix` was made.
+        """World to camera coordinates, of where the camera stands now, or the `view_matrix` that the script has set.
+
+        In double precision, unlike `view_matrix`: 100 km from the world's origin, that is wrong by some millimetres. Pictures,
+        which Blender makes in single precision, may be off by so much there.
 
         Args:
             convention: of the camera coordinates. 'opencv': x to the right, y down, z forward. 'blender': x to the right,
@@ -168,13 +178,13 @@ class Camera:
             (4, 4) float64; the last row is 0, 0, 0, 1.
 
         Raises:
-            ConfigurationError: the convention is neither.
+            ConfigurationError: the convention is neither; or the camera's scale is 0, or where it stands is not a number.
         """
         if convention not in ("opencv", "blender"):
             raise ConfigurationError(
                 f"convention={convention!r}: it is 'opencv' (y down, z forward) or 'blender' (y up, looking along -z)."
             )
-        view = np.array(self.view_matrix, np.float64)
+        view = self._view.exact() if self.has_own_view else world_to_camera(_evaluated(self.bpy_camera))
         if convention == "opencv":
             view[1:3] *= -1
         return view
@@ -196,8 +206,12 @@ class Camera:
 
     @staticmethod
     def view_from_bpy(bpy_camera: Any = None) -> Matrix:
-        """World to camera coordinates for a camera, or the scene's. What was changed about it up to now counts."""
-        return _evaluated(_camera_or_scenes(bpy_camera)).matrix_world.normalized().inverted()
+        """World to camera coordinates for a camera, or the scene's. What was changed about it up to now counts.
+
+        Raises:
+            ConfigurationError: the camera's scale is 0, or where it stands is not a number.
+        """
+        return Matrix(world_to_camera(_evaluated(_camera_or_scenes(bpy_camera))))
 
     @staticmethod
     def proj_from_bpy(bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> Matrix:
@@ -247,8 +261,7 @@ class Camera:
             ConfigurationError: the camera is of a model that is not known here, such as mirror ball.
         """
         xyzw = utils.hom(np.asarray(xyz_world, np.float64))
-        view = np.array(self.view_matrix, np.float64)
-        in_camera = xyzw @ view.T
+        in_camera = xyzw @ self.extrinsics("blender").T
         panorama = self.panorama
         if panorama is not None:
             distance = np.linalg.norm(in_camera[:, :3], axis=1)
@@ -272,7 +285,7 @@ class Camera:
         if panorama is not None:
             ndc = self.world_to_ndc(xyz_world)
             return np.asarray(panorama.shows((ndc[:, :2] + 1) / 2) & (np.abs(ndc[:, 2]) <= 1))
-        to_clip = np.array(self.proj_matrix, np.float64) @ np.array(self.view_matrix, np.float64)
+        to_clip = np.array(self.proj_matrix, np.float64) @ self.extrinsics("blender")
         clip = utils.hom(np.asarray(xyz_world, np.float64)) @ to_clip.T
         return np.asarray((np.abs(clip[:, :3]) <= clip[:, 3:]).all(axis=1))
 
@@ -302,7 +315,10 @@ class Camera:
     def object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the vertices of objects, as evaluated, are in the image. Occlusion is not considered.
+        """Where the vertices of objects, as the viewport evaluates them, are in the image. Occlusion is not considered.
+
+        Final renders may have other vertices, of modifiers with other levels there for example: GroundTruth(..., renderer=) has
+        boxes and keypoints of what they show.
 
         Returns:
             (N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (N,) array of depths,
@@ -319,10 +335,13 @@ class Camera:
     def bbox_object_to_pixel(
         self, *objs: Any, return_depth: bool = False
     ) -> NDArray[np.float64] | tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the corners of the objects' own, oriented bounding boxes are in the image.
+        """Where the corners of the objects' own, oriented bounding boxes are in the image, as the viewport evaluates them.
 
         Returns:
             (8 N, 2) array of pixel coordinates from the upper left; with `return_depth` also an (8 N,) array of depths.
+
+        Raises:
+            ConfigurationError: an object has no vertices, and so no box, such as an Empty or a lamp.
         """
         return self._world_to_pixel(utils.bbox_world_coordinates(*objs), return_depth)
 
@@ -334,15 +353,29 @@ class Camera:
             look_from: world coordinates of the camera. None: where it is.
 
         Raises:
-            ConfigurationError: a constraint or a driver holds the camera elsewhere.
+            ConfigurationError: the two are the same point, or not finite; the camera's scale is 0; or a constraint or a driver
+                holds it elsewhere.
         """
-        now = _evaluated(self.bpy_camera).matrix_world
-        source = now.translation.copy() if look_from is None else Vector(look_from)
-        target = Vector((0.0, 0.0, 0.0)) if look_at is None else Vector(look_at)
-        wanted = Matrix.LocRotScale(source, (target - source).to_track_quat("-Z", "Y"), now.to_scale())
+        evaluated = _evaluated(self.bpy_camera)
+        now = np.linalg.inv(world_to_camera(evaluated))
+        source = _point("look_from", now[:3, 3] if look_from is None else look_from)
+        target = _point("look_at", (0.0, 0.0, 0.0) if look_at is None else look_at)
+        distance = float(np.linalg.norm(target - source))
+        if distance == 0:
+            raise ConfigurationError(
+                f"look_at: the camera {self.bpy_camera.name!r} is to look at the point where it stands, {tuple(source.tolist())}."
+            )
+        turn = Vector((target - source) / distance).to_track_quat("-Z", "Y")
+        wanted = Matrix.LocRotScale(Vector(source), turn, evaluated.matrix_world.to_scale())
+        places = [source, *(np.array(obj.matrix_world.translation) for obj in _with_parents(evaluated))]
         self.bpy_camera.matrix_world = wanted
         self.update_view_matrix()
-        if not is_same_pose(self.view_matrix, wanted.normalized().inverted()):
+        left = np.abs(np.linalg.inv(self.extrinsics("blender")) - np.array(wanted.normalized(), np.float64))
+        # As it is seen: parts of the distance, but for the rounding of the coordinates that the place is computed from.
+        if not (
+            (left[:3, :3] <= _SEEN).all()
+            and (left[:3, 3] <= _SEEN * distance + 4 * ROUNDING * np.abs(places).max()).all()
+        ):
             raise ConfigurationError(
                 f"look_at: the camera {self.bpy_camera.name!r} does not stay where it was put, because {_holds(self.bpy_camera)}."
                 " Mute or remove what holds it, or set camera.view_matrix."
@@ -368,6 +401,7 @@ class _Matrix:
 
     def __init__(self) -> None:
         self.given: Matrix | None = None
+        self._exact: NDArray[np.float64] | None = None  # what the script has set, before it was rounded
         self._read: Matrix | None = None  # what `given` was when it was read from Blender; None: the script has set it
 
     @property
@@ -386,14 +420,49 @@ class _Matrix:
         elements = np.array(matrix, np.float64)
         if elements.shape != (4, 4) or not np.isfinite(elements).all():
             raise ConfigurationError(f"A camera's matrix has 4 x 4 finite numbers, which this has not: {matrix!r}.")
-        self.given, self._read = Matrix(elements), None
+        self.given, self._read, self._exact = Matrix(elements), None, elements
+
+    def exact(self) -> NDArray[np.float64]:
+        """What the script has set, as precisely as it has."""
+        if self._exact is not None and self.given == Matrix(self._exact):
+            return self._exact.copy()
+        return np.array(self.given, np.float64)
 
 
-def is_same_pose(one: Matrix, other: Matrix) -> bool:
-    """Whether two view matrices are equal but for rounding: to 1/10000 of a right angle, and of what is that far away."""
-    farthest = max(1.0, *(abs(x) for x in one.translation), *(abs(x) for x in other.translation))
-    difference = np.abs(np.array(one, np.float64) - np.array(other, np.float64))
-    return bool((difference[:, :3] <= 1e-4).all() and (difference[:, 3] <= 1e-4 * farthest).all())
+def world_to_camera(evaluated: Any) -> NDArray[np.float64]:
+    """World to camera coordinates, (4, 4), of an evaluated camera, whose scale does not count.
+
+    In double precision: what rounds in single precision is the place where the camera stands, and not the product of that
+    and its axes, which is what the inverse of a pose has in its last column.
+    """
+    pose = np.array(evaluated.matrix_world, np.float64)
+    lengths = np.linalg.norm(pose[:3, :3], axis=0)
+    if not (np.isfinite(pose).all() and (lengths > 0).all()):
+        raise ConfigurationError(
+            f"The camera {evaluated.name!r} shows nothing: its scale, or that of what it hangs on, is 0, or where it is is not a"
+            f" number.\n{evaluated.matrix_world}"
+        )
+    pose[:3, :3] /= lengths
+    return inverse(pose)
+
+
+def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of a (4, 4) matrix to or from camera coordinates.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        return np.linalg.inv(matrix)
+    except np.linalg.LinAlgError as error:
+        raise ConfigurationError(f"A camera's axes lie in one plane, so it shows nothing.\n{matrix}") from error
+
+
+def is_same_pose(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Whether two (4, 4) matrices to camera coordinates are equal but for the rounding, in single precision, of where it is."""
+    a, b = inverse(one), inverse(other)
+    difference, farthest = np.abs(a - b), max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
+    return bool((difference[:3, :3] <= 4 * ROUNDING).all() and (difference[:3, 3] <= ROUNDING * farthest).all())
 
 
 def _evaluated(bpy_camera: Any) -> Any:
@@ -406,11 +475,14 @@ def _evaluated(bpy_camera: Any) -> Any:
 
 
 def is_same_projection(one: Matrix, other: Matrix) -> bool:
-    """Whether two projection matrices are equal but for rounding, which may be larger where the clip range ends."""
+    """Whether two projection matrices are equal but for rounding, as it is seen in the image, and where the clip range ends."""
     m, n = np.array(one, np.float64), np.array(other, np.float64)
     m, n = m / np.abs(m[3]).max(), n / np.abs(n[3]).max()
-    return bool(np.allclose(m[[0, 1, 3]], n[[0, 1, 3]], rtol=2e-5, atol=2e-5)) and bool(
-        np.allclose(1 / np.array(_clip_range(one)), 1 / np.array(_clip_range(other)), rtol=1e-2, atol=1e-6)
+    difference = np.abs(m - n)[[0, 1, 3]]
+    difference[:2, :2] /= np.abs(m[:2, :2]).max()  # how large things are in the image; little in a large scene
+    ends, other_ends = 1 / np.array(_clip_range(one)), 1 / np.array(_clip_range(other))
+    return bool(
+        (difference <= _SEEN_IN_IMAGE).all() and np.allclose(ends, other_ends, rtol=1e-2, atol=ROUNDING * ends[0])
     )
 
 
@@ -427,6 +499,23 @@ def _holds(bpy_camera: Any) -> str:
     if constraints:
         return f"it has the constraint{'s' * (len(constraints) > 1)} {', '.join(constraints)}"
     return "a driver, a locked or a sheared parent places it"
+
+
+def _with_parents(obj: Any) -> Iterator[Any]:
+    while obj is not None:
+        yield obj
+        obj = obj.parent
+
+
+def _point(name: str, xyz: ArrayLike) -> NDArray[np.float64]:
+    """A point as Blender has it, in single precision."""
+    try:
+        point = np.array(xyz, np.float32).astype(np.float64)
+    except (TypeError, ValueError):
+        point = np.empty(0)
+    if point.shape != (3,) or not np.isfinite(point).all():
+        raise ConfigurationError(f"{name}={xyz!r}: it is a point, with three finite coordinates.")
+    return point
 
 
 def _checked(shape: tuple[int, int]) -> tuple[int, int]:

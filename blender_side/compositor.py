@@ -56,6 +56,7 @@ class CompositeSelection:
 class CompositeRenderer:
     """Renders the scene as F12 does, and returns what arrives at slots of the compositor's File Output nodes.
 
+    Handlers of yours are not called.
     Any engine and any number of nodes. The nodes' format is OpenEXR, single or multilayer, of any codec; values go through half
     precision where the node's colour depth is half (except for vectors and values from Blender 5.0 on). Nodes that no selection
     names write their files as always.

@@ -10,10 +10,12 @@ nothing, and reads instead.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import bpy
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from .final import Changes
 
 T = TypeVar("T")
+log = logging.getLogger("blendtorch")
 
 _LEAST_PIXELS = 4  # to a side: Blender renders no smaller pictures
 _HANDLERS = (
@@ -62,8 +65,8 @@ class Evaluation:
     def read(self, function: Callable[[Any], T], changes: Changes) -> T:
         """Call a function with this evaluation of the scene as it is now.
 
-        A final render evaluates animation anew, and so does this. Call `final.look_through` first: it keeps what the script
-        changed about animated properties, as it does for a render. The user's handlers are not called.
+        A final render evaluates animation anew, and so does this. Look through the camera first (`final.look_through`): then
+        what a script changed about animated properties is kept in both. The user's handlers are not called.
 
         Args:
             function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
@@ -80,19 +83,14 @@ class Evaluation:
         _spare_pixels(changes)
         changes.set(bpy.context.scene.render, engine=_reading_engine())
         reading = _Reading(function)
-        with reading, _without_users_handlers():
+        with reading:
             try:
-                bpy.ops.render.render()
+                render()
             except RuntimeError as error:  # what it reports as an error
                 if reading.error is None:
                     raise ConfigurationError(f"Blender could not evaluate the scene: {error}".strip()) from error
         if reading.error is not None:
             raise reading.error
-        if not reading.results:
-            raise ConfigurationError(
-                f"The scene {bpy.context.scene.name!r} has no view layer that is used for rendering, so a final render shows"
-                " nothing: switch 'Use for Rendering' on for one."
-            )
         result: T = reading.results[0]
         return result
 
@@ -120,8 +118,31 @@ def bring_gpu_context_back(changes: Changes) -> None:
     if compat.lost_gpu_context():
         _spare_pixels(changes)
         changes.set(bpy.context.scene.render, engine=compat.WORKBENCH)
-        with _without_users_handlers():
-            bpy.ops.render.render()
+        render()
+
+
+def render(**options: Any) -> None:
+    """Have Blender render the scene as it is, with its settings as they are: the one place where that is asked for.
+
+    Handlers of the user's are not called. Their frame has come already, and what they would change now would be in a picture and
+    not in its labels, or the other way round.
+
+    Args:
+        options: of `bpy.ops.render.render`.
+
+    Raises:
+        ConfigurationError: there is nothing to render: no view layer is.
+        RuntimeError: what Blender reports as an error.
+    """
+    scene = bpy.context.scene
+    if not any(layer.use for layer in scene.view_layers):  # there engines crash
+        raise ConfigurationError(
+            f"The scene {scene.name!r} has no view layer that is used for rendering, so a final render shows nothing: switch"
+            " 'Use for Rendering' on for one."
+        )
+    with _without_users_handlers() as left_out:
+        _tell(tuple(name for name in left_out if name.startswith("render_")))
+        bpy.ops.render.render(**options)
 
 
 def _spare_pixels(changes: Changes) -> None:
@@ -239,14 +260,25 @@ class _ReadingEngine(bpy.types.RenderEngine):  # type: ignore[misc]
 
 
 @contextmanager
-def _without_users_handlers() -> Iterator[None]:
-    """Keep handlers from taking this for a render, or a new frame. Ours have to know what was evaluated anew."""
-    handlers = [getattr(bpy.app.handlers, name) for name in _HANDLERS if hasattr(bpy.app.handlers, name)]
-    before = [list(functions) for functions in handlers]
-    for functions in handlers:
-        functions[:] = [one for one in functions if bootstrap.is_ours(one)]
+def _without_users_handlers() -> Iterator[list[str]]:
+    """Keep handlers from taking this for a new frame; which there are. Ours have to know what was evaluated anew."""
+    before = {name: list(getattr(bpy.app.handlers, name)) for name in _HANDLERS if hasattr(bpy.app.handlers, name)}
+    ours = {name: [one for one in functions if bootstrap.is_ours(one)] for name, functions in before.items()}
     try:
-        yield
+        for name, functions in ours.items():
+            getattr(bpy.app.handlers, name)[:] = functions
+        yield [name for name in before if len(ours[name]) < len(before[name])]
     finally:
-        for functions, old in zip(handlers, before, strict=True):
-            functions[:] = old
+        for name, functions in before.items():
+            getattr(bpy.app.handlers, name)[:] = functions
+
+
+@cache
+def _tell(left_out: tuple[str, ...]) -> None:
+    """Log once what somebody may wait for."""
+    if left_out:
+        log.warning(
+            "Renders and labels made by blendtorch do not call your handlers %s: what they changed would be in a picture, and not"
+            " in its labels. Call those functions before the picture, or after its labels.",
+            ", ".join(left_out),
+        )

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import bpy
 import numpy as np
+from mathutils import Matrix
 from numpy.typing import DTypeLike, NDArray
 
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 from blendtorch_shm.launch.address import SHARED_MEMORY
 
 from . import compat, evaluation, overrides
-from .camera import Camera, Origin, check_origin, is_same_pose, is_same_projection
+from .camera import Camera, Origin, check_origin, inverse, is_same_pose, is_same_projection, world_to_camera
 from .evaluation import Evaluation
 from .panorama import described
 from .publisher import lend_array
@@ -37,6 +38,8 @@ Engine = Literal["CYCLES", "EEVEE", "WORKBENCH"]
 _ENGINES = {"CYCLES": "CYCLES", "EEVEE": compat.EEVEE, "WORKBENCH": compat.WORKBENCH}
 _TGA_HEADER_NBYTES = 18
 _FARTHEST = 1e9
+_AXES = 1e-4
+"""What the length of a camera's axes may differ from 1."""
 #: More than what comes before the pixels of an OpenEXR file.
 _EXR_HEADER_NBYTES = 65536
 #: Settings that a solid viewport and a Workbench render have in common.
@@ -63,7 +66,7 @@ def describe(engine: str) -> str:
 
 
 class FinalRenderer:
-    """Renders as F12 does: the scene's engine, samples, film and compositor; not its video sequencer.
+    """Renders as F12 does: the scene's engine, samples, film and compositor; not its video sequencer, and no handlers of yours.
 
     Works in every form of Blender, with or without a GPU context. EEVEE and Workbench need OpenGL libraries. A picture that
     `OffScreenRenderer` can draw comes several times faster from there.
@@ -243,20 +246,25 @@ def look_through(changes: Changes, camera: Camera) -> None:
             f" {render.resolution_y} x {render.resolution_x}."
         )
     changes.set(render, use_multiview=False, use_sequencer=False)
+    if render.use_single_layer:  # by which Blender means one layer in some renders, and another, or all, in others
+        for layer in scene.view_layers:
+            changes.set(layer, use=layer == bpy.context.view_layer)
+        changes.set(render, use_single_layer=False)
 
 
 def _standing(changes: Changes, camera: Camera) -> Any:
     """A camera with the same data that stands where the script has put it; sheared, if need be, as under a scaled parent."""
     name, data = camera.bpy_camera.name, camera.bpy_camera.data
-    pose = camera.view_matrix.inverted()
-    if not is_same_pose(pose, pose.normalized()):
+    pose = inverse(camera.extrinsics("blender"))
+    lengths = np.linalg.norm(pose[:3, :3], axis=0)
+    if (np.abs(lengths - 1) > _AXES).any() or (np.abs(pose[3] - (0, 0, 0, 1)) > _AXES).any():
         raise ConfigurationError(
             "A final render cannot have this view_matrix: the camera's axes have length 1, what it sees is neither scaled nor"
             f" projected.\n{camera.view_matrix}"
         )
     foot, standing = bpy.data.objects.new(name, None), bpy.data.objects.new(name, data)
     changes.callback(bpy.data.batch_remove, (standing, foot))
-    standing.parent, standing.matrix_parent_inverse = foot, pose
+    standing.parent, standing.matrix_parent_inverse = foot, Matrix(pose)
     return standing
 
 
@@ -311,7 +319,8 @@ def _agreeing(camera: Camera) -> Iterator[None]:
     frame = scene.frame_current_final
     height, width = camera.shape
     is_panoramic = camera.type not in ("PERSP", "ORTHO")
-    view, projection = camera.view_matrix.copy(), None if is_panoramic else camera.proj_matrix.copy()
+    view, projection = camera.extrinsics("blender"), None if is_panoramic else camera.proj_matrix.copy()
+    clip_range = None if camera.has_own_projection else camera.clip_range
     lens = described(camera.bpy_camera.data)
     agree = []
 
@@ -319,7 +328,8 @@ def _agreeing(camera: Camera) -> Iterator[None]:
         if of == scene and depsgraph.mode == "RENDER" and scene.frame_current_final == frame:
             aspect = {"scale_x": scene.render.pixel_aspect_x, "scale_y": scene.render.pixel_aspect_y}
             eye = depsgraph.scene_eval.camera
-            agree.append(is_same_pose(eye.matrix_world.normalized().inverted(), view))
+            agree.append(is_same_pose(world_to_camera(eye), view))
+            agree.append(clip_range in (None, (eye.data.clip_start, eye.data.clip_end)))
             if projection is None:
                 agree.append(described(eye.data) == lens)
             else:
@@ -331,7 +341,8 @@ def _agreeing(camera: Camera) -> Iterator[None]:
         yield
     finally:
         bpy.app.handlers.frame_change_post.remove(look)
-    agree.append(is_same_pose(camera.view_matrix, view))
+    agree.append(is_same_pose(camera.extrinsics("blender"), view))
+    agree.append(clip_range in (None, camera.clip_range))
     if projection is None:
         agree.append(described(camera.bpy_camera.data) == lens)
     else:
@@ -340,8 +351,8 @@ def _agreeing(camera: Camera) -> Iterator[None]:
         raise ConfigurationError(
             f"Blender did not render from where the camera {camera.bpy_camera.name!r} was, or it was elsewhere afterwards: it"
             " evaluates the frame anew for a render. What the script has changed about the camera, or what the camera depends"
-            " on, is lost if actions are blended there (NLA), or a handler of frame_change_pre or frame_change_post changes"
-            " it. To keep it, set it as the script's own: camera.view_matrix = camera.view_matrix, and likewise proj_matrix."
+            " on, is lost if actions are blended there (NLA). To keep it, set it as the script's own: camera.view_matrix ="
+            " camera.view_matrix, and likewise proj_matrix."
         )
 
 
@@ -360,7 +371,7 @@ def run_render(*, write_still: bool = False) -> None:
     if scene.render.engine in compat.GL_ENGINES:
         compat.require_gl_library()
     try:
-        bpy.ops.render.render(write_still=write_still)
+        evaluation.render(write_still=write_still)
     except RuntimeError as error:  # what it reports as an error
         raise ConfigurationError(f"Blender could not render: {error}".strip()) from error
     regain_gpu_context()

@@ -16,9 +16,6 @@ import bpy
 
 from . import compat, poses
 
-_TOLERANCE = 1e-5
-"""Of a value, or of 1: what rounding may change."""
-
 
 class _Override(NamedTuple):
     """A value that differs from what the animation says."""
@@ -68,18 +65,22 @@ def _overrides(frame: float) -> Iterator[_Override]:
             try:
                 value = block.path_resolve(curve.data_path)
                 is_array = hasattr(value, "__len__") and not isinstance(value, str)
-                number = value[curve.array_index] if is_array else value
+                single = value[curve.array_index] if is_array else value
             except (ValueError, IndexError):  # nothing is there that it animates
                 continue
-            if isinstance(number, (int, float)) and _differs(number, curve.evaluate(frame)):
-                owner, name = (value, curve.array_index) if is_array else _place(block, curve.data_path)
-                yield _Override(block, curve, owner, name, number)
+            owner, name = (value, curve.array_index) if is_array else _place(block, curve.data_path)
+            if _differs(owner, name, single, curve.evaluate(frame)):
+                yield _Override(block, curve, owner, name, single)
 
 
-def _differs(value: Any, curve: float) -> bool:
-    """Whether a property does not have the value that its curve has, as far as its type can."""
-    limit = _TOLERANCE * max(1.0, abs(curve)) if isinstance(value, float) else 1.0 - _TOLERANCE
-    return bool(abs(value - curve) > limit)
+def _differs(owner: Any, name: str | int, value: Any, curve: float) -> bool:
+    """Whether a property has not the very value that Blender gives it where its curve has this one."""
+    if isinstance(value, str):
+        choices = owner.bl_rna.properties[name].enum_items if name in owner.bl_rna.properties else {}
+        return value in choices and choices[value].value != int(curve)
+    if isinstance(value, float):
+        return value != curve
+    return isinstance(value, int) and value != int(curve)
 
 
 def _place(block: Any, path: str) -> tuple[Any, str | int]:

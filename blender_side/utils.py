@@ -53,7 +53,7 @@ def object_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]
 
     Args:
         objs: objects with a mesh, or with something Blender can turn into one (curves, text, metaballs).
-        depsgraph: the evaluation to read. None: the current one, brought up to date.
+        depsgraph: the evaluation to read. None: the viewport's, brought up to date.
 
     Returns:
         (N, 3) array of all vertices, object after object.
@@ -70,8 +70,15 @@ def world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
 def bbox_world_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:
     """Corners of the objects' own, oriented bounding boxes in world coordinates, as evaluated.
 
+    Args:
+        objs: objects.
+        depsgraph: the evaluation to read. None: the viewport's, brought up to date.
+
     Returns:
         (8 N, 3) array: eight corners for each of the N objects, in the order of `bpy.types.Object.bound_box`.
+
+    Raises:
+        ConfigurationError: an object has no vertices, and so no box, such as an Empty or a lamp.
     """
     evaluated = [poses.evaluated(obj, depsgraph, geometry=True) for obj in objs]
     return np.concatenate([_transform(obj.matrix_world, _bound_box(obj)) for obj in evaluated])
@@ -118,7 +125,8 @@ def compute_object_visibility(
     """How much of an object a camera sees, estimated with rays to random points of its surface.
 
     A point counts as seen if it is in the image and the clip range, and no other object stands before it. What an object
-    hides of itself counts as seen, so one that nothing else covers has 1, as in blendtorch. Draws from `numpy.random`.
+    hides of itself counts as seen, so one that nothing else covers has 1, as in blendtorch. Draws from `numpy.random`. Object and
+    obstacles are as the viewport evaluates them, also where pictures are final renders.
 
     Args:
         obj: an object with faces. Without faces, or not shown in the viewport, nothing of it is seen.
@@ -140,7 +148,7 @@ def compute_object_visibility(
     points = _random_surface_points(obj.evaluated_get(depsgraph), N)
     points = points[cam.in_view(points)]
     if dist is not None:
-        points = points[np.linalg.norm(_transform(cam.view_matrix, points), axis=1) <= dist]
+        points = points[np.linalg.norm(_transform(cam.extrinsics("blender"), points), axis=1) <= dist]
     cast = (scene or bpy.context.scene).ray_cast
     num_seen = 0
     for origin, way in zip(*sight_lines(cam, points), strict=True):
@@ -151,8 +159,9 @@ def compute_object_visibility(
 
 def sight_lines(cam: Camera, xyz_world: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Where a camera's clip range begins on the ways to (N, 3) points in its view, and the rest of these ways; both (N, 3)."""
-    to_world = np.array(cam.view_matrix.inverted(), np.float64)
-    xyz = _transform(cam.view_matrix, xyz_world)
+    view = cam.extrinsics("blender")
+    to_world = np.linalg.inv(view)
+    xyz = _transform(view, xyz_world)
     near, _ = cam.clip_range
     if cam.panorama is not None:
         start = xyz * (near / np.linalg.norm(xyz, axis=1, keepdims=True))
@@ -204,12 +213,23 @@ def _vertices(evaluated: Any) -> NDArray[np.float64]:
 
 
 def _bound_box(evaluated: Any) -> NDArray[np.float64]:
-    """(8, 3) corners in the object's coordinates. A mesh's `bound_box` lacks a subdivision that is left to the GPU."""
+    """(8, 3) corners in the object's coordinates. A mesh's `bound_box` lacks a subdivision that is left to the GPU.
+
+    Raises:
+        ConfigurationError: there is nothing to be in the box.
+    """
     if evaluated.type == "MESH":
         vertices = _vertices(evaluated)
         if len(vertices):
             return np.where(IS_UPPER, vertices.max(axis=0), vertices.min(axis=0))
-    return np.array(evaluated.bound_box, np.float64)
+    corners = np.array(evaluated.bound_box, np.float64)
+    if evaluated.type == "MESH" or (corners == corners[0]).all():  # which is what Blender says of what has no extent
+        raise ConfigurationError(
+            f"The object {evaluated.name!r} ({evaluated.type}) has no box, because it has no vertices as evaluated. Of an Empty,"
+            " name the children, or ask GroundTruth(..., objects={name: empty}) for the box around them; all metaballs of one"
+            " family belong to the first of them."
+        )
+    return corners
 
 
 def _random_surface_points(evaluated: Any, count: int) -> NDArray[np.float64]:

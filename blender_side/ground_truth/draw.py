@@ -98,6 +98,8 @@ vec2 way()
 
 void main()
 {
+  /* Not by the depth between the clip planes, of which a near one leaves little for what is far away. */
+  gl_FragDepth = what.z > 0.0 ? 1e-20 / gl_FragCoord.w : gl_FragCoord.z;
 """
 
 
@@ -170,7 +172,7 @@ class View:
     def of(cls, camera: Camera) -> View:
         panorama, clip_range = camera.panorama, camera.clip_range
         projection = cube_map.side_projection(clip_range) if panorama else np.array(camera.proj_matrix, np.float64)
-        return cls(np.array(camera.view_matrix, np.float64), projection, camera.shape, clip_range, panorama)
+        return cls(camera.extrinsics("blender"), projection, camera.shape, clip_range, panorama)
 
     def of_side(self, to_side: NDArray[np.float64], size: int) -> View:
         """That of a side of a cube map: `to_side` (4, 4) turns camera coordinates, and it has `size` pixels each way."""
@@ -331,6 +333,7 @@ def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
             info.define("DEFORMED")
             info.vertex_in(2, "VEC3", "other_position")
     info.vertex_out(varying)
+    info.depth_write("ANY")
     writes = []
     for slot, name in enumerate(names):
         info.fragment_out(slot, ATTACHMENTS[name].glsl, f"pass_{slot}")

@@ -89,7 +89,7 @@ def full_boxes(rows: Sequence[Row], camera: Camera) -> NDArray[np.float32]:
 
 def _enclose(lower: NDArray[np.float64], upper: NDArray[np.float64], rows: Sequence[Row], camera: Camera) -> None:
     """Make boxes in NDC, of which (N, 2) corners are given, reach around things."""
-    to_clip = np.array(camera.proj_matrix, np.float64) @ np.array(camera.view_matrix, np.float64)
+    to_clip = np.array(camera.proj_matrix, np.float64) @ camera.extrinsics("blender")
     for geometry, places, matrices in _by_geometry(rows):
         extent = _extent(geometry)
         at_once = max(1, _AT_ONCE // len(extent.vertices))
@@ -108,7 +108,7 @@ def _enclose_in_panorama(
     lower: NDArray[np.float64], upper: NDArray[np.float64], rows: Sequence[Row], camera: Camera
 ) -> None:
     """As `_enclose`, for panoramic cameras."""
-    view, (near, _) = np.array(camera.view_matrix, np.float64), camera.clip_range
+    view, (near, _) = camera.extrinsics("blender"), camera.clip_range
     assert camera.panorama is not None
     for geometry, places, matrices in _by_geometry(rows):
         extent = _extent(geometry)

@@ -132,3 +132,15 @@ def test_no_cache_on_disk_is_shared_by_instances(episodes):
 def test_handlers_may_open_a_file_and_the_animation_goes_on_in_it(episodes, place):
     assert episodes[f"opened in {place}"] == 2 * EPISODE
     assert episodes[f"range after {place}"] == [1, 3]
+
+
+@IN_EACH_BLENDER
+def test_the_animation_goes_on_in_the_scene_that_a_handler_shows(episodes):
+    assert episodes["in another scene"] == 2 * [["Other", frame, frame] for frame in (4, 5, 6)]
+
+
+@IN_EACH_BLENDER
+def test_a_range_that_starts_before_frame_0_is_refused_before_anything_is_changed(episodes):
+    said, *frames = episodes["negative"]
+    assert "(-3, 1) starts before frame 0" in said
+    assert frames == [1, 3]

@@ -66,7 +66,7 @@ def test_opencvs_third_coordinate_is_depth(seen, shot):
 @pytest.mark.parametrize("shot", SHOTS)
 def test_extrinsics_are_rigid_and_differ_in_y_and_z_alone(seen, shot):
     blender, opencv = seen[f"{shot} blender"], seen[f"{shot} opencv"]
-    np.testing.assert_array_equal(blender, seen[f"{shot} view matrix"])
+    np.testing.assert_array_equal(blender.astype(np.float32), seen[f"{shot} view matrix"])
     np.testing.assert_array_equal(opencv, np.diag([1, -1, -1, 1]) @ blender)
     np.testing.assert_allclose(opencv[:3, :3] @ opencv[:3, :3].T, np.eye(3), atol=1e-6)
     assert np.linalg.det(opencv[:3, :3]) > 0
@@ -101,6 +101,37 @@ def test_a_panoramic_camera_has_no_k(seen):
 
 def test_an_unknown_convention_is_refused(seen):
     assert "'opengl'" in str(seen["convention"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("look at itself", "look at the point where it stands"),
+        ("look at nan", "look_at=(nan, 0, 0)"),
+        ("look from nan", "look_from=(1, nan, 1)"),
+        ("look at two numbers", "look_at=(0, 0)"),
+    ],
+)
+def test_a_camera_is_not_moved_to_where_it_cannot_look(seen, wrong, said):
+    assert said in str(seen[wrong])
+    np.testing.assert_array_equal(*seen["left where it was"])
+
+
+def test_a_camera_that_is_held_is_noticed_in_tiny_scenes_too(seen):
+    assert "LIMIT_LOCATION" in str(seen["held"])
+    for name in ("not held", "far away"):
+        np.testing.assert_allclose(seen[name], [[80, 60]], atol=1e-3)
+
+
+def test_a_view_matrix_that_was_set_is_kept_as_precisely_as_it_was_given_until_it_is_changed(seen):
+    np.testing.assert_array_equal(*seen["kept"])
+    np.testing.assert_array_equal(*seen["changed"])
+
+
+@pytest.mark.parametrize("wrong", ["no scale", "nowhere"])
+@pytest.mark.parametrize("how", ["view", "extrinsics", "look_at", "off-screen", "final"])
+def test_a_camera_without_scale_or_place_is_an_error(seen, wrong, how):
+    assert "shows nothing" in str(seen[f"{wrong}, {how}"])
 
 
 def test_a_shape_from_a_list_or_an_array_is_a_tuple_of_ints(seen):

@@ -9,7 +9,10 @@ pytestmark = [pytest.mark.timeout(300), IN_EACH_BLENDER]
 
 REFUSED = {
     "blended_actions": "camera.view_matrix = camera.view_matrix",
-    "a_handler": "camera.view_matrix = camera.view_matrix",
+    "blended_actions_far_away": "camera.view_matrix = camera.view_matrix",
+    "blended_actions_in_a_tiny_scene": "camera.view_matrix = camera.view_matrix",
+    "blended_actions_of_the_clip_range": "camera.view_matrix = camera.view_matrix",
+    "blended_actions_of_a_large_scene": "camera.view_matrix = camera.view_matrix",
     "skew": "cannot have this proj_matrix",
     "a_mirrored_projection": "cannot have this proj_matrix",
     "a_scaled_view": "cannot have this view_matrix",
@@ -86,6 +89,54 @@ def test_final_renders_show_objects_where_the_script_put_them_and_hidden_ones_wh
 def middle_of(rows):
     light = rows.max(axis=2).astype(float).sum(axis=0)
     return (light * np.arange(light.size)).sum() / light.sum()
+
+
+@pytest.mark.parametrize(("name", "x"), [("far", 32 + FOCAL / 10), ("tiny", 32 + FOCAL / 10), ("type", 32 - 64 / 6)])
+def test_what_a_script_sets_on_animated_properties_counts_by_its_own_size_and_of_choices_too(moves, name, x):
+    assert moves[f"{name} before"][0] == pytest.approx(x, abs=0.1)
+    np.testing.assert_allclose(moves[f"{name} CYCLES"], moves[f"{name} before"], atol=0.2)
+    np.testing.assert_array_equal(moves[f"{name} after"], moves[f"{name} before"])
+
+
+def test_what_has_the_value_of_its_animation_was_changed_by_nobody(moves):
+    assert not moves["not overridden"].any()
+
+
+def test_labels_and_projections_are_the_same_65_km_away(moves):
+    labels = [key.removeprefix("near ") for key in moves if key.startswith("near ")]
+    assert {"keypoints", "pixels", "in_view"} <= set(labels)
+    for label in labels:
+        if moves[f"near {label}"].dtype.kind in "fiub":
+            np.testing.assert_allclose(
+                moves[f"distant {label}"], moves[f"near {label}"], rtol=1e-5, atol=1e-4, err_msg=label
+            )
+
+
+@pytest.mark.parametrize("above", [0.01, 0.002])
+def test_what_lies_on_something_far_away_is_seen_wherever_the_clip_range_begins(moves, above):
+    masks = [mask for name, mask in moves.items() if name.startswith(f"slab {above}")]
+    if not masks:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    assert len(masks) == 3
+    assert (masks[0] > 0).sum() > 80
+    for mask in masks[1:]:
+        np.testing.assert_array_equal(mask, masks[0])
+
+
+@pytest.mark.parametrize("frame", [2, 3, 4])
+def test_a_handler_that_moves_things_has_moved_them_in_picture_and_labels_alike(moves, frame):
+    where = moves[f"handled {frame}"]
+    for made, tolerance in (("before", 0.1), ("WORKBENCH", 0.3), ("after", 0.1)):
+        np.testing.assert_allclose(moves[f"handled {frame} {made}"], where, atol=tolerance, err_msg=made)
+
+
+def test_handlers_are_called_once_for_a_frame_and_not_by_renders(moves):
+    assert moves["handled"].tolist() == [2, 2, 3, 3, 4, 4]
+    assert str(moves["log"]).count("do not call your handlers render_init, render_pre") == 1
+
+
+def test_a_scene_without_a_view_layer_to_render_is_an_error(moves):
+    assert "'Use for Rendering'" in str(moves["no layer"])
 
 
 def lit_columns(picture, least=5):

@@ -88,6 +88,12 @@ class TestCoordinates:
     def test_the_bounding_box_has_its_corners_in_blenders_order(self, answers):
         np.testing.assert_allclose(answers["bounding box"], answers["bound_box"], atol=1e-5)
 
+    @pytest.mark.parametrize("what", ["Empty", "lamp", "mesh", "second metaball"])
+    def test_what_has_no_vertices_has_no_box(self, answers, what):
+        assert "has no box" in answers["boxes of nothing"][what]
+        assert "has no box" in answers["boxes of nothing in pixels"][what]
+        assert answers["box of a metaball"] == 8
+
     def test_several_objects_come_one_after_the_other(self, answers):
         assert answers["of two"] == [26 + 4, 2 * 8]
 

@@ -29,6 +29,7 @@ TABLE = {
     "in front, and far": (GONE, SEEN, SEEN),
     "only in the second layer": (GONE, GONE, SEEN),
     "only in the first layer": (SEEN, SEEN, GONE),
+    "only the window's layer is rendered": (GONE, GONE, GONE),
     "rounder in renders": (SEEN, SEEN, SEEN),
     "simplified in renders": (SEEN, SEEN, SEEN),
     "instanced": (SEEN, SEEN, SEEN),

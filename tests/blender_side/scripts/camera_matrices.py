@@ -79,6 +79,55 @@ results["not in view"] = camera.in_view([(0, -3.1, 0), (0, 4.1, 0), (0, -8, 0), 
 
 results["array shape"] = [repr(btb.Camera(shape=shape).shape) for shape in ([120, 160], np.array(LANDSCAPE))]
 
+eye = camera.bpy_camera
+before = np.array(eye.matrix_world)
+nan = float("nan")
+refused = {
+    "look at itself": lambda: camera.look_at((1, 2, 3), look_from=(1, 2, 3)),
+    "look at nan": lambda: camera.look_at((nan, 0, 0), look_from=(1, 1, 1)),
+    "look from nan": lambda: camera.look_at((0, 0, 0), look_from=(1, nan, 1)),
+    "look at two numbers": lambda: camera.look_at((0, 0)),
+}
+for name, wrong in refused.items():
+    try:
+        wrong()
+    except ConfigurationError as error:
+        results[name] = str(error)
+scene.view_layers[0].update()
+results["left where it was"] = [before, np.array(eye.matrix_world)]
+held = eye.constraints.new("LIMIT_LOCATION")
+held.use_min_x, held.min_x = True, 1.5e-4
+for name, x in (("held", 1e-4), ("not held", 2e-4)):
+    try:
+        camera.look_at((0, 0, 0), look_from=(x, 2e-4, 1e-4))
+        results[name] = camera.ndc_to_pixel(camera.world_to_ndc((0, 0, 0)))
+    except ConfigurationError as error:
+        results[name] = str(error)
+eye.constraints.remove(held)
+camera.look_at((1e6, 1e6, 0), look_from=(1e6 + 5, 1e6, 3))
+results["far away"] = camera.ndc_to_pixel(camera.world_to_ndc((1e6, 1e6, 0)))
+matrix = camera.extrinsics("blender") + np.eye(4) * 1e-12
+camera.view_matrix = matrix
+results["kept"] = [camera.extrinsics("blender"), matrix]
+camera.view_matrix[0][3] += 1.0
+results["changed"] = [camera.extrinsics("blender"), np.array(camera.view_matrix)]
+camera.update_view_matrix()
+for name, path, value in (("no scale", "scale", (0, 1, 1)), ("nowhere", "location", (nan, 0, 0))):
+    good = getattr(eye, path).copy()
+    setattr(eye, path, value)
+    for how, ask in {
+        "view": lambda: camera.view_matrix,
+        "extrinsics": camera.extrinsics,
+        "look_at": lambda: camera.look_at((0, 0, 0)),
+        "off-screen": btb.OffScreenRenderer(camera).render,
+        "final": btb.FinalRenderer(camera).render,
+    }.items():
+        try:
+            ask()
+        except ConfigurationError as error:
+            results[f"{name}, {how}"] = str(error)
+    setattr(eye, path, good)
+
 lens.type = "PANO"
 refused = {
     "panorama": lambda: camera.intrinsics,

@@ -5,7 +5,7 @@ import numpy as np
 from mathutils import Matrix
 
 import blendtorch.btb as btb
-from blender_side import compat, utils
+from blender_side import compat, overrides, utils
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -333,26 +333,65 @@ def a_camera_of_the_scene_that_comes_later(at):
     at.eye.location.x = 1
 
 
+@way
+def a_handler(at):
+    bpy.app.handlers.frame_change_pre.append(lambda *_: setattr(at.eye.location, "x", 0))
+    scene.frame_set(2)
+    yield
+    at.eye.location.x = 1
+
+
 # Errors, unless picture and labels agree.
+
+
+def blend_actions(rig):
+    """Of an animated location: it is lost in renders what a script sets there."""
+    track = rig.animation_data.nla_tracks.new()
+    track.strips.new("Strip", 1, rig.animation_data.action)
+    rig.animation_data.action = None
+    scene.frame_set(1)
 
 
 @way
 def blended_actions(at):
     animate(at.rig, "location", (0, 0, 0), (5, 5, 5))
     at.eye.parent = at.rig
-    track = at.rig.animation_data.nla_tracks.new()
-    track.strips.new("Strip", 1, at.rig.animation_data.action)
-    at.rig.animation_data.action = None
-    scene.frame_set(1)
+    blend_actions(at.rig)
     yield
     at.rig.location.x = 1
 
 
 @way
-def a_handler(at):
-    bpy.app.handlers.frame_change_pre.append(lambda *_: setattr(at.eye.location, "x", 0))
+def blended_actions_far_away(at):
+    animate(at.eye, "location", (1e5, 0, 10))
+    blend_actions(at.eye)
     yield
-    at.eye.location.x = 1
+    at.eye.location.x += 0.5
+
+
+@way
+def blended_actions_in_a_tiny_scene(at):
+    animate(at.eye, "location", (0, 0, 4e-5))
+    blend_actions(at.eye)
+    yield
+    at.eye.location.x = 1e-5
+
+
+@way
+def blended_actions_of_the_clip_range(at):
+    animate(at.eye.data, "clip_end", 100.0)
+    blend_actions(at.eye.data)
+    yield
+    at.eye.data.clip_end = 100.5
+
+
+@way
+def blended_actions_of_a_large_scene(at):
+    at.eye.data.type = "ORTHO"
+    animate(at.eye.data, "ortho_scale", 1e4)
+    blend_actions(at.eye.data)
+    yield
+    at.eye.data.ortho_scale = 1.02e4
 
 
 @way
@@ -432,6 +471,109 @@ for frame in (1, 6, 11):
 bpy.data.objects.remove(hidden)
 cube.animation_data_clear()
 cube.location = (0, 0, 0)
+
+# What a script sets on animated properties counts by its own size: far from the world's origin, and in a tiny scene.
+at = Place()
+renderer = btb.FinalRenderer(at.camera, mode="rgb", engine="CYCLES")
+for name, origin, size in (("far", 1e5, 1.0), ("tiny", 0.0, 1e-5)):
+    at.eye.location, at.eye.data.clip_start, cube.scale = (origin, 0, 10 * size), 0.1 * size, [0.3 * size] * 3
+    animate(cube, "location", (origin, 0, 0), (origin + 5 * size, 0, 0))
+    cube.location.x = origin + size
+    results[f"{name} before"] = at.camera.object_to_pixel(cube).mean(axis=0)
+    results[f"{name} CYCLES"] = centroid(renderer.render())
+    results[f"{name} after"] = at.camera.object_to_pixel(cube).mean(axis=0)
+    cube.animation_data_clear()
+cube.location, cube.scale, at.eye.data.type = (0, 0, 0), (0.3, 0.3, 0.3), "PERSP"
+at.eye.animation_data_clear()
+animate(at.eye.data, "type", "PERSP", "ORTHO")
+at.eye.location, at.eye.data.clip_start, at.eye.data.type = (1, 0, 10), 0.1, "ORTHO"
+results["type before"] = at.camera.object_to_pixel(cube).mean(axis=0)
+results["type CYCLES"] = centroid(renderer.render())
+results["type after"] = at.camera.object_to_pixel(cube).mean(axis=0)
+
+# Nobody has changed what has the value of its animation, whatever value, at whatever time.
+animate(cube, "location", (0.1, 1e5, 3e-7), (4.3, -1e5, 5e-6))
+animate(at.eye.data, "lens", 35.3, 80.1)
+cube["number"], cube["count"] = 0.3, 1
+for path in ('["number"]', '["count"]', "hide_render"):
+    cube.keyframe_insert(path, frame=1)
+cube["number"], cube["count"], cube.hide_render = 7.7, 9, True
+for path in ('["number"]', '["count"]', "hide_render"):
+    cube.keyframe_insert(path, frame=23)
+results["not overridden"] = []
+for frame, subframe in ((1, 0), (2, 0), (5, 0.37), (12, 0), (17, 0.9), (30, 0)):
+    scene.frame_set(frame, subframe=subframe)
+    results["not overridden"].append(len(list(overrides._overrides(scene.frame_current_final))))
+scene.frame_set(1)
+for owner in (cube, at.eye.data):
+    owner.animation_data_clear()
+cube.location, cube.hide_render = (0, 0, 0), False
+
+# A camera and what it sees, near the world's origin and far from it: what is computed is the same.
+passes = (
+    ("instance", "depth", "keypoints", "boxes_2d_full", "boxes_3d") if compat.draws_off_screen() else ("keypoints",)
+)
+for name, origin in (("near", 0), ("distant", 65536)):
+    at = Place()
+    cube.location, cube.rotation_euler = (origin + 0.5, origin - 0.25, 0), (0.3, 0.2, 0.1)
+    at.eye.location, at.eye.rotation_euler = (origin + 1.5, origin - 2.25, 2), (0.8, 0.1, 0.4)
+    off, points = btb.OffScreenRenderer(at.camera), {"corner": (cube, 3), "middle": cube}
+    truth = btb.GroundTruth(at.camera, passes, keypoints=points, renderer=off)
+    for label, array in truth.render().items():
+        results[f"{name} {label}"] = array
+    results[f"{name} pixels"] = at.camera.object_to_pixel(cube)
+    results[f"{name} in_view"] = at.camera.in_view(utils.world_coordinates(cube))
+cube.location = cube.rotation_euler = (0, 0, 0)
+
+# A slab that lies on the floor 20 m away, seen by a camera whose clip range begins at its nose.
+floor = made("Ground", cube.data)
+floor.scale = (40, 40, 1e-3)
+at = Place()
+at.eye.location, at.eye.data.clip_end = (0, -14, 14), 1000
+at.camera.look_at((0, 0, 0))
+for above in (0.01, 0.002) if compat.draws_off_screen() else ():
+    cube.location, cube.scale = (0, 0, above), (2, 2, 1e-3)
+    for near in (0.1, 1e-3, 1e-4):
+        at.eye.data.clip_start = near
+        truth = btb.GroundTruth(at.camera, ("instance",), objects=[cube], renderer=off)
+        results[f"slab {above} m above, clip start {near}"] = truth.render()["instance"]
+bpy.data.objects.remove(floor)
+cube.location, cube.scale = (0, 0, 0), (0.3, 0.3, 0.3)
+
+# A handler that moves things whenever it is called, as scripts do that make each frame another.
+at = Place()
+called = []
+
+
+def move_on(*_):
+    called.append(scene.frame_current)
+    cube.location.x = len(called) % 5 - 2
+
+
+times = ("frame_change_pre", "frame_change_post", "render_init", "render_pre", "render_post", "render_complete")
+for name in times:
+    getattr(bpy.app.handlers, name).append(move_on)
+renderer = btb.FinalRenderer(at.camera, mode="rgb", engine="WORKBENCH")
+truth = btb.GroundTruth(at.camera, ("keypoints",), keypoints={"middle": cube}, renderer=renderer)
+for frame in (2, 3, 4):
+    scene.frame_set(frame)
+    results[f"handled {frame}"] = at.camera.object_to_pixel(cube).mean(axis=0)
+    results[f"handled {frame} before"] = truth.render()["keypoints"][0, :2]
+    results[f"handled {frame} WORKBENCH"] = centroid(renderer.render())
+    results[f"handled {frame} after"] = truth.render()["keypoints"][0, :2]
+results["handled"] = called
+for name in times:
+    getattr(bpy.app.handlers, name).remove(move_on)
+cube.location = (0, 0, 0)
+scene.frame_set(1)
+
+# Nothing is rendered without a view layer.
+layer.use = False
+try:
+    renderer.render()
+except ConfigurationError as error:
+    results["no layer"] = str(error)
+layer.use = True
 
 # A camera that moves past a high wall, 4 m a frame, seen with the shutter open for a quarter of a frame.
 cube.scale = (0.3, 2, 0.3)

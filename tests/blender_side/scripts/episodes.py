@@ -8,6 +8,7 @@ import tempfile
 import bpy
 
 import blendtorch.btb as btb
+from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
 VALUES = (0, 2, -2)
@@ -151,6 +152,26 @@ for when in (("pre_animation", 1), ("pre_frame", 2), ("post_frame", 2), ("post_a
     animation.play(frame_range=(1, 3), num_episodes=2, use_animation=False)
     results[f"opened in {when[0]}"] = events[:]
     results[f"range after {when[0]}"] = [bpy.context.scene.frame_start, bpy.context.scene.frame_end]
+
+# Handlers may show another scene in the window.
+other = bpy.data.scenes.new("Other")
+other.frame_start, other.frame_end = 4, 6
+window = bpy.context.window or bpy.context.window_manager.windows[0]
+first = bpy.context.scene
+first.frame_start, first.frame_end = 1, 3
+del events[:]
+animation = btb.AnimationController()
+animation.pre_animation.add(setattr, window, "scene", other)
+animation.post_frame.add(lambda: events.append((bpy.context.scene.name, animation.frameid, other.frame_current)))
+animation.play(num_episodes=2, use_animation=False)
+results["in another scene"] = events[:]
+window.scene = first
+
+# No scene has a range that starts before frame 0.
+try:
+    btb.AnimationController().play((-3, 1), num_episodes=1, use_animation=False)
+except ConfigurationError as error:
+    results["negative"] = [str(error), first.frame_start, first.frame_end]
 
 with open(out, "w") as target:
     json.dump(results, target)

@@ -133,6 +133,16 @@ results["of two"] = [
     len(btb.utils.bbox_world_coordinates(cube, second)),
 ]
 results["of a text"] = len(btb.utils.world_coordinates(bpy.data.objects["Text"]))
+lamp = new_object("Lamp", bpy.data.lights.new("Lamp", "POINT"))
+balls = [new_object(name, bpy.data.metaballs.new("Ball"), location=(20, 0, 0)) for name in ("Ball", "Ball.001")]
+for ball in balls:
+    ball.data.elements.new()
+without_box = {"Empty": empty, "lamp": lamp, "mesh": bpy.data.objects["Points"], "second metaball": balls[1]}
+results["boxes of nothing"] = {name: refusal(btb.utils.bbox_world_coordinates, o) for name, o in without_box.items()}
+results["boxes of nothing in pixels"] = {
+    name: refusal(camera.bbox_object_to_pixel, o) for name, o in without_box.items()
+}
+results["box of a metaball"] = len(btb.utils.bbox_world_coordinates(balls[0]))
 results["coordinates of an empty"] = refusal(btb.utils.object_coordinates, empty)
 results["hom"] = btb.utils.hom(np.array([[1.0, 2.0], [3.0, 4.0]]), 2.0).tolist()
 results["dehom"] = btb.utils.dehom(np.array([[1.0, 2.0, 2.0], [3.0, 4.0, 0.5]])).tolist()

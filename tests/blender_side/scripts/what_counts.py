@@ -108,7 +108,7 @@ def in_place() -> None:
         one.visible_camera, one.is_holdout, one.is_shadow_catcher, one.show_in_front = True, False, False, False
         one.display_type, one.hide_viewport, one.hide_render = "TEXTURED", False, False
     thing.modifiers.clear()
-    scene.render.use_simplify = False
+    scene.render.use_simplify = scene.render.use_single_layer = False
     second.use = True
     for layer in (first, second):
         child = in_layer(layer=layer)
@@ -159,6 +159,10 @@ WAYS: dict[str, Callable[[], object]] = {
     "in front, and far": lambda: far(thing),
     "only in the second layer": lambda: setattr(in_layer(), "exclude", True),
     "only in the first layer": lambda: setattr(in_layer(layer=second), "exclude", True),
+    "only the window's layer is rendered": lambda: (
+        setattr(in_layer(layer=second), "exclude", True),
+        setattr(scene.render, "use_single_layer", True),
+    ),
     "rounder in renders": rounded,
     "simplified in renders": simplified,
     "instanced": instanced,
