@@ -62,7 +62,7 @@ def test_the_box_of_a_subdivided_mesh_is_that_of_its_vertices(found):
     np.testing.assert_allclose(found["rounded"], found["rounded: vertices"], atol=1e-6)
     np.testing.assert_allclose(found["rounded"], 1.679, atol=0.002)
     np.testing.assert_allclose(found["outwards"], found["outwards: vertices"], atol=1e-6)
-    assert found["of an empty"].shape == (3,)
+    assert "has no box" in str(found["of an empty"])
 
 
 def test_numbers_have_dtypes_that_torch_computes_with_or_those_that_were_asked_for(found):
