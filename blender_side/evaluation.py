@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LEAST_PIXELS = 4  # to a side: Blender renders no smaller pictures
-_PACKAGE = __name__.partition(".")[0]
+_OURS = ("blender_side.", "blendtorch.btb.")  # what our modules may be called
 _HANDLERS = (
     "frame_change_pre",
     "frame_change_post",
@@ -245,7 +245,7 @@ def _without_users_handlers() -> Iterator[None]:
     handlers = [getattr(bpy.app.handlers, name) for name in _HANDLERS if hasattr(bpy.app.handlers, name)]
     before = [list(functions) for functions in handlers]
     for functions in handlers:
-        functions[:] = [one for one in functions if str(getattr(one, "__module__", "")).startswith(_PACKAGE)]
+        functions[:] = [one for one in functions if str(getattr(one, "__module__", "")).startswith(_OURS)]
     try:
         yield
     finally:
