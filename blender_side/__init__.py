@@ -3,11 +3,11 @@
 Publishing and argument parsing work in any Python. The rest needs Blender, and imports ``bpy`` when it is first used.
 """
 
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blendtorch_shm import __version__, errors
 from blendtorch_shm.errors import *
+from blendtorch_shm.lazy import lazy
 
 from .arguments import parse_blendtorch_args
 from .publisher import DataPublisher
@@ -41,7 +41,7 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-_NEEDS_BLENDER = {
+_HOMES = {
     "AnimationController": "animation",
     "Camera": "camera",
     "CompositeRenderer": "compositor",
@@ -51,12 +51,9 @@ _NEEDS_BLENDER = {
     "OffScreenRenderer": "offscreen",
     "add_scene_dir_to_path": "paths",
 }
-_MODULES = {*_NEEDS_BLENDER.values(), "materials", "utils"}
+_LATER = dict.fromkeys(
+    ("BaseEnv", "DuplexChannel", "RemoteControlledAgent", "duplex", "env"),
+    "duplex channels and environments are not in blendtorch-shm yet",
+)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NEEDS_BLENDER:
-        return getattr(_import_module(f"{__name__}.{_NEEDS_BLENDER[name]}"), name)
-    if name in _MODULES:
-        return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)

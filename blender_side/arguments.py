@@ -5,8 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
+from blendtorch_shm.errors import SocketNotFound
 from blendtorch_shm.launch.address import Address, resolve
+
+
+class NamedSockets(dict[str, Address]):
+    """Addresses by the names of their sockets. A name that is not there is an error that lists those that are."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        there = f"it has {', '.join(map(repr, self))}" if self else "it has none"
+        raise SocketNotFound(
+            f"This instance has no socket {name!r}: {there}. Sockets are named where instances are launched:"
+            f" BlenderLauncher(..., named_sockets=[{name!r}])."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # wherever it is sent, for whom these names are no sockets
 
 
 class _Sockets(argparse.Action):
@@ -17,7 +33,7 @@ class _Sockets(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
-        sockets: dict[str, Address] = {}
+        sockets = NamedSockets()
         for text in [values] if isinstance(values, str) else values or []:
             name, separator, endpoint = text.partition("=")
             if not separator or not name or not endpoint:
@@ -33,8 +49,8 @@ def parse_blendtorch_args(argv: Sequence[str] | None = None) -> tuple[argparse.N
         argv: defaults to ``sys.argv``; what follows ``--`` counts.
 
     Returns:
-        ``btargs``, with ``btid`` (int or None), ``btseed`` (int or None) and ``btsockets`` (dict of name to
-        :class:`~blendtorch_shm.launch.address.Address`, a str); and the remaining arguments, the instance's own.
+        ``btargs``, with ``btid`` (int or None), ``btseed`` (int or None) and ``btsockets`` (:class:`NamedSockets`:
+        name to :class:`~blendtorch_shm.launch.address.Address`, a str); and the remaining arguments, the instance's own.
 
     Raises:
         SystemExit: an argument is malformed; says which.
@@ -46,6 +62,6 @@ def parse_blendtorch_args(argv: Sequence[str] | None = None) -> tuple[argparse.N
     parser.add_argument("-btid", type=int, help="number of this instance")
     parser.add_argument("-btseed", type=int, help="seed of this instance")
     parser.add_argument(
-        "-btsockets", nargs="+", action=_Sockets, default={}, metavar="NAME=ADDRESS", help="sockets to bind"
+        "-btsockets", nargs="+", action=_Sockets, default=NamedSockets(), metavar="NAME=ADDRESS", help="sockets to bind"
     )
     return parser.parse_known_args(arguments)

@@ -36,11 +36,12 @@ def main() -> None:
     atexit.register(_skip_blenders_own_exit)  # before anything of the user's, so it runs after that
     sys.stdout, sys.stderr = _Log.over(sys.stdout), _Log.over(sys.stderr)
     options = _take_own_options()
-    for directory in options.packages.split(os.pathsep):
-        if directory and directory not in sys.path:
-            sys.path.append(directory)  # behind everything: Blender's own numpy wins
-    from blendtorch_shm.launch.notes import RECYCLE_VARIABLE
+    _append_to_path(options.packages)  # behind everything: Blender's own numpy wins
+    from blendtorch_shm.launch.notes import PATH_VARIABLE, RECYCLE_VARIABLE
 
+    if inherited := os.environ.pop(PATH_VARIABLE, ""):
+        _append_to_path(inherited)
+        os.environ["PYTHONPATH"] = inherited  # for processes that the script starts
     _recycle_after = int(os.environ.pop(RECYCLE_VARIABLE, "0"))  # not for processes that the script starts
     sys.path.insert(0, os.path.dirname(options.script))
     _in_blender = "bpy" in sys.modules
@@ -59,6 +60,12 @@ def main() -> None:
     # In background too: 3.4 crashes on its own way out, after some imports (multiprocessing.util is one).
     if code != 0 or _recycling or bpy.app.background or not before.goes_on():
         leave(code)
+
+
+def _append_to_path(folders: str) -> None:
+    for folder in folders.split(os.pathsep):
+        if folder and folder not in sys.path:
+            sys.path.append(os.path.abspath(folder))
 
 
 class _Log(io.FileIO):
@@ -226,9 +233,13 @@ class _Activity:
         return sum(not is_ours(handler) for each in lists if isinstance(each, list) for handler in each)
 
 
+_OURS = ("blender_side.", "blendtorch.btb.")
+"""What our modules may be called."""
+
+
 def is_ours(handler: Any) -> bool:
     """Whether a handler in one of Blender's lists is this package's, not the user's."""
-    return str(getattr(handler, "__module__", "")).startswith("blender_side.")
+    return str(getattr(handler, "__module__", "")).startswith(_OURS)
 
 
 def _take_own_options() -> argparse.Namespace:

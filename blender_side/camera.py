@@ -381,9 +381,9 @@ class Camera:
                 " Mute or remove what holds it, or set camera.view_matrix."
             )
 
-    def set_as_active_camera(self) -> None:
-        """Make this the scene's camera, the one that Blender's own renders and new `Camera`s use."""
-        bpy.context.scene.camera = self.bpy_camera
+    def set_as_active_camera(self, scene: Any = None) -> None:
+        """Make this the camera of `scene`, or of the current scene: the one that Blender's own renders and new `Camera`s use."""
+        (scene or bpy.context.scene).camera = self.bpy_camera
 
     def _world_to_pixel(
         self, xyz_world: NDArray[np.float64], return_depth: bool

@@ -75,6 +75,30 @@ class OffScreenRenderer:
         evaluation.register(self)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pictures: the camera's."""
+        return self.camera.shape
+
+    @property
+    def area(self) -> Any:
+        """The area of the screen that holds the viewport, found anew in each file that is opened.
+
+        Raises:
+            ConfigurationError: the file has no 3D viewport.
+        """
+        return find_first_view3d()[0]
+
+    @property
+    def space(self) -> Any:
+        """The viewport (`bpy.types.SpaceView3D`): its settings are those of the pictures. Else as `area`."""
+        return find_first_view3d()[1]
+
+    @property
+    def region(self) -> Any:
+        """The viewport's region. Else as `area`."""
+        return find_first_view3d()[2]
+
+    @property
     def evaluation(self) -> Evaluation:
         """What its next picture shows. The viewport gets the style that it will have then."""
         shown = evaluation.of_viewport((self._viewport or self._final).shading)

@@ -10,7 +10,9 @@ importing this package costs nothing inside a Blender::
         print(counters)
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy
 
 if TYPE_CHECKING:
     from . import errors
@@ -31,12 +33,4 @@ _HOMES = {
     "stats": "stream.stats",
 }
 
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    if name == "errors":
-        return import_module(".errors", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _HOMES, __all__)

@@ -4,6 +4,8 @@
 
     BlendtorchError
     ├── ConfigurationError (ValueError)     an argument, file or environment variable that cannot work
+    │   ├── RecordingNotFound (FileNotFoundError)
+    │   └── SocketNotFound (KeyError)
     ├── LaunchError                         instances could not be started
     │   ├── BlenderNotFound
     │   ├── SceneNotFound (FileNotFoundError)
@@ -39,10 +41,12 @@ __all__ = [
     "PortInUse",
     "PublishError",
     "RecordingError",
+    "RecordingNotFound",
     "SceneNotFound",
     "ScriptNotFound",
     "SegmentError",
     "SegmentMissing",
+    "SocketNotFound",
     "StreamClosed",
     "StreamTimeout",
     "WireError",
@@ -55,6 +59,16 @@ class BlendtorchError(Exception):
 
 class ConfigurationError(BlendtorchError, ValueError):
     """An argument, file or environment variable that cannot work."""
+
+
+class RecordingNotFound(ConfigurationError, FileNotFoundError):
+    """There is no recording where one was looked for."""
+
+
+class SocketNotFound(ConfigurationError, KeyError):
+    """The launch has no socket of this name."""
+
+    __str__ = BaseException.__str__  # a KeyError would show its text as a key
 
 
 class LaunchError(BlendtorchError):

@@ -1,7 +1,7 @@
 """Who may import whom, and the two names that users know."""
 
 import ast
-import pickle
+import importlib.util
 import subprocess
 import sys
 from importlib import import_module
@@ -98,7 +98,8 @@ def test_an_alias_is_the_package_itself_whichever_is_imported_first(alias: str, 
             f"import {first}, {second}\n"
             f"assert sys.modules[{alias!r}] is sys.modules[{package!r}]\n"
             f"assert {alias} is {package}\n"
-            f"assert {package}.__name__ == {package}.__spec__.name == {package!r}\n",
+            f"assert {package}.__spec__.name == {package!r}\n"
+            f"assert {package}.__name__ == {first!r}\n",  # what was loaded first is not called otherwise later
             without=BLENDER,
         )
 
@@ -128,7 +129,7 @@ def test_the_training_side_is_found_under_both_names() -> None:
         "import torch_side.launcher\n"
         "assert blendtorch.btt.launcher is torch_side.launcher\n"
         "assert RemoteIterableDataset is torch_side.RemoteIterableDataset\n"
-        "assert (btt.__name__, btb.__name__) == ('torch_side', 'blender_side')\n",
+        "assert (btt.__name__, btb.__name__) == ('blendtorch.btt', 'blendtorch.btb')\n",
         without=BLENDER,
     )
 
@@ -143,25 +144,140 @@ def test_subpackages_alias_too(tmp_path: Path) -> None:
         "import blendtorch.btb.inner.leaf as leaf\n"
         "import blender_side.inner.leaf\n"
         "assert leaf is blender_side.inner.leaf\n"
-        "assert leaf.parent == 'blender_side.inner' and leaf.__spec__.parent == 'blender_side.inner'\n",
+        "assert leaf.parent == 'blendtorch.btb.inner' and leaf.__spec__.parent == 'blender_side.inner'\n",
         without=BLENDER,
     )
 
 
 def test_what_is_not_there_is_an_ordinary_import_error() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"torch_side\.nowhere"):
+    with pytest.raises(ModuleNotFoundError, match=r"blendtorch\.btt\.nowhere"):
         import_module("blendtorch.btt.nowhere")
     with pytest.raises(ModuleNotFoundError, match=r"blendtorch\.other"):
         import_module("blendtorch.other")
 
 
-def test_classes_pickle_under_their_real_name() -> None:
-    import blendtorch.btt as btt
+@pytest.mark.parametrize("alias", ["blendtorch.btt", "blendtorch.btb"])
+def test_tab_offers_what_is_public_and_classes_call_themselves_as_users_do(alias: str) -> None:
+    """And so they are found where they say that they are: by pickle, by help(), by whoever shows their source."""
+    without = {"torchvision"} if alias == "blendtorch.btt" else TORCH
+    example = "side.RemoteIterableDataset('tcp://127.0.0.1:9')" if alias == "blendtorch.btt" else "side.Signal()"
+    run(
+        "import inspect, pickle, pydoc, types\n"
+        f"import {alias} as side\n"
+        "assert dir(side) == sorted(side.__all__)\n"
+        "for name in side.__all__:\n"
+        "    public = getattr(side, name)\n"
+        "    if not isinstance(public, type | types.FunctionType): continue\n"
+        "    assert pickle.loads(pickle.dumps(public)) is public, name\n"
+        "    assert name in inspect.getsource(public).partition('\\n\\n')[0], name\n"
+        f"    assert public.__module__.startswith(({alias!r}, 'blendtorch_shm.')), public\n"
+        "    assert public.__module__ in pydoc.render_doc(public, renderer=pydoc.plaintext), name\n"
+        f"example = pickle.dumps({example})\n"
+        f"assert {alias.encode()!r} in example and b'_side' not in example, example\n",
+        without=without,
+    )
 
-    data = pickle.dumps(btt.RemoteIterableDataset)
-    assert b"torch_side" in data
-    assert b"blendtorch.btt" not in data
-    assert pickle.loads(data) is btt.RemoteIterableDataset
+
+NAMES_OF_BLENDTORCH = {
+    "blendtorch.btt": [
+        "RemoteIterableDataset",
+        "FileDataset",
+        "BlenderLauncher",
+        "LaunchInfo",
+        "colors",
+        "__version__",
+    ],
+    "blendtorch.btt.apps.launch": ["main"],
+    "blendtorch.btt.colors": ["gamma"],
+    "blendtorch.btt.constants": ["DEFAULT_TIMEOUTMS"],
+    "blendtorch.btt.dataset": ["RemoteIterableDataset", "SingleFileDataset", "FileDataset"],
+    "blendtorch.btt.env_rendering": ["create_renderer", "RENDER_BACKENDS", "LOOKUP_ORDER"],
+    "blendtorch.btt.file": ["FileRecorder", "FileReader"],
+    "blendtorch.btt.finder": ["discover_blender"],
+    "blendtorch.btt.launch_info": ["LaunchInfo"],
+    "blendtorch.btt.launcher": ["BlenderLauncher", "LaunchInfo"],
+    "blendtorch.btt.utils": ["get_primary_ip"],
+    "blendtorch.btt.version": ["__version__"],
+    "blendtorch.btb": ["DataPublisher", "OffScreenRenderer", "Camera", "utils", "materials", "__version__"],
+    "blendtorch.btb.animation": ["AnimationController"],
+    "blendtorch.btb.arguments": ["parse_blendtorch_args"],
+    "blendtorch.btb.camera": ["Camera"],
+    "blendtorch.btb.constants": ["DEFAULT_TIMEOUTMS"],
+    "blendtorch.btb.materials": ["create_normal_material"],
+    "blendtorch.btb.offscreen": ["OffScreenRenderer"],
+    "blendtorch.btb.paths": ["add_scene_dir_to_path"],
+    "blendtorch.btb.publisher": ["DataPublisher"],
+    "blendtorch.btb.renderer": ["CompositeRenderer", "CompositeSelection"],
+    "blendtorch.btb.signal": ["Signal"],
+    "blendtorch.btb.utils": ["find_first_view3d", "world_coordinates", "compute_object_visibility", "scene_stats"],
+    "blendtorch.btb.version": ["__version__"],
+}
+
+
+@pytest.mark.parametrize("side", ["btt", "btb"])
+def test_programs_import_what_they_import_from_blendtorch(side: str) -> None:
+    names = {module: names for module, names in NAMES_OF_BLENDTORCH.items() if f".{side}" in module}
+    statements = [f"from {module} import {', '.join(names)}" for module, names in names.items()]
+    uses = [module for module in names if not module.endswith("launch")]  # after `import blendtorch.btt` alone
+    if importlib.util.find_spec("bpy") is None and side == "btb":
+        pytest.skip("needs bpy")
+    run("\n".join([f"import blendtorch.{side}", *uses, *statements]))
+
+
+HIDDEN = """
+import sys
+
+class Hider:
+    def find_spec(name, *_):
+        if name.partition(".")[0] in ("torch", "bpy"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hider)
+
+def check(program, module, remedy):
+    try:
+        exec(program)
+    except ModuleNotFoundError as error:
+        assert error.name == module and remedy in str(error) and str(error).count(remedy) == 1, error
+    else:
+        raise AssertionError(program)
+
+import blendtorch.btt as btt
+import blendtorch.btb as btb
+"""
+
+
+def test_what_only_blender_or_torch_can_do_says_what_to_install() -> None:
+    torch = [
+        "btt.RemoteIterableDataset",
+        "from blendtorch.btt import FileDataset",
+        "from blendtorch.btt.dataset import FileDataset",
+        "btt.colors",
+        "btt.pooled_collate",
+    ]
+    run(
+        HIDDEN
+        + f"for program in {torch!r}: check(program, 'torch', 'blendtorch-shm[torch]')\n"
+        + "check('btb.Camera', 'bpy', 'BlenderLauncher')\n"
+    )
+
+
+def test_what_is_not_there_yet_says_so() -> None:
+    run(
+        "from importlib import import_module\n"
+        "for side, name in (('btt', 'DuplexChannel'), ('btt', 'env'), ('btb', 'BaseEnv')):\n"
+        "    try: getattr(import_module(f'blendtorch.{side}'), name)\n"
+        "    except AttributeError as error: text = str(error)\n"
+        "    assert f'blendtorch.{side}' in text and name in text and 'not in blendtorch-shm yet' in text, text\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["btt", "btb"])
+def test_an_editor_finds_source_behind_the_names(name: str) -> None:
+    """Those that run no code look for a file; it leads on to the classes."""
+    file = ROOT / "blendtorch" / f"{name}.py"
+    assert imported_by(file) == {{"btt": "torch_side", "btb": "blender_side"}[name]}
+    assert "import *" in file.read_text()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -177,7 +293,7 @@ FACE = ["Address", "LaunchInfo", "__version__", "errors", "open_sink", "open_sou
 
 def test_the_face_of_the_core_is_imported_when_it_is_used() -> None:
     loaded = run("import blendtorch_shm\nprint(*sys.modules)").split()
-    assert [name for name in loaded if name.startswith("blendtorch_shm")] == ["blendtorch_shm"]
+    assert {name for name in loaded if name.startswith("blendtorch_shm")} == {"blendtorch_shm", "blendtorch_shm.lazy"}
     assert not {"numpy", "zmq", "msgspec"} & set(loaded)
     for name in FACE:  # each as the first: no cycle
         run(

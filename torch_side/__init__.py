@@ -3,11 +3,12 @@
 Launching needs no torch; it is imported with the first use of a dataset.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blendtorch_shm import __version__, errors
 from blendtorch_shm.errors import *
 from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.lazy import lazy
 from blendtorch_shm.stream.stats import stats
 
 from .finder import discover_blender
@@ -37,8 +38,7 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-
-_LAZY = {
+_HOMES = {
     "FileDataset": "dataset",
     "FileReader": "recording",
     "FileRecorder": "recording",
@@ -47,13 +47,9 @@ _LAZY = {
     "SingleFileDataset": "dataset",
     "pooled_collate": "collation",
 }
+_LATER = dict.fromkeys(
+    ("DuplexChannel", "duplex", "env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),
+    "duplex channels and environments are not in blendtorch-shm yet",
+)
 
-
-def __getattr__(name: str) -> Any:
-    home = _LAZY.get(name, name)
-    if home in ("collation", "colors", "dataset", "frame_loader", "recording"):
-        from importlib import import_module
-
-        module = import_module(f".{home}", __name__)
-        return module if name == home else getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)

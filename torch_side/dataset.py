@@ -14,14 +14,20 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.arguments import integer
-from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.errors import ConfigurationError, RecordingNotFound
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport import open_source
 
+from .constants import DEFAULT_TIMEOUTMS
+from .old_recordings import not_trusted, old_files_of
 from .recording import FileReader, WorkerRecorder, absolute, check_prefix, files_of
-from .waiting import DEFAULT_TIMEOUTMS, LOOK_EVERY_S, Watch
+from .waiting import LOOK_EVERY_S, Watch
 
 ItemTransform = Callable[[Any], Any]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 class RemoteIterableDataset(data.IterableDataset[Any]):
@@ -65,13 +71,12 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
         self.queue_size = integer("queue_size", queue_size)
         self.timeoutms = integer("timeoutms", timeoutms)
-        self.item_transform = item_transform
+        self.item_transform = item_transform or _as_it_is
         self.output = output
         self.stream_length(max_items)
         # Prefix, and which recording: one for all workers and iterations.
         self._record_to: tuple[str, str] | None = None
-        if record_path_prefix is not None:
-            self.enable_recording(record_path_prefix)
+        self.record_path_prefix = record_path_prefix
 
     def stream_length(self, max_items: int) -> None:
         """Set the number of items that one iteration yields, over all workers together."""
@@ -96,6 +101,18 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         check_prefix(path, recording)
         self._record_to = (path, recording)
 
+    @property
+    def record_path_prefix(self) -> str | None:
+        """Where it records to, as an absolute path; None: it does not. To set it is to call :meth:`enable_recording`."""
+        return None if self._record_to is None else self._record_to[0]
+
+    @record_path_prefix.setter
+    def record_path_prefix(self, prefix: str | os.PathLike[str] | None) -> None:
+        if prefix is None:
+            self._record_to = None
+        else:
+            self.enable_recording(prefix)
+
     def __len__(self) -> int:
         return self.max_items
 
@@ -114,12 +131,12 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         Returns:
             anything. Its ndarrays (in dicts, lists and tuples too) become tensors afterwards.
         """
-        return item if self.item_transform is None else self.item_transform(item)
+        return self.item_transform(item)
 
     def _stream(self, count: int, recorder: WorkerRecorder | None) -> Iterator[Any]:
         if count == 0:
             return
-        ours = getattr(self._item, "__func__", None) is RemoteIterableDataset._item and self.item_transform is None
+        ours = getattr(self._item, "__func__", None) is RemoteIterableDataset._item and self.item_transform is _as_it_is
         source = open_source(self.addresses, queue_size=self.queue_size, count=count)
         try:
             for received in range(count):
@@ -164,8 +181,10 @@ class SingleFileDataset(data.Dataset[Any]):
             trust whoever made it.
 
     Raises:
-        ConfigurationError: there is no such file, or an argument that cannot work.
-        RecordingError: it is not a recording; from ``[]``: the item cannot be read, or contains a pickle.
+        RecordingNotFound: there is no such file.
+        ConfigurationError: it cannot be opened, or an argument that cannot work.
+        RecordingError: it is not a recording, or one of blendtorch's and `allow_pickle` is not set; from ``[]``: the item
+            cannot be read, or contains a pickle.
     """
 
     def __init__(
@@ -178,39 +197,43 @@ class SingleFileDataset(data.Dataset[Any]):
     ) -> None:
         _check_output(output)
         self.path = os.path.abspath(path)
-        self.item_transform = item_transform
+        self.item_transform = item_transform or _as_it_is
         self.output = output
         self.allow_pickle = allow_pickle
-        self._length = len(self._reader)
+        self._length = len(self.reader)
 
     @functools.cached_property
-    def _reader(self) -> FileReader:
+    def reader(self) -> FileReader:
+        """What reads the file, in this process."""
         return FileReader(self.path, allow_pickle=self.allow_pickle)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+        return {name: value for name, value in self.__dict__.items() if name != "reader"}
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> Any:
-        item = self._item(self._reader[index])
+        item = self._item(self.reader[index])
         return to_tensors(item) if self.output == "torch" else item
 
     def _item(self, item: dict[str, Any]) -> Any:
         """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
-        return item if self.item_transform is None else self.item_transform(item)
+        return self.item_transform(item)
 
 
 class FileDataset(data.ConcatDataset[Any]):
     """A whole recording, at random: the files of all workers, one after the other in the order of their numbers.
+
+    Recordings of blendtorch (``.btr``) are read where `allow_pickle` says that they are trusted.
 
     Args:
         record_path_prefix: as it was recorded, see :meth:`RemoteIterableDataset.enable_recording`.
         item_transform, output, allow_pickle: as for :class:`SingleFileDataset`.
 
     Raises:
-        ConfigurationError: there is no such recording, or an argument that cannot work.
+        RecordingNotFound: there is no such recording.
+        ConfigurationError: an argument that cannot work.
         RecordingError: as for :class:`SingleFileDataset`.
     """
 
@@ -225,10 +248,12 @@ class FileDataset(data.ConcatDataset[Any]):
         _check_output(output)
         prefix = absolute(record_path_prefix)
         paths = files_of(prefix)
+        if not paths and (paths := old_files_of(prefix)) and not allow_pickle:
+            raise not_trusted(paths, prefix)
         if not paths:
-            raise ConfigurationError(f"There is no recording {prefix}_00.tar, nor one with another number.")
+            raise RecordingNotFound(f"There is no recording {prefix}_00.tar, nor one with another number.")
         super().__init__([SingleFileDataset(path, output="numpy", allow_pickle=allow_pickle) for path in paths])
-        self.item_transform = item_transform
+        self.item_transform = item_transform or _as_it_is
         self.output = output
 
     def __getitem__(self, index: int) -> Any:
@@ -237,7 +262,7 @@ class FileDataset(data.ConcatDataset[Any]):
 
     def _item(self, item: dict[str, Any]) -> Any:
         """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
-        return item if self.item_transform is None else self.item_transform(item)
+        return self.item_transform(item)
 
 
 def _check_output(output: str) -> None:

@@ -11,12 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from blendtorch_shm.errors import BlenderNotFound, LaunchError
+from blendtorch_shm.launch.notes import PATH_VARIABLE
 
 __all__ = ["Runtime", "discover_blender", "find_runtime"]
 
@@ -120,13 +121,21 @@ def find_runtime(blender: str | os.PathLike[str] | None, blend_path: Paths | Non
     )
 
 
-def environment(kind: Literal["executable", "module", "python"]) -> dict[str, str]:
-    """The environment for a program of that kind: this process's, without what is meant for this Python alone.
+def environment(
+    kind: Literal["executable", "module", "python"], variables: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment for a program of that kind: `variables`, but for a Blender executable's Python.
+
+    PYTHONHOME is meant for this Python alone. PYTHONPATH is for the script, which finds it behind Blender's own modules
+    (see `bootstrap`): before them, this Python's NumPy could replace Blender's.
 
     It must be passed on explicitly, since a bpy imported into this process changes C's environment, and not Python's.
     """
-    only_here = ("PYTHONPATH", "PYTHONHOME") if kind == "executable" else ()
-    return {name: value for name, value in os.environ.items() if name not in only_here}
+    passed_on = dict(variables)
+    if kind == "executable":
+        passed_on.pop("PYTHONHOME", None)
+        passed_on[PATH_VARIABLE] = passed_on.pop("PYTHONPATH", "")
+    return passed_on
 
 
 def _named_runtime(blender: str) -> Runtime:

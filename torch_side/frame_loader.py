@@ -26,8 +26,9 @@ from blendtorch_shm.transport import open_source
 
 from .batch_memory import DeviceMemory, HostMemory, Mark, Memory
 from .batches import Batch
+from .constants import DEFAULT_TIMEOUTMS
 from .dataset import ItemTransform, RemoteIterableDataset, to_tensors
-from .waiting import DEFAULT_TIMEOUTMS, LOOK_EVERY_S, Watch
+from .waiting import LOOK_EVERY_S, Watch
 
 log = logging.getLogger("blendtorch")
 

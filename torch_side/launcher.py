@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -176,6 +177,11 @@ class BlenderLauncher:
             )
         return self._launch_info
 
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]] | None:
+        """The current process of each instance, or its last one; None before a launch."""
+        return None if self._supervisor is None else self._supervisor.processes
+
     def __enter__(self) -> BlenderLauncher:
         if self in _running:
             raise LaunchError(
@@ -253,7 +259,7 @@ class BlenderLauncher:
         self._cleanup.callback(self._stop_display)
         self._supervisor = Supervisor(directory, self._tell, config)
         self._cleanup.callback(self._supervisor.stop)
-        variables = {**environment(runtime.kind), LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
+        variables = {**os.environ, LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
         variables[RECYCLE_VARIABLE] = str(config.recycle_after or 0)
         background = config.background or runtime.kind != "executable"
         if not background and not (variables.get("DISPLAY") or variables.get("WAYLAND_DISPLAY")):
@@ -268,12 +274,15 @@ class BlenderLauncher:
             Instance(
                 btid,
                 partial(self._command, runtime, background, folders, bound, btid),
-                {
-                    **variables,
-                    ENVIRONMENT_VARIABLE: json.dumps(describe(column[btid] for column in bound.values())),
-                    INSTANCE_VARIABLE: instance_path(directory.path, btid),
-                    **config.variables_of(btid),
-                },
+                environment(
+                    runtime.kind,
+                    {
+                        **variables,
+                        ENVIRONMENT_VARIABLE: json.dumps(describe(column[btid] for column in bound.values())),
+                        INSTANCE_VARIABLE: instance_path(directory.path, btid),
+                        **config.variables_of(btid),
+                    },
+                ),
                 [directory.twin(name, btid) for name in config.named_sockets],
             )
             for btid in range(config.num_instances)

@@ -36,6 +36,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -43,8 +44,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.errors import ConfigurationError, RecordingError
+from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
 
+from . import old_recordings
 from .recorded_item import (
     BAD_ITEM,
     BLOCK,
@@ -102,10 +104,16 @@ class FileRecorder:
         ConfigurationError: on entering: the file cannot be written, is no recording, or somebody else just writes it.
     """
 
-    def __init__(self, outpath: str | os.PathLike[str], max_messages: int = 100000, update_header: int = 10000) -> None:
-        del update_header
+    def __init__(
+        self,
+        outpath: str | os.PathLike[str] = "blendtorch.mpkl",
+        max_messages: int = 100000,
+        update_header: int = 10000,
+    ) -> None:
         self.path = os.path.abspath(outpath)
-        self.max_messages = min(max_messages, _MAX_ITEMS)
+        self.outpath = Path(outpath)
+        self.update_header = update_header
+        self.max_messages: int = min(max_messages, _MAX_ITEMS)
         self._fd = -1
         self._pid = 0
         self._ranges = array.array("Q")
@@ -170,6 +178,16 @@ class FileRecorder:
     def __len__(self) -> int:
         """How many items are in the file."""
         return len(self._ranges) // 2
+
+    @property
+    def num_messages(self) -> int:
+        """How many items are in the file."""
+        return len(self)
+
+    @property
+    def capacity(self) -> int:
+        """How many items will be in the file at most."""
+        return self.max_messages
 
     def save(self, data: Mapping[str, Any] | bytes, is_pickled: bool = False) -> None:
         """Append an item. Its arrays are written from where they lie.
@@ -279,12 +297,13 @@ class FileReader:
 
     Args:
         path: of the file. It may be incomplete, or still be written; what is in it now is what this reader has.
-        allow_pickle: whether objects may be read that only pickle could carry. Such a file can run any program: do so only if you
-            trust whoever made it.
+        allow_pickle: whether objects may be read that only pickle could carry, and files of blendtorch (``.btr``), which are
+            pickles altogether. Such a file can run any program: do so only if you trust whoever made it.
 
     Raises:
-        ConfigurationError: there is no such file, or it cannot be opened.
-        RecordingError: it is not a recording.
+        RecordingNotFound: there is no such file.
+        ConfigurationError: it cannot be opened.
+        RecordingError: it is not a recording, or one of blendtorch's and `allow_pickle` is not set.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> None:
@@ -293,16 +312,25 @@ class FileReader:
         try:
             self._fd = os.open(self.path, os.O_RDONLY)
             self._close = weakref.finalize(self, os.close, self._fd)
-            self._ranges = find_items(self._fd, self.path)
+            self._is_old = old_recordings.is_old(self._fd)
+            if self._is_old and not allow_pickle:
+                raise old_recordings.not_trusted([self.path], self.path)
+            self._ranges = (old_recordings.find_items if self._is_old else find_items)(self._fd, self.path)
             self._window: _Window | None = None
         except OSError as error:
-            raise ConfigurationError(f"The recording {self.path} cannot be read: {error.strerror}.") from error
+            kind = RecordingNotFound if isinstance(error, FileNotFoundError) else ConfigurationError
+            raise kind(f"The recording {self.path} cannot be read: {error.strerror}.") from error
+
+    @property
+    def offsets(self) -> Ranges:
+        """(n,) uint64, where in the file each item begins."""
+        return self._ranges[:, 0].copy()
 
     @staticmethod
-    def read_offsets(fname: str | os.PathLike[str]) -> Ranges:
-        """(n,) uint64, where in the file each item begins."""
-        with FileReader(fname) as reader:
-            return reader._ranges[:, 0].copy()
+    def read_offsets(fname: str | os.PathLike[str], *, allow_pickle: bool = False) -> Ranges:
+        """The `offsets` of a file."""
+        with FileReader(fname, allow_pickle=allow_pickle) as reader:
+            return reader.offsets
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -322,6 +350,12 @@ class FileReader:
         if not self._close.alive:
             raise RecordingError(f"{self.path} has been closed.")
         start, end = self._ranges[index].tolist()
+        if self._is_old:
+            try:
+                fields: dict[str, Any] = old_recordings.read_item(self._fd, index, _read(self._fd, start, end - start))
+                return fields
+            except Exception as error:
+                raise RecordingError(f"Item {index} of {self.path} cannot be read: {error!r}") from error
         try:
             return read_item(_Part(self, index, start, end - start), allow_pickle=self._allow_pickle)
         except (RecordingError, *BAD_ITEM) as error:

@@ -19,8 +19,6 @@ from .launching.supervisor import describe_exit
 
 log = logging.getLogger("blendtorch")
 
-DEFAULT_TIMEOUTMS = 120_000
-"""Patience for the next message: Blender starts, and its first EEVEE frame may compile shaders for tens of seconds."""
 LOOK_EVERY_S = 0.25
 """How often whoever waits calls :meth:`Watch.look`."""
 _TELL_EVERY_S = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -51,7 +52,7 @@ class GroundTruth:
     def __init__(
         self,
         camera: Camera | None,
-        passes: Iterable[Raster | Label],
+        passes: Iterable[str],
         *,
         objects: Iterable[Any] | Mapping[str, Any] | None = None,
         categories: Mapping[str, Iterable[Any]] | None = None,
@@ -63,7 +64,8 @@ class GroundTruth:
 
         Args:
             camera: what to look through, the one that pictures are made with. None: that of `renderer`, or the scene's.
-            passes: names of what `render` returns.
+            passes: names of what `render` returns: depth, distance, normals, instance, category, flow_backward, flow_forward,
+                boxes_2d, boxes_2d_full, boxes_3d, keypoints, camera.
             objects: what gets numbers and boxes: objects and collections (`bpy.types.Object`, `bpy.types.Collection`). One
                 without a surface, such as an Empty or an armature, stands for its children and theirs, a collection for what is
                 in it, an instancer for all that it instances; each of these has its own number. By name, as in
@@ -82,13 +84,7 @@ class GroundTruth:
             ConfigurationError: a pass is unknown, an argument cannot be understood, an object has no surface and stands for
                 none, or this Blender cannot draw off-screen and a pass needs it.
         """
-        self.passes = tuple(dict.fromkeys(passes))
-        unknown = [name for name in self.passes if name not in (*_RASTERS, *_LABELS)]
-        if unknown or not self.passes:
-            raise ConfigurationError(
-                f"passes={self.passes!r}: choose from {', '.join((*_RASTERS, *_LABELS))}."
-                + (f" There is no {unknown[0]!r}." if unknown else "")
-            )
+        self.passes = _checked_passes(passes)
         if ("keypoints" in self.passes) != (keypoints is not None):
             raise ConfigurationError(
                 "The pass 'keypoints' and the argument keypoints={name: where, ...} need each other."
@@ -258,6 +254,24 @@ class GroundTruth:
                 "extrinsics_blender": self.camera.extrinsics("blender"),
             }
         return result
+
+
+def _checked_passes(passes: Iterable[str]) -> tuple[str, ...]:
+    """Their names, each once, in the order given."""
+    known = (*_RASTERS, *_LABELS)
+    names = tuple(dict.fromkeys(passes.replace(",", " ").split() if isinstance(passes, str) else passes))
+    nearest = {name: difflib.get_close_matches(str(name), known, 1) for name in names}
+    if isinstance(passes, str):
+        meant = tuple(found[0] for found in nearest.values() if found) or ("depth",)
+        raise ConfigurationError(f"passes={passes!r} is one text; it takes a list or tuple of names: passes={meant!r}.")
+    problems = [
+        f"There is no {name!r}." + (f" Did you mean {found[0]!r}?" if found else "")
+        for name, found in nearest.items()
+        if name not in known
+    ]
+    if problems or not names:
+        raise ConfigurationError(" ".join([f"passes={names!r}: choose from {', '.join(known)}.", *problems]))
+    return names
 
 
 def _checked_dtypes(dtypes: Mapping[Raster, DTypeLike]) -> dict[str, np.dtype[Any]]:

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -30,10 +31,9 @@ SHARED_MEMORY = "/dev/shm"
 """Where Linux shows POSIX shared memory. Also home of what must be visible to exactly those: lock files, bells, inboxes."""
 
 
-MAX_SOCKET_NAME = 32
-"""Longest name of a socket; it becomes part of file names (255 bytes at most)."""
+MAX_SOCKET_NAME = 48
+"""Longest name of a socket as part of a file's name; the path of an inbox has 107 bytes at most."""
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
-_SOCKET_NAME = re.compile(rf"[A-Za-z0-9_]{{1,{MAX_SOCKET_NAME}}}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Twin:
             raise ConfigurationError(f"{self.directory!r} is not the path of a directory.")
         if not _LAUNCH.fullmatch(self.launch):
             raise ConfigurationError(f"{self.launch!r} is not the identifier of a launch.")
-        if not _SOCKET_NAME.fullmatch(self.name) or not 0 <= self.btid <= 99999:
+        if not is_socket_name(self.name) or not 0 <= self.btid <= 99999:
             raise ConfigurationError(f"{self.name!r} of instance {self.btid} is not the name of a socket.")
 
     @property
@@ -75,21 +75,26 @@ class Twin:
     @property
     def lock_path(self) -> str:
         """The file whose byte-range locks order claims and prove who is alive."""
-        return f"{self.streams}/{self.name}-{self.btid}.lock"
+        return f"{self.streams}/{self._file_name}.lock"
 
     @property
     def bell_path(self) -> str:
         """The pipe by which the producer is woken when it waits for room."""
-        return f"{self.streams}/{self.name}-{self.btid}.bell"
+        return f"{self.streams}/{self._file_name}.bell"
 
     def inbox_path(self, consumer: int) -> str:
         """The socket at which a consumer that sleeps is sent the numbers of slots; at most 107 bytes, which ZeroMQ can bind."""
-        return f"{self.streams}/{self.name}-{self.btid}.{consumer}.inbox"
+        return f"{self.streams}/{self._file_name}.{consumer}.inbox"
 
     @property
     def prefix(self) -> str:
         """Start of the name of every POSIX object of this stream."""
-        return f"/bt-{self.launch}-{self.name}-{self.btid}"
+        return f"/bt-{self.launch}-{self._file_name}"
+
+    @property
+    def _file_name(self) -> str:
+        """Another one for each socket and instance: what follows the last ``-`` is the number, and ``%`` is escaped, too."""
+        return f"{_escaped(self.name)}-{self.btid}"
 
     def is_here(self) -> bool:
         """Whether this process sees the shared memory in which the launch lives, and the launch lives.
@@ -124,8 +129,15 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def is_socket_name(name: str) -> bool:
-    """Whether a socket may be called `name`."""
-    return _SOCKET_NAME.fullmatch(name) is not None
+    """Whether a socket may be called `name`: it stands in ``-btsockets NAME=ADDRESS``, and in names of files."""
+    if not name.isprintable() or name.startswith("-") or "=" in name:
+        return False
+    return 1 <= len(_escaped(name)) <= MAX_SOCKET_NAME
+
+
+def _escaped(name: str) -> str:
+    """`name` as part of a file's name: each byte of what is no letter of ASCII, no digit and not in ``_.-~`` as ``%20``."""
+    return quote(name, safe="")
 
 
 def streams_path(launch: str) -> str:

@@ -26,6 +26,8 @@ INSTANCE_VARIABLE = "BLENDTORCH_INSTANCE"
 """Environment variable with the path, without its ending, of an instance's files."""
 RECYCLE_VARIABLE = "BLENDTORCH_RECYCLE_AFTER"
 """Environment variable with the number of messages after which an instance is to end, to be started afresh; 0: none."""
+PATH_VARIABLE = "BLENDTORCH_PYTHONPATH"
+"""Environment variable with the PYTHONPATH for the script in a Blender executable, whose own modules it is not to replace."""
 RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
 """Environment variable that says how often an instance was started again."""
 

@@ -410,6 +410,9 @@ def test_flow_follows_a_mesh_that_a_modifier_deforms(scenes):
 
 def test_what_cannot_be_made_is_refused_with_a_reason(scenes):
     assert "'colour'" in str(scenes["unknown"])
+    assert "no 'depht'. Did you mean 'depth'? There is no 'boxes'. Did you mean 'boxes_" in str(scenes["misspelt"])
+    assert "passes=('depth',)" in str(scenes["one text"])
+    assert "passes=('depth', 'normals')" in str(scenes["texts in one"])
     assert "flow_forward" in str(scenes["nothing"])
     assert "keypoints={" in str(scenes["points"])
     assert "bpy.data.objects" in str(scenes["no object"])

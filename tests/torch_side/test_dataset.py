@@ -245,6 +245,17 @@ def test_numpy_output_leaves_arrays(addresses: list[str]) -> None:
         assert type(item["image"]) is np.ndarray
 
 
+def test_a_dataset_has_the_attributes_of_blendtorchs(tmp_path: Path) -> None:
+    dataset = RemoteIterableDataset("tcp://127.0.0.1:9")
+    assert dataset.record_path_prefix is None
+    assert dataset.item_transform({"a": 1}) == {"a": 1}
+    dataset.record_path_prefix = tmp_path / "cubes"
+    assert dataset.record_path_prefix == str(tmp_path / "cubes")
+    assert pickle.loads(pickle.dumps(dataset)).record_path_prefix == dataset.record_path_prefix
+    dataset.record_path_prefix = None
+    assert dataset.record_path_prefix is None
+
+
 def test_a_dataset_pickles_as_its_specification(addresses: list[str]) -> None:
     dataset = pickle.loads(pickle.dumps(RemoteIterableDataset(addresses, max_items=7)))
     assert [a.twin for a in dataset.addresses] == [a.twin for a in addresses]

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis.extra import numpy as npst
 from torch.utils import data
 
-from blendtorch_shm.errors import ConfigurationError, RecordingError
+from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
 from torch_side import (
     FileDataset,
     FileReader,
@@ -248,9 +248,14 @@ def test_max_messages_and_pickled_messages_as_in_blendtorch(tmp_path: Path) -> N
     with FileRecorder(path, max_messages=2, update_header=1) as recorder:
         for i in range(4):
             recorder.save(pickle.dumps(item_number(i)), is_pickled=True)
+    assert (recorder.outpath, recorder.capacity, recorder.update_header) == (Path(path), 2, 1)
+    assert recorder.num_messages == 2
+    assert FileRecorder().outpath == Path("blendtorch.mpkl")
+    assert len(SingleFileDataset(path).reader) == 2
     with FileReader(path) as reader:
         assert len(reader) == 2
-        assert FileReader.read_offsets(path).tolist()[0] == 1024
+        assert FileReader.read_offsets(path).tolist() == reader.offsets.tolist()
+        assert reader.offsets[0] == 1024
         check(reader[1], 1)
         with pytest.raises(IndexError):
             reader[2]
@@ -374,9 +379,10 @@ def test_an_index_that_does_not_fit_the_file_is_not_believed(tmp_path: Path) -> 
 
 
 def test_what_is_not_a_recording_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="b_00.tar, nor one with another number"):
+    with pytest.raises(FileNotFoundError, match="b_00.tar, nor one with another number") as caught:
         FileDataset(tmp_path / "b")
-    with pytest.raises(ConfigurationError, match="No such file"):
+    assert isinstance(caught.value, ConfigurationError)
+    with pytest.raises(RecordingNotFound, match="No such file"):
         FileReader(tmp_path / "b_00.tar")
     with tarfile.open(tmp_path / "b_00.tar", "w") as archive:
         archive.add(__file__, "test.py")

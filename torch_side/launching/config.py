@@ -130,7 +130,8 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.named_sockets:
             if not is_socket_name(name):
                 yield (
-                    f"named_sockets: {show(name)} is not a name of 1 to {MAX_SOCKET_NAME} letters, digits and underscores."
+                    f"named_sockets: {show(name)} cannot be a name. Use 1 to {MAX_SOCKET_NAME} characters, without = and "
+                    f"without - at the beginning; a space counts for 3, a letter beyond ASCII for 6 to 12."
                 )
         if len(set(self.named_sockets)) < len(self.named_sockets):
             yield f"named_sockets has a name twice: {_shortened(show(self.named_sockets))}."

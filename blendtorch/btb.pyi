@@ -1,3 +1,0 @@
-"""For type checkers: `blendtorch.btb` is `blender_side`."""
-
-from blender_side import *

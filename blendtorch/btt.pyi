@@ -1,3 +1,0 @@
-"""For type checkers: `blendtorch.btt` is `torch_side`."""
-
-from torch_side import *
