@@ -206,8 +206,18 @@ class AnimationController:
 
         Returns:
             whether it is another.
+
+        Raises:
+            ConfigurationError: Blender has told nobody but the window.
         """
         if run.scene == bpy.context.scene:
+            windows = bpy.context.window_manager.windows
+            if bpy.context.window is None and windows and run.scene not in [window.scene for window in windows]:
+                raise ConfigurationError(
+                    f"The window shows the scene {windows[0].scene.name!r}, but this script works in {run.scene.name!r}: Blender"
+                    f" {bpy.app.version_string} has given it no window. Show another scene within bpy.context.temp_override("
+                    "window=bpy.context.window_manager.windows[0]), and play there with use_animation=False."
+                )
             return False
         run.scene = bpy.context.scene
         run.frames = self.setup_frame_range(run.frame_range, physics=run.use_physics)

@@ -215,6 +215,12 @@ def draw_instances(batch: Any, shader: Any, first: int, number: int) -> None:
             batch.draw(shader)
 
 
+def let_write_depth(info: Any) -> None:
+    """Let the fragment shader of a `gpu.types.GPUShaderCreateInfo` write ``gl_FragDepth``. In 3.4 every shader may."""
+    if hasattr(info, "depth_write"):
+        info.depth_write("ANY")
+
+
 def set_file_format(image_settings: Any, file_format: str, **values: Any) -> Callable[[], None]:
     """Choose the format of still images. 5.0 and later want to know first that it is none of a video.
 

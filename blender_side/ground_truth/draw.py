@@ -333,7 +333,7 @@ def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
             info.define("DEFORMED")
             info.vertex_in(2, "VEC3", "other_position")
     info.vertex_out(varying)
-    info.depth_write("ANY")
+    compat.let_write_depth(info)
     writes = []
     for slot, name in enumerate(names):
         info.fragment_out(slot, ATTACHMENTS[name].glsl, f"pass_{slot}")

@@ -137,6 +137,7 @@ def test_handlers_may_open_a_file_and_the_animation_goes_on_in_it(episodes, plac
 @IN_EACH_BLENDER
 def test_the_animation_goes_on_in_the_scene_that_a_handler_shows(episodes):
     assert episodes["in another scene"] == 2 * [["Other", frame, frame] for frame in (4, 5, 6)]
+    assert episodes["is told of its window"] or "The window shows the scene 'Other'" in episodes["refused"]
 
 
 @IN_EACH_BLENDER

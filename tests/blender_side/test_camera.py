@@ -118,7 +118,7 @@ def test_a_camera_is_not_moved_to_where_it_cannot_look(seen, wrong, said):
 
 
 def test_a_camera_that_is_held_is_noticed_in_tiny_scenes_too(seen):
-    assert "LIMIT_LOCATION" in str(seen["held"])
+    assert "COPY_LOCATION" in str(seen["held"])
     for name in ("not held", "far away"):
         np.testing.assert_allclose(seen[name], [[80, 60]], atol=1e-3)
 
