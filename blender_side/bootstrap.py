@@ -221,8 +221,10 @@ class _Activity:
     def _count_handlers() -> int:
         import bpy
 
-        handlers = bpy.app.handlers
-        return sum(len(getattr(handlers, name)) for name in dir(handlers) if isinstance(getattr(handlers, name), list))
+        lifetime = sys.modules.get("blender_side.lifetime")  # without it there are none of ours, which wait for nothing
+        lists = [getattr(bpy.app.handlers, name) for name in dir(bpy.app.handlers)]
+        handlers = [one for handlers in lists if isinstance(handlers, list) for one in handlers]
+        return sum(lifetime is None or not lifetime.is_ours(one) for one in handlers)
 
 
 def _take_own_options() -> argparse.Namespace:

@@ -21,6 +21,7 @@ import bpy
 from blendtorch_shm.errors import ConfigurationError
 
 from . import compat
+from .lifetime import is_ours
 from .utils import find_first_view3d
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LEAST_PIXELS = 4  # to a side: Blender renders no smaller pictures
-_PACKAGE = __name__.partition(".")[0]
 _HANDLERS = (
     "frame_change_pre",
     "frame_change_post",
@@ -245,7 +245,7 @@ def _without_users_handlers() -> Iterator[None]:
     handlers = [getattr(bpy.app.handlers, name) for name in _HANDLERS if hasattr(bpy.app.handlers, name)]
     before = [list(functions) for functions in handlers]
     for functions in handlers:
-        functions[:] = [one for one in functions if str(getattr(one, "__module__", "")).startswith(_PACKAGE)]
+        functions[:] = [one for one in functions if is_ours(one)]
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from bpy.app.handlers import persistent
 from blendtorch_shm.errors import ConfigurationError
 
 _counts = {"load": 0, "undo": 0}
+_PACKAGE = __name__.partition(".")[0]
 
 
 def generation() -> tuple[int, int]:
@@ -89,6 +90,11 @@ def listen(handler: Callable[..., None], *names: str) -> bool:
     for handlers in missing:
         handlers.insert(0, handler)  # before those of the user's, which may render
     return not missing
+
+
+def is_ours(handler: Any) -> bool:
+    """Whether a function in one of Blender's lists of handlers is of this package."""
+    return str(getattr(handler, "__module__", "")).startswith(_PACKAGE)
 
 
 @persistent  # type: ignore[untyped-decorator]
