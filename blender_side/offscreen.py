@@ -381,7 +381,7 @@ def _style(space: Any, shading: Shading, overlays: bool) -> Iterator[tuple[Any, 
         | ({"use_scene_lights_render": True, "use_scene_world_render": True} if shading == "RENDERED" else {}),
     )
     yield space.overlay, {"show_overlays": overlays}
-    yield space, {"use_local_collections": False} | dict.fromkeys(type_switches(space), True)
+    yield space, {"use_local_collections": False} | dict.fromkeys(type_switches(), True)
 
 
 def _framing(space: Any, camera: Camera, *, display: bool) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import bpy
@@ -43,9 +44,11 @@ def find_first_view3d() -> tuple[Any, Any, Any]:
     )
 
 
-def type_switches(space: Any) -> list[str]:
+@cache
+def type_switches() -> tuple[str, ...]:
     """The names of a 3D viewport's attributes (`bpy.types.SpaceView3D`) that each show or hide a type of objects."""
-    return [name for name in space.bl_rna.properties.keys() if name.startswith("show_object_viewport_")]  # noqa: SIM118
+    names = bpy.types.SpaceView3D.bl_rna.properties.keys()
+    return tuple(name for name in names if name.startswith("show_object_viewport_"))
 
 
 def object_coordinates(*objs: Any, depsgraph: Any = None) -> NDArray[np.float64]:

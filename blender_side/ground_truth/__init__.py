@@ -82,7 +82,7 @@ class GroundTruth:
 
         Raises:
             ConfigurationError: a pass is unknown, an argument cannot be understood, an object has no surface and stands for
-                none, or this Blender cannot draw off-screen and a pass needs it.
+                none, or stands under two names, or this Blender cannot draw off-screen and a pass needs it.
         """
         self.passes = _checked_passes(passes)
         if ("keypoints" in self.passes) != (keypoints is not None):
@@ -139,9 +139,9 @@ class GroundTruth:
             row.
 
         Raises:
-            ConfigurationError: a keypoint's vertex is not there any more; the camera is panoramic and K or flow was asked for,
-                or it is of a model without labels; a number does not fit into its dtype; pictures are made in several ways
-                and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
+            ConfigurationError: a keypoint's vertex is not there any more; the camera is nowhere (NaN), panoramic while K or flow
+                was asked for, or of a model without labels; a number does not fit into its dtype; pictures are made in several
+                ways and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
         """
         view = View.of(self.camera)
         if not (np.isfinite(view.view).all() and np.isfinite(view.projection).all()):

@@ -247,12 +247,22 @@ class SceneReader:
                 bool(key[2]),
                 before.get(key),
             )
+        self._forget_renumbered(before, kind_of.renumbered)
         self.shown, self._final_geometries = kind_of.shown, kind_of.meshes.final
         drawn = list(self._drawn.values())
         for thing in drawn:
             if thing.previous is not None:
                 thing.previous.previous = None  # or nothing would ever be forgotten
         return drawn
+
+    def _forget_renumbered(self, before: Mapping[Key, Drawn], kinds: set[tuple[str, str]]) -> None:
+        """Where there are more or fewer instances than there were, an index means another one."""
+        counts, counts_before = (Counter(key[:2] for key in things) for things in (self._drawn, before))
+        changed = {kind for kind in kinds if counts[kind] != counts_before[kind]}
+        if changed:
+            for key, thing in self._drawn.items():
+                if key[:2] in changed:
+                    thing.previous = None
 
     def rows(self, drawn: list[Drawn]) -> list[Row]:
         """What was asked for, in that order; then everything else that has a number, in the order of numbers."""
@@ -366,6 +376,8 @@ class _Kinds:
         self._number_of = reader.numbers()
         self.meshes = _Meshes(evaluation, reader._final_geometries, normals=normals)
         self.shown: set[str] = set()
+        self.renumbered: set[tuple[str, str]] = set()
+        """Instancers and objects whose instances are numbered anew in each frame; particles keep their numbers."""
 
     def __call__(self, instance: Any) -> _Kind | None:
         """None: it is not in the picture, or has no surface."""
@@ -397,6 +409,8 @@ class _Kinds:
         geometry = self.meshes.read(evaluated, name, is_own=is_own)
         if geometry is None:
             return None
+        if instancer is not None and not len(instancer.particle_systems):
+            self.renumbered.add((instancer_name, name))
         is_hole = look is Look.AS_A_HOLE
         return _Kind(
             instancer_name,
@@ -452,7 +466,7 @@ def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
         return lambda obj, instancer: False
     shows_wires = compat.shades_wire_objects(evaluation.shading)
 
-    has_types = all(getattr(space, name) for name in type_switches(space))
+    has_types = all(getattr(space, name) for name in type_switches())
 
     def shows_instances_of(instancer: Any) -> bool:
         if instancer.visible_in_viewport_get(space):
@@ -460,7 +474,7 @@ def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
         if has_types:
             return False
         with Changes() as changes:  # a type that the viewport does not show still instances
-            changes.set(space, **dict.fromkeys(type_switches(space), True))
+            changes.set(space, **dict.fromkeys(type_switches(), True))
             return bool(instancer.visible_in_viewport_get(space))
 
     def is_left_out(obj: Any, instancer: Any) -> bool:

@@ -134,6 +134,16 @@ def test_a_vertex_is_one_of_the_objects_own_mesh_not_of_what_it_instances(shown)
     np.testing.assert_allclose(vertex[:2], place[:2], atol=1e-3)
 
 
+@IN_EACH_BLENDER
+def test_instances_have_no_flow_where_there_are_more_or_fewer_of_them(shown):
+    if "flow of 3: back" not in shown:
+        pytest.skip("this Blender draws nothing off-screen in background")
+    assert min(len(shown[f"flow of {count}: {what}"]) for count in (2, 3) for what in ("instances", "back")) > 5
+    assert max(shown[f"flow of {count}: back"].max() for count in (2, 3)) < 1e-3
+    assert shown["flow of 3: instances"].max() < 1e-3
+    assert np.isnan(shown["flow of 2: instances"]).all()
+
+
 @IN_EACH_WAY
 @BY_EACH
 @IN_EACH_BLENDER

@@ -93,6 +93,55 @@ results["no surface in a collection"] = refuses(
 )
 results["a light"] = refuses(lambda: btb.GroundTruth(camera, passes, objects=[scene.camera]))
 
+# ---- arguments that make no sense, or that it takes a decision to understand
+
+WRONG = {
+    "two names": {"objects": {"x": body, "y": [hub, body]}},
+    "two categories": {"categories": {"x": [forest], "y": forest}},
+    "an empty group": {"objects": {"x": []}},
+    "an empty name": {"objects": {"": body}},
+    "an empty category": {"categories": {"": [body]}},
+    "a number": {"objects": 5},
+}
+for name, options in WRONG.items():
+    results[f"wrong: {name}"] = refuses(lambda options=options: btb.GroundTruth(camera, passes, **options))
+results["one object"] = names_of(objects=tree, categories={})
+tree["category"] = ""
+results["an empty property"] = names_of(objects=[tree])
+balls = [bpy.data.objects.new("ball", bpy.data.metaballs.new("ball")) for _ in range(2)]
+for i, ball in enumerate(balls):
+    ball.data.elements.new().radius = 1
+    ball.location = 3 * i, 6, 0
+    scene.collection.objects.link(ball)
+results["wrong: metaballs"] = refuses(lambda: btb.GroundTruth(camera, passes, objects=balls))
+results["metaballs"] = names_of(objects=[balls[0]], categories={})
+for ball in balls:
+    bpy.data.objects.remove(ball)
+
+# ---- a row is called what it was asked for by
+
+truth = btb.GroundTruth(camera, passes, objects=[body, hub], keypoints=None)
+sizes = []
+for body.name, hub.name in (("body", "hub"), ("renamed", "body"), ("hub", "body")):
+    made = truth.render()
+    sizes.append([*made["instance_ids"], *np.ptp(made["boxes_3d"], axis=1)[:, 0]])
+    results["renamed"] = made["instance_names"]
+results["renamed: sizes"] = sizes
+hub.name = "other"
+body.name, hub.name = "body", "hub"
+
+# ---- what is nowhere
+
+hub.location.x = np.nan
+made = btb.GroundTruth(
+    camera, (*passes, "keypoints"), objects={"car": car, "hub": hub}, keypoints={"hub": hub, "body": body}
+).render()
+results["nowhere"], results["nowhere: keypoints"] = np.ptp(made["boxes_3d"], axis=1), made["keypoints"][:, 2]
+hub.location.x = 0
+scene.camera.location.x = np.nan
+results["nowhere: camera"] = refuses(lambda: names_of())
+scene.camera.location.x = 0
+
 # ---- boxes of what is evaluated
 
 rounded = box("rounded", (2, 2, 2))
@@ -111,7 +160,8 @@ if compat.draws_off_screen():
         made = btb.GroundTruth(camera, ("instance", "category"), dtypes=dtypes).render()
         key = ", ".join(f"{made[name].dtype}" for name in ("instance", "category", "instance_ids", "category_ids"))
         results[f"dtypes: {key}"] = [int((made["instance"] > 0).sum()), int(made["instance"].max())]
-    many = {f"category {i:03}": [tree] for i in range(256)}
+    many: dict = {f"category {i:03}": [] for i in range(256)}
+    many["category 255"] = [tree]
     made = btb.GroundTruth(camera, ("category",), categories=many, objects=[tree]).render()
     results["dtypes: 256 categories"] = str(made["category"].dtype)
     few = btb.GroundTruth(camera, ("category",), categories=many, dtypes={"category": "uint8"})
@@ -199,6 +249,8 @@ asked = btb.GroundTruth(
 )
 sizes, points = [], []
 for i in range(12):
+    if i % 3 == 0:  # as scripts do to be run again
+        bpy.app.handlers.load_post.clear()
     bpy.ops.wm.open_mainfile(filepath=f"{folder}/{'ab'[i % 2]}.blend")
     kept.camera = asked.camera = btb.Camera(shape=(48, 64))
     made, mine = kept.render(), asked.render()
@@ -210,6 +262,30 @@ bpy.ops.wm.open_mainfile(filepath=f"{folder}/none.blend")
 asked.camera = kept.camera = btb.Camera(shape=(48, 64))
 results["across files: gone"] = refuses(asked.render)
 results["across files: nothing there"] = kept.render()["instance_names"]
+
+# ---- meshes that change while nobody listens, since a script has cleared Blender's handlers
+
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
+kept.camera = btb.Camera(shape=(48, 64))
+thing = bpy.data.objects["Thing0"]
+sizes = [np.ptp(kept.render()["boxes_3d"][0], axis=0)]
+bpy.app.handlers.depsgraph_update_post.clear()
+for vertex in thing.data.vertices:
+    vertex.co *= 2
+thing.data.update()
+sizes.append(np.ptp(kept.render()["boxes_3d"][0], axis=0))
+thing.shape_key_add(name="as it is")
+key = thing.shape_key_add(name="smaller")
+for point in key.data:
+    point.co *= 0.5
+for frame in (1, 5):
+    key.value = frame == 5
+    key.keyframe_insert("value", frame=frame)
+for frame in (1, 5):
+    bpy.app.handlers.frame_change_post.clear()
+    bpy.context.scene.frame_set(frame)
+    sizes.append(np.ptp(kept.render()["boxes_3d"][0], axis=0))
+results["handlers cleared"] = sizes
 
 # ---- undo, and a library that is reloaded
 

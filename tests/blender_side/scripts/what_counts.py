@@ -252,4 +252,26 @@ points = {"vertex": (thing, 7), "place": (thing, tuple(thing.data.vertices[7].co
 made = btb.GroundTruth(camera, ("boxes_3d", "keypoints"), renderer=renderers["CYCLES"], keypoints=points).render()
 results["vertex: names"], results["vertex: keypoints"] = made["instance_names"], made["keypoints"]
 
+# Flow of instances, before and after one is gone.
+
+if compat.draws_off_screen():
+    line, on_points = (tree.nodes.new(f"GeometryNode{kind}") for kind in ("MeshLine", "InstanceOnPoints"))
+    line.inputs["Count"].default_value, line.inputs["Offset"].default_value = 3, (0.4, 0, 0)
+    for start, end in ((line, "Points"), (tree.nodes["Cube"], "Instance")):
+        tree.links.new(start.outputs[0], on_points.inputs[end])
+    tree.links.new(on_points.outputs[0], joined.inputs[0])
+    back.hide_viewport = False
+    tree.nodes["Cube"].inputs["Size"].default_value = 0.2, 0.2, 4
+    truth = btb.GroundTruth(camera, ("flow_backward", "instance"), renderer=renderers["SOLID"])
+    for count in (3, 3, 2):
+        line.inputs["Count"].default_value = count
+        made = truth.render()
+        names = dict(zip(made["instance_names"], made["instance_ids"], strict=True))
+        shown = np.isin(made["instance"], [number for name, number in names.items() if name.startswith("thing#")])
+        flow = np.abs(made["flow_backward"]).max(axis=-1)
+        results[f"flow of {count}: instances"], results[f"flow of {count}: back"] = (
+            flow[shown],
+            flow[made["instance"] == names["back"]],
+        )
+
 np.savez(out, **results)
