@@ -52,9 +52,10 @@ def touch(description: dict[str, Any]) -> None:
             obj.rotation_euler.z += 0.3
     camera = description["camera"]
     if _is_touched(camera):
-        scene.camera.location.x += 0.41
-        scene.camera.data.lens *= 1.13
-        scene.camera.data.ortho_scale *= 1.07
+        scene.camera.location.x += 0.4137
+        if not camera.get("keeps_lens"):
+            scene.camera.data.lens *= 1.13
+            scene.camera.data.ortho_scale *= 1.07
 
 
 def _is_touched(made: dict[str, Any]) -> bool:

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from . import descriptions, reading
 from .descriptions import Description
-from .pixels import PALETTE
+from .pixels import FINER, PALETTE
 from .process import Blenders, Crashed, Failed
 
 _RIM = 0.04
 """Of a silhouette's pixels, how many may differ: the oracle's sample is up to 0.01 pixels from the middle, so an edge that
 passes nearer than that has either side."""
+
+_THINNEST = 0.3
+"""Pixels: what is thinner on the whole, as a plane seen from its edge, is missed by many samples."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ def _judge(blenders: Blenders, description: Description, verdict: Verdict) -> No
     right = blenders.oracle.call("right", pictured, labelled, descriptions.unhidden(labelled), path)
     light, colors = reading.light(f"{path}.exr", right["layer"]), reading.colors(f"{path}.png")
     expected = reading.rasters(f"{path}.rasters.exr", right["layer"])
-    alone = {n: reading.rasters(f"{path}.{n}.exr", right["layer"])["number"] == n for n in right["alone"]}
+    alone = {n: reading.coverage(f"{path}.{n}.exr", right["layer"]) for n in right["alone"]}
     shown = expected["number"] > 0
     _check_against_the_picture(description, light, right["numbers"], expected, verdict)
     places = expected["position"][shown].astype(np.float64)
@@ -98,7 +101,7 @@ def _check_against_the_picture(
 ) -> None:
     """The picture decides what is seen. What Cycles' rasters say must be the same, where Cycles made the picture."""
     pictured = _by_color(light)
-    differ = (pictured >= 0) & (pictured != expected["number"]) & ~_rim(expected["number"])
+    differ = (pictured >= 0) & (pictured != expected["number"]) & ~(_rim(expected["number"]) & _rim(pictured))
     kinds = [obj["kind"] for obj in description["objects"]]
     uncounted = [numbers[f"object {i}"] for i, kind in enumerate(kinds) if kind in descriptions.NOT_COUNTED]
     differ &= ~np.isin(pictured, uncounted)
@@ -139,7 +142,7 @@ class _Comparison:
         description: Description,
         numbers: dict[str, int],
         expected: dict[str, NDArray[Any]],
-        alone: dict[int, NDArray[np.bool_]],
+        alone: dict[int, NDArray[np.float32]],
         poses: dict[str, Any],
         found: dict[str, Any],
         verdict: Verdict,
@@ -278,17 +281,17 @@ class _Comparison:
         if not np.array_equal(box, np.array(right, np.float32), equal_nan=True):
             self.disagreements["boxes_2d"] = f"{name}: {box}, right {right}"
 
-    def _full(self, name: str, box: NDArray[np.float32], alone: NDArray[np.bool_]) -> None:
-        height, width = alone.shape
-        rows, columns = np.nonzero(alone)
+    def _full(self, name: str, box: NDArray[np.float32], coverage: NDArray[np.float32]) -> None:
+        rows, columns = np.nonzero(coverage)
         if not len(rows):
             return
-        right = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        right = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / FINER
         outside = np.array([1, 1, -1, -1]) * (box - right)  # how far the box is inside of what is seen
+        height, width = self.mask.shape
         whole = (box[:2] > 0).all() and box[2] < width and box[3] < height
         whole &= self.poses["lens"]["clip"][1] >= 100  # what is farther away than the clip range counts
-        # No pixel's middle lies outside of it, and it ends no farther away than a thin tip may reach unseen.
-        if not (outside < 0.52).all() or (whole and not (outside > -4).all()):
+        whole &= coverage.sum() / FINER > _THINNEST * np.ptp([rows, columns], axis=1).max()
+        if not (outside < 1 / FINER + 0.02).all() or (whole and not (outside > -1).all()):
             self.disagreements["boxes_2d_full"] = f"{name}: {box.round(1)}, alone in the picture {right}"
 
     def keypoints(self) -> None:

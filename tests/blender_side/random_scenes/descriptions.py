@@ -154,6 +154,8 @@ def sensible(description: Description) -> Description:
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
         for obj in description["objects"]:  # a final render would simulate with what was touched
             obj["touched"] = False
+            if obj["motion"] == "falls":  # it would start from where what it hangs on was evaluated last
+                obj["parent"] = obj["constraint"] = None
     else:
         description["episodes"] = 1
     return description
@@ -282,18 +284,17 @@ def twin_for_pictures(description: Description) -> Description:
     twin = copy.deepcopy(description)
     twin["border"] = False  # pictures are whole
     camera = twin["camera"]
-    camera["shift"] = [sum(pair) for pair in zip(camera["shift"], camera.pop("own_shift"), strict=True)]
+    own_shift = camera.pop("own_shift")
+    camera["shift"] = [sum(pair) for pair in zip(camera["shift"], own_shift, strict=True)]
+    camera["keeps_lens"] = any(own_shift)  # what a script set counts, whatever becomes of the lens
     if is_final(description):
         return twin
     for obj in (*twin["objects"], twin["camera"]):
-        hides = (
-            "hide_viewport",
-            "hide_set",
-            "collection excluded",
-            "collection hide_viewport",
-            "layer collection hidden",
+        hides = {"hide_viewport": "hide_render", "hide_set": "hide_render"}
+        hides |= dict.fromkeys(
+            ("collection excluded", "collection hide_viewport", "layer collection hidden"), "collection hide_render"
         )
-        obj["hidden"] = "hide_render" if obj["hidden"] in hides else ""
+        obj["hidden"] = hides.get(obj["hidden"], "")
     for obj in twin["objects"]:
         if description["renderer"] == SOLID and obj["visibility"] in ("wire", "bounds"):
             obj["hidden"] = "hide_render"

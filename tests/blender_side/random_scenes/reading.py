@@ -35,6 +35,11 @@ def rasters(path: str, layer: str) -> dict[str, Array]:
     }
 
 
+def coverage(path: str, layer: str) -> Array:
+    """How much of each pixel shows something."""
+    return _channels(path, layer)["Combined.A"]
+
+
 def _channels(path: str, layer: str) -> dict[str, Array]:
     found = {}
     for part in OpenEXR.File(path, separate_channels=True).parts:
