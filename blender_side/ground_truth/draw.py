@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..panorama import Panorama
 
 _NUM_TEXELS = 11
+_FARTHEST = 1e9
 _THINGS_PER_ROW = 64  # of that texture, which then has room for a million
 
 _VERTEX_SHADER = """
@@ -99,6 +100,8 @@ vec2 way()
 
 void main()
 {
+  /* Even steps all the way: those of a projection are centimetres at 30 m, if the clip range begins at a millimetre. */
+  gl_FragDepth = (-in_camera.z - steps.x) / steps.y;
 """
 
 
@@ -275,6 +278,8 @@ def _draw(
     gpu.state.depth_mask_set(True)
     gpu.state.blend_set("NONE")
     gpu.state.face_culling_set("NONE")
+    near, far = view.clip_range
+    start = min(near, 0.0)
     first = 0
     is_in_front = False
     for (geometry, deformed, look), group in in_order:
@@ -284,8 +289,9 @@ def _draw(
         shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
         shader.bind()
         shader.uniform_sampler("things", texture)
+        shader.uniform_float("steps", (start, min(far, _FARTHEST) - start))
         if "plane" in names:
-            shader.uniform_float("nearest_distance", view.clip_range[0])
+            shader.uniform_float("nearest_distance", near)
         compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
         first += len(group)
     gpu.state.depth_test_set(depth_test)
@@ -318,6 +324,9 @@ def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
     info.define("NUM_TEXELS", str(_NUM_TEXELS))
     info.define("THINGS_PER_ROW", str(_THINGS_PER_ROW))
     info.push_constant("INT", "first")
+    info.push_constant("VEC2", "steps")
+    if hasattr(info, "depth_write"):  # 3.4 lets all shaders
+        info.depth_write("ANY")
     info.sampler(0, "FLOAT_2D", "things")
     info.vertex_in(0, "VEC3", "position")
     varying = gpu.types.GPUStageInterfaceInfo("ground_truth_varying")
