@@ -28,6 +28,8 @@ PLAIN = ("cube", "sphere", "plane", "cone")
 OTHERS = ("curve", "text", "metaball", "surface", "points", "hair", "grease pencil", "empty", "armature")
 NOT_COUNTED = ("points", "hair", "grease pencil")
 """What pictures show and labels do not (docs/ground_truth.md)."""
+HOLES = ("holdout", "collection holdout", "shadow catcher")
+"""Ways to be seen of which the background appears instead."""
 INSTANCERS = ("collection instance", "vertices", "faces", "nodes", "particles")
 
 _STILL, _UNMOVED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -59,8 +61,7 @@ OBJECT: Mapping[str, Values] = {
     "hidden": (_HIDDEN, 4),
     "visibility": (
         (
-            "", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds",
-            "in front",
+            "", *HOLES, "indirect only", "not by the camera", "wire", "bounds", "in front",
         ),
         5,
     ),

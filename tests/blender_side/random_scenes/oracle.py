@@ -68,9 +68,7 @@ def _render_rasters(path: str) -> dict[str, Any]:
     links = override.node_tree.links
     links.new(info.outputs["Location"], out.inputs["Color"])
     # What reflects has its normals turned to the viewer where they would reflect light from below the surface.
-    links.new(
-        nodes.new("ShaderNodeEmission").outputs[0], nodes.new("ShaderNodeOutputMaterial").inputs["Surface"]
-    )
+    links.new(nodes.new("ShaderNodeEmission").outputs[0], nodes.new("ShaderNodeOutputMaterial").inputs["Surface"])
     for layer in scene.view_layers:
         layer.material_override = override
         layer.use_pass_object_index = layer.use_pass_z = layer.use_pass_normal = layer.use_pass_position = True
