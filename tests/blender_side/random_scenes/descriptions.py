@@ -146,6 +146,10 @@ def sensible(description: Description) -> Description:
                 obj[key] = None
     if description["renderer"] != CYCLES_FINAL and description["camera"]["type"] not in ("PERSP", "ORTHO"):
         description["camera"]["type"] = "PERSP"
+    if not is_final(description):  # viewports show what is instanced where it is, too: the twin does so for parts only
+        for obj in (*description["objects"], description["camera"]):
+            if obj["parent"] is not None and description["objects"][obj["parent"]]["kind"] in ("vertices", "faces"):
+                obj["parent"] = None
     if description["renderer"] != SOLID:
         for obj in description[
             "objects"

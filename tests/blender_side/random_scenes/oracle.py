@@ -80,14 +80,14 @@ def _render_rasters(path: str) -> dict[str, Any]:
     scene.render.resolution_x *= FINER
     scene.render.resolution_y *= FINER
     scene.cycles.samples, scene.cycles.pixel_filter_type = 16, "BOX"  # all over the pixel, or it would miss tips
-    camera_sees = {obj: obj.visible_camera for obj in bpy.data.objects if obj.name in numbers}
+    camera_sees = {obj: obj.visible_camera for obj in bpy.data.objects if obj.pass_index}
     alone = []
     for name, number in numbers.items():
         chosen = bpy.data.objects[name]
         if not camera_sees[chosen]:
             continue
         for obj in camera_sees:
-            obj.visible_camera = obj == chosen
+            obj.visible_camera = obj.pass_index == number
         scene.render.filepath = f"{path}.{number}.exr"
         bpy.ops.render.render(write_still=True)
         alone.append(number)
