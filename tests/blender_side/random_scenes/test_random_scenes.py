@@ -57,9 +57,10 @@ def test_they_are_what_a_final_render_shows(blenders: Blenders, description: Des
     assert not verdict.disagreements
 
 
+SOLIDIFIED = [{"type": "solidify", "viewport": True, "render": True, "levels": 0, "render_levels": 0}]
 FOUND_ONCE: dict[str, Description] = {
     "smooth normals of what is scaled unevenly": {
-        "objects": [{"kind": "sphere", "scale": (0.5, 1.0, 1.5), "rotation": (0.5, 1.1, -0.3)}],
+        "objects": [{"kind": "cone", "scale": (0.5, 1.0, 1.5), "modifiers": SOLIDIFIED}],
     },
     "a panoramic camera's clip range begins at a distance": {
         "objects": [{}],
