@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ..panorama import Panorama
 
 _NUM_TEXELS = 11
-_FARTHEST = 1e9
 _THINGS_PER_ROW = 64  # of that texture, which then has room for a million
+_FARTHEST = 1e9  # where a clip range ends that has no end
 
 _VERTEX_SHADER = """
 vec4 texel(int i)
@@ -58,7 +58,7 @@ void main()
   vec3 x = texel(4).xyz, y = texel(5).xyz, z = texel(6).xyz;
   what.w = dot(x, cross(y, z)) < 0.0 ? -1.0 : 1.0;
   shaded = vec3(dot(cross(y, z), normal), dot(cross(z, x), normal), dot(cross(x, y), normal)) * what.w;
-  shaded /= max(length(shaded), 1e-30);  /* before it is interpolated, as Blender does */
+  shaded /= max(length(shaded), 1e-30);  /* interpolated after that, as in Blender's shaders */
 #endif
 #ifdef FLOW
 #  ifdef DEFORMED
@@ -100,8 +100,8 @@ vec2 way()
 
 void main()
 {
-  /* Even steps all the way: those of a projection are centimetres at 30 m, if the clip range begins at a millimetre. */
-  gl_FragDepth = (-in_camera.z - steps.x) / steps.y;
+  /* A share of the clip range: what a projection makes of it has steps of 6 mm at 10 m, where it begins at 1 mm. */
+  gl_FragDepth = (-in_camera.z - clip_range.x) / (clip_range.y - clip_range.x);
 """
 
 
@@ -253,7 +253,7 @@ def _draw(
     others: Sequence[Drawn | None],
     other_view: View | None,
 ) -> None:
-    """Draw into a frame buffer, which is bound. The "plane" is asked for by cube maps: these begin at a distance, not a plane."""
+    """Draw into a frame buffer, which is bound. What cube maps ask for ("plane") begins at a distance from the camera."""
     groups: dict[tuple[Geometry, Geometry | None, Look], list[tuple[Drawn, Drawn | None]]] = {}
     for thing, other in zip(things, others, strict=True):
         deformed = None
@@ -279,7 +279,6 @@ def _draw(
     gpu.state.blend_set("NONE")
     gpu.state.face_culling_set("NONE")
     near, far = view.clip_range
-    start = min(near, 0.0)
     first = 0
     is_in_front = False
     for (geometry, deformed, look), group in in_order:
@@ -289,7 +288,7 @@ def _draw(
         shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
         shader.bind()
         shader.uniform_sampler("things", texture)
-        shader.uniform_float("steps", (start, min(far, _FARTHEST) - start))
+        shader.uniform_float("clip_range", (min(near, 0.0), min(far, _FARTHEST)))
         if "plane" in names:
             shader.uniform_float("nearest_distance", near)
         compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
@@ -324,8 +323,8 @@ def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
     info.define("NUM_TEXELS", str(_NUM_TEXELS))
     info.define("THINGS_PER_ROW", str(_THINGS_PER_ROW))
     info.push_constant("INT", "first")
-    info.push_constant("VEC2", "steps")
-    if hasattr(info, "depth_write"):  # 3.4 lets all shaders
+    info.push_constant("VEC2", "clip_range")
+    if hasattr(info, "depth_write"):  # in 3.4, all shaders may
         info.depth_write("ANY")
     info.sampler(0, "FLOAT_2D", "things")
     info.vertex_in(0, "VEC3", "position")
