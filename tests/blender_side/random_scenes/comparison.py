@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +136,12 @@ def _rim(numbers: NDArray[Any]) -> NDArray[np.bool_]:
     return np.any([one != numbers for one in _around(numbers)], axis=0)
 
 
+def _cracks(numbers: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
+    """Pixels where both neighbours in a row or a column are right: GPUs do not close edges that meet others half-way."""
+    is_right = np.pad(numbers == right, 1)
+    return np.asarray((is_right[:-2, 1:-1] & is_right[2:, 1:-1]) | (is_right[1:-1, :-2] & is_right[1:-1, 2:]))
+
+
 def _is_near(numbers: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
     """Pixels whose number `others` has there, or beside them."""
     return np.any([one == numbers for one in _around(others)], axis=0)
@@ -198,8 +205,9 @@ class _Comparison:
         near, far = self.description["camera"]["clip"]
         if far > 1e6 * near and descriptions.engine(self.description) != "CYCLES":
             differ &= self.numbered != self.expected["raster"]  # the picture does not know which of two is nearer
-        inside = differ & ~self.rim
-        on_rim = int((differ & self.rim).sum())
+        at_edge = differ & (self.rim | _cracks(self.numbered, self.expected["number"]))
+        inside = differ & ~at_edge
+        on_rim = int(at_edge.sum())
         self.verdict.differing, self.verdict.rim, self.verdict.pixels = on_rim, int(self.rim.sum()), self.mask.size
         if inside.sum() > 1 or on_rim > 3 + _RIM * self.rim.sum():
             counts = {
@@ -214,11 +222,14 @@ class _Comparison:
     def instances(self) -> None:
         """Each number stands for one instance, and each instance for one number."""
         places = np.round(self.expected["place"] * 1000).astype(np.int64)
-        pairs = {
+        seen = Counter(
             (int(i), tuple(place))
             for i, place in zip(self.mask[self.agree], places[self.agree].tolist(), strict=True)
             if i
-        }
+        )
+        pairs = {
+            pair for pair, count in seen.items() if count > 3
+        }  # where faces of two lie in one plane, chance decides
         if len(pairs) != len({i for i, _ in pairs}):
             self.disagreements["instances"] = f"one number for several instances: {sorted(pairs)[:6]}"
         by_object = {(self.objects[i], place) for i, place in pairs}

@@ -78,7 +78,7 @@ CAMERA: Mapping[str, Values] = {
     "sensor": (((36.0, 24.0), (32.0, 32.0), (20.0, 30.0)), 3),
     "shift": (((0.0, 0.0), (0.1, 0.0), (-0.05, 0.2)), 3),
     "own_shift": (((0.0, 0.0), (0.08, -0.1)), 8),  # that the script makes by setting proj_matrix
-    "clip": (((0.1, 100.0), (9.0, 10.0), (0.001, 5000.0)), 4),
+    "clip": (((0.1, 100.0), (9.0, 10.005), (0.001, 5000.0)), 4),
     "motion": (("still", "keyframes", "driver"), 4),
     "parent": ((None, 0), 6),
     "constraint": ((None, 0), 8),
@@ -159,8 +159,9 @@ def sensible(description: Description) -> Description:
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
         for obj in description["objects"]:  # a final render would simulate with what was touched
             obj["touched"] = False
-            if obj["motion"] == "falls":  # it would start from where what it hangs on was evaluated last
+            if obj["motion"] == "falls":  # what it hangs on, or hides it, decides by chance where it starts from
                 obj["parent"] = obj["constraint"] = None
+                obj["hidden"] = ""
     else:
         description["episodes"] = 1
     return description
