@@ -171,7 +171,7 @@ class GroundTruth:
             drawn = self._reader.read(depsgraph, shown, normals="normals" in self.passes)
             if self._keypoints is None:
                 return drawn, None
-            return drawn, self._keypoints.locate(self.camera, drawn, self._reader.shown, depsgraph)
+            return drawn, self._keypoints.locate(drawn, self._reader.shown, depsgraph)
 
         wanted = self._reader.wanted() + (self._keypoints.wanted() if self._keypoints else [])
         poses.include(one for one in wanted if shown.is_final or not one.obj.visible_get())
@@ -245,7 +245,8 @@ class GroundTruth:
             result["category_ids"] = np.array([row.category for row in rows], np.int64)
             result["category_names"] = list(self._reader.category_names)
         if self._keypoints is not None and points is not None:
-            result["keypoints"] = labels.project(points, self.camera, rasters.get(self._obstacles(drawn)))
+            depth = None if self.camera.panorama else rasters.get(self._obstacles(drawn))
+            result["keypoints"] = labels.project(points, self.camera, drawn, depth)
             result["keypoint_names"] = list(self._keypoints.names)
         if "camera" in self.passes:
             result["camera"] = {

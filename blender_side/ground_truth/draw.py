@@ -57,6 +57,7 @@ void main()
   vec3 x = texel(4).xyz, y = texel(5).xyz, z = texel(6).xyz;
   what.w = dot(x, cross(y, z)) < 0.0 ? -1.0 : 1.0;
   shaded = vec3(dot(cross(y, z), normal), dot(cross(z, x), normal), dot(cross(x, y), normal)) * what.w;
+  shaded /= max(length(shaded), 1e-30);  /* interpolated after that, as in Blender's shaders */
 #endif
 #ifdef FLOW
 #  ifdef DEFORMED
@@ -251,7 +252,7 @@ def _draw(
     others: Sequence[Drawn | None],
     other_view: View | None,
 ) -> None:
-    """Draw into a frame buffer, which is bound."""
+    """Draw into a frame buffer, which is bound. What cube maps ask for ("plane") begins at a distance from the camera."""
     groups: dict[tuple[Geometry, Geometry | None, Look], list[tuple[Drawn, Drawn | None]]] = {}
     for thing, other in zip(things, others, strict=True):
         deformed = None
@@ -285,6 +286,8 @@ def _draw(
         shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
         shader.bind()
         shader.uniform_sampler("things", texture)
+        if "plane" in names:
+            shader.uniform_float("nearest_distance", view.clip_range[0])
         compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
         first += len(group)
     gpu.state.depth_test_set(depth_test)
@@ -342,6 +345,9 @@ def _shader(names: tuple[str, ...], deformed: bool, is_hole: bool) -> Any:
         if is_hole and not attachment.shows_holes:
             value = f"{attachment.glsl.lower()}({_GLSL_NUMBERS[str(attachment.background)]})"
         writes.append(f"  pass_{slot} = {value};\n")
+    if "plane" in names:  # at the end, or there would be no derivatives
+        info.push_constant("FLOAT", "nearest_distance")
+        writes.append("  if (length(in_camera) < nearest_distance) discard;\n")
     info.vertex_source(_VERTEX_SHADER)
     info.fragment_source(_FRAGMENT_SHADER + "".join(writes) + "}\n")
     return gpu.shader.create_from_info(info)

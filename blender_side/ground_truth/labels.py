@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat, poses
+from .. import poses
 from ..camera import Camera
 from ..lifetime import Reference
 from ..utils import IS_UPPER, RAY_TOLERANCE, evaluated_mesh, sight_lines
@@ -245,11 +245,10 @@ class Keypoints:
             if obj is not None
         ]
 
-    def locate(self, camera: Camera, drawn: Sequence[Drawn], shown: Container[str], depsgraph: Any) -> Points:
-        """Where the points are now.
+    def locate(self, drawn: Sequence[Drawn], shown: Container[str], depsgraph: Any) -> Points:
+        """Where the points are now. Within a render, whose pictures are smaller than the camera's: it is asked for later.
 
         Args:
-            camera: that looks.
             drawn: what is drawn; saves reading those meshes anew.
             shown: names of the objects that the picture does not leave out.
             depsgraph: the scene as evaluated.
@@ -259,14 +258,7 @@ class Keypoints:
         """
         objects = [reference.get() for reference, _ in self._targets]
         xyz = self._world_coordinates(objects, drawn, depsgraph)
-        inside = camera.in_view(xyz) & np.array([_is_shown(obj, shown) for obj in objects], np.bool_)
-        is_free = None
-        if (
-            camera.panorama or not compat.draws_off_screen()
-        ):  # there will be no raster to look at, or none that is exact
-            is_free = np.zeros(len(xyz), np.bool_)
-            is_free[inside] = nothing_before(xyz[inside], camera, drawn)
-        return Points(xyz, inside, is_free)
+        return Points(xyz, np.array([_is_shown(obj, shown) for obj in objects], np.bool_))
 
     def _world_coordinates(self, objects: Sequence[Any], drawn: Iterable[Drawn], depsgraph: Any) -> NDArray[np.float64]:
         """(M, 3) array; NaN where the object was deleted."""
@@ -330,16 +322,16 @@ class Points(NamedTuple):
 
     Attributes:
         xyz: (M, 3) world coordinates; NaN: its object was deleted.
-        inside: (M,) whether it is in the image and the clip range, and its object in the picture or never in one.
-        is_free: (M,) whether rays find nothing before it; None: the depth raster will tell.
+        is_shown: (M,) whether its object is in the picture, or never in one.
     """
 
     xyz: NDArray[np.float64]
-    inside: NDArray[np.bool_]
-    is_free: NDArray[np.bool_] | None
+    is_shown: NDArray[np.bool_]
 
 
-def project(points: Points, camera: Camera, depth: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def project(
+    points: Points, camera: Camera, drawn: Iterable[Drawn], depth: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
     """Where points are in the image, and whether they are seen.
 
     A point on or before the first surface in its direction is seen. The raster decides this to about a pixel: next to the
@@ -348,23 +340,24 @@ def project(points: Points, camera: Camera, depth: NDArray[np.float32] | None) -
     Args:
         points: M of them.
         camera: that looks.
-        depth: (H, W) distances along the viewing direction, inf: nothing there, upper-left origin. None: rays were cast
-            through the scene, which is exact, and takes some microseconds for each point and object.
+        drawn: what is drawn.
+        depth: (H, W) distances along the viewing direction, inf: nothing there, upper-left origin. None, where there is no
+            raster, or none that is exact: rays are cast through what is drawn, which takes some microseconds for each point and
+            object.
 
     Returns:
         (M, 3) x, y in pixels from the upper left, and 2: visible, 1: occluded, 0: outside the image or the clip range, or of
         an object that was deleted or, if it has geometry, is not in the picture; x and y are 0 then, too, as in COCO.
     """
     keypoints = np.zeros((len(points.xyz), 3), np.float32)
-    inside = points.inside
+    inside = points.is_shown & camera.in_view(points.xyz)
     if not inside.any():
         return keypoints
     ndc, depths = camera.world_to_ndc(points.xyz[inside], return_depth=True)
     pixels = camera.ndc_to_pixel(ndc)
-    if points.is_free is not None:
-        visible = points.is_free[inside]
+    if depth is None:
+        visible = nothing_before(points.xyz[inside], camera, drawn)
     else:
-        assert depth is not None
         visible = _visible_in_raster(pixels, depths, depth)
     keypoints[inside, :2] = pixels
     keypoints[inside, 2] = np.where(visible, _VISIBLE, _OCCLUDED)

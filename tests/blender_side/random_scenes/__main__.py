@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from .comparison import Verdict, judge
-from .descriptions import RENDERERS, Description, descriptions, one_choice_each, plain, smallest
+from .descriptions import RENDERERS, Description, descriptions, one_choice_each, plain, smallest, whole
 from .process import Blenders
 
 
@@ -47,7 +47,7 @@ class Campaign:
                 text = verdict.unsure if what == "unsure" else verdict.disagreements[what]
                 small = description
                 if shrink:
-                    small, text = self._shrunk(what, description)
+                    small, text = self._shrunk(what, description, text)
                 self._note(what, small, text)
 
     def _count(self, verdict: Verdict) -> None:
@@ -64,9 +64,7 @@ class Campaign:
             kind.startswith(f"{what}:") and _features(small) <= features for kind, (small, _, _) in self.kinds.items()
         )
 
-    def _shrunk(self, what: str, description: Description) -> tuple[Description, str]:
-        said = ""
-
+    def _shrunk(self, what: str, description: Description, said: str) -> tuple[Description, str]:
         def is_found(candidate: Description) -> bool:
             nonlocal said
             verdict = judge(self.blenders, candidate)
@@ -113,6 +111,13 @@ def _features(description: Description) -> set[str]:
     return found | ({"moves on"} if len(short.get("frames", [])) > 1 else set())
 
 
+def look_again(short: list[Description]) -> None:
+    """Print what is found in scenes of a report."""
+    with tempfile.TemporaryDirectory() as folder, Blenders(Path(folder)) as blenders:
+        for one in short:
+            print(f"{json.dumps(one)}\n    {judge(blenders, whole(one))}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=2000)
@@ -120,7 +125,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--singles", action="store_true", help="first, scenes in which one thing is not plain")
     parser.add_argument("--report", type=Path, help="a file to add the kinds of disagreements to")
+    parser.add_argument("--scene", type=json.loads, action="append", help="only this one, as a report has it: {...}")
     arguments = parser.parse_args()
+    if arguments.scene:
+        look_again(arguments.scene)
+        return
     print(f"--seed {arguments.seed}")
     with tempfile.TemporaryDirectory() as folder, Blenders(Path(folder)) as blenders:
         campaign = Campaign(blenders, arguments.report, arguments.seconds)

@@ -52,9 +52,10 @@ def touch(description: dict[str, Any]) -> None:
             obj.rotation_euler.z += 0.3
     camera = description["camera"]
     if _is_touched(camera):
-        scene.camera.location.x += 0.41
-        scene.camera.data.lens *= 1.13
-        scene.camera.data.ortho_scale *= 1.07
+        scene.camera.location.x += 0.4137
+        if not camera.get("keeps_lens"):
+            scene.camera.data.lens *= 1.13
+            scene.camera.data.ortho_scale *= 1.07
 
 
 def _is_touched(made: dict[str, Any]) -> bool:
@@ -201,6 +202,8 @@ class Builder:
             self._link(field, self.scene.collection)
             with bpy.context.temp_override(object=field, active_object=field):
                 bpy.ops.object.forcefield_toggle()
+            field.field.type = "NONE"  # and back: the operator does not tell Blender that bodies depend on it now
+            field.field.type = "FORCE"
             field.field.strength = EPISODES[-1]
 
     # ------------------------------------------------------------------------------------------------- visibility
@@ -460,6 +463,8 @@ def _add_modifier(obj: Any, made: dict[str, Any]) -> None:
     kind = {"subdivision": "SUBSURF", "array": "ARRAY", "solidify": "SOLIDIFY", "wave": "WAVE", "mirror": "MIRROR"}[
         made["type"]
     ]
+    if kind == "SOLIDIFY" and obj.type == "FONT":  # up to five faces would lie in one another
+        return
     try:
         modifier = obj.modifiers.new(made["type"], kind)
     except (RuntimeError, TypeError):

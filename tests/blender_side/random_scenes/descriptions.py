@@ -28,6 +28,8 @@ PLAIN = ("cube", "sphere", "plane", "cone")
 OTHERS = ("curve", "text", "metaball", "surface", "points", "hair", "grease pencil", "empty", "armature")
 NOT_COUNTED = ("points", "hair", "grease pencil")
 """What pictures show and labels do not (docs/ground_truth.md)."""
+HOLES = ("holdout", "collection holdout", "shadow catcher")
+"""Ways to be seen of which the background appears instead."""
 INSTANCERS = ("collection instance", "vertices", "faces", "nodes", "particles")
 
 _STILL, _UNMOVED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -59,8 +61,7 @@ OBJECT: Mapping[str, Values] = {
     "hidden": (_HIDDEN, 4),
     "visibility": (
         (
-            "", "holdout", "collection holdout", "indirect only", "not by the camera", "shadow catcher", "wire", "bounds",
-            "in front",
+            "", *HOLES, "indirect only", "not by the camera", "wire", "bounds", "in front",
         ),
         5,
     ),
@@ -77,7 +78,7 @@ CAMERA: Mapping[str, Values] = {
     "sensor": (((36.0, 24.0), (32.0, 32.0), (20.0, 30.0)), 3),
     "shift": (((0.0, 0.0), (0.1, 0.0), (-0.05, 0.2)), 3),
     "own_shift": (((0.0, 0.0), (0.08, -0.1)), 8),  # that the script makes by setting proj_matrix
-    "clip": (((0.1, 100.0), (9.0, 10.0), (0.001, 5000.0)), 4),
+    "clip": (((0.1, 100.0), (9.0, 10.005), (0.001, 5000.0)), 4),
     "motion": (("still", "keyframes", "driver"), 4),
     "parent": ((None, 0), 6),
     "constraint": ((None, 0), 8),
@@ -145,6 +146,10 @@ def sensible(description: Description) -> Description:
                 obj[key] = None
     if description["renderer"] != CYCLES_FINAL and description["camera"]["type"] not in ("PERSP", "ORTHO"):
         description["camera"]["type"] = "PERSP"
+    if not is_final(description):  # viewports show what is instanced where it is, too: the twin does so for parts only
+        for obj in (*description["objects"], description["camera"]):
+            if obj["parent"] is not None and description["objects"][obj["parent"]]["kind"] in ("vertices", "faces"):
+                obj["parent"] = None
     if description["renderer"] != SOLID:
         for obj in description[
             "objects"
@@ -154,6 +159,9 @@ def sensible(description: Description) -> Description:
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
         for obj in description["objects"]:  # a final render would simulate with what was touched
             obj["touched"] = False
+            if obj["motion"] == "falls":  # what it hangs on, or hides it, decides by chance where it starts from
+                obj["parent"] = obj["constraint"] = None
+                obj["hidden"] = ""
     else:
         description["episodes"] = 1
     return description
@@ -282,18 +290,17 @@ def twin_for_pictures(description: Description) -> Description:
     twin = copy.deepcopy(description)
     twin["border"] = False  # pictures are whole
     camera = twin["camera"]
-    camera["shift"] = [sum(pair) for pair in zip(camera["shift"], camera.pop("own_shift"), strict=True)]
+    own_shift = camera.pop("own_shift")
+    camera["shift"] = [sum(pair) for pair in zip(camera["shift"], own_shift, strict=True)]
+    camera["keeps_lens"] = any(own_shift)  # what a script set counts, whatever becomes of the lens
     if is_final(description):
         return twin
     for obj in (*twin["objects"], twin["camera"]):
-        hides = (
-            "hide_viewport",
-            "hide_set",
-            "collection excluded",
-            "collection hide_viewport",
-            "layer collection hidden",
+        hides = {"hide_viewport": "hide_render", "hide_set": "hide_render"}
+        hides |= dict.fromkeys(
+            ("collection excluded", "collection hide_viewport", "layer collection hidden"), "collection hide_render"
         )
-        obj["hidden"] = "hide_render" if obj["hidden"] in hides else ""
+        obj["hidden"] = hides.get(obj["hidden"], "")
     for obj in twin["objects"]:
         if description["renderer"] == SOLID and obj["visibility"] in ("wire", "bounds"):
             obj["hidden"] = "hide_render"

@@ -1,7 +1,8 @@
 """What is right, by Blender's own final renders (F12), inside Blender. Knows nothing of the product.
 
 Two renders with files of their own: the picture, by the engine in question, and rasters, by Cycles with one sample in the middle
-of each pixel. ``reading.py`` reads them, outside.
+of each pixel. ``reading.py`` reads them, outside. For boxes around whole objects, each is rendered alone, finer and with more
+samples.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import bpy
 import numpy as np
 
 from . import building
+from .pixels import FINER
 
 
 def right(pictured: dict[str, Any], labelled: dict[str, Any], standing: dict[str, Any], path: str) -> dict[str, Any]:
@@ -60,9 +62,13 @@ def _render_rasters(path: str) -> dict[str, Any]:
     if not override.node_tree:
         override.use_nodes = True
     nodes = override.node_tree.nodes
+    nodes.clear()
     info, out = nodes.new("ShaderNodeObjectInfo"), nodes.new("ShaderNodeOutputAOV")
     out.aov_name = "Place"
-    override.node_tree.links.new(info.outputs["Location"], out.inputs["Color"])
+    links = override.node_tree.links
+    links.new(info.outputs["Location"], out.inputs["Color"])
+    # What reflects has its normals turned to the viewer where they would reflect light from below the surface.
+    links.new(nodes.new("ShaderNodeEmission").outputs[0], nodes.new("ShaderNodeOutputMaterial").inputs["Surface"])
     for layer in scene.view_layers:
         layer.material_override = override
         layer.use_pass_object_index = layer.use_pass_z = layer.use_pass_normal = layer.use_pass_position = True
@@ -71,14 +77,17 @@ def _render_rasters(path: str) -> dict[str, Any]:
     _multilayer(scene.render.image_settings)
     scene.render.filepath = f"{path}.rasters.exr"
     bpy.ops.render.render(write_still=True)
-    camera_sees = {obj: obj.visible_camera for obj in bpy.data.objects if obj.name in numbers}
+    scene.render.resolution_x *= FINER
+    scene.render.resolution_y *= FINER
+    scene.cycles.samples, scene.cycles.pixel_filter_type = 16, "BOX"  # all over the pixel, or it would miss tips
+    camera_sees = {obj: obj.visible_camera for obj in bpy.data.objects if obj.pass_index}
     alone = []
     for name, number in numbers.items():
         chosen = bpy.data.objects[name]
         if not camera_sees[chosen]:
             continue
         for obj in camera_sees:
-            obj.visible_camera = obj == chosen
+            obj.visible_camera = obj.pass_index == number
         scene.render.filepath = f"{path}.{number}.exr"
         bpy.ops.render.render(write_still=True)
         alone.append(number)

@@ -46,7 +46,8 @@ class Blender:
         assert self._pipe is not None
         try:
             self._pipe.send((name, *arguments))
-            if not self._pipe.poll(_PATIENCE_S):
+            # second by second: a campaign may be stopped (SIGSTOP) for longer than that
+            if not any(self._pipe.poll(1) for _ in range(_PATIENCE_S)):
                 raise EOFError
             how, answer = self._pipe.recv()
         except (EOFError, OSError) as error:

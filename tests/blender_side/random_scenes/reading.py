@@ -35,6 +35,11 @@ def rasters(path: str, layer: str) -> dict[str, Array]:
     }
 
 
+def coverage(path: str, layer: str) -> Array:
+    """How much of each pixel shows something. Alpha is 1 beside a fisheye's circle, too, but there is no light."""
+    return _channels(path, layer)["Combined.R"]
+
+
 def _channels(path: str, layer: str) -> dict[str, Array]:
     found = {}
     for part in OpenEXR.File(path, separate_channels=True).parts:

@@ -57,6 +57,33 @@ def test_they_are_what_a_final_render_shows(blenders: Blenders, description: Des
     assert not verdict.disagreements
 
 
+SOLIDIFIED = [{"type": "solidify", "viewport": True, "render": True, "levels": 0, "render_levels": 0}]
+FOUND_ONCE: dict[str, Description] = {
+    "smooth normals of what is scaled unevenly": {
+        "objects": [{"kind": "cone", "scale": (0.5, 1.0, 1.5), "modifiers": SOLIDIFIED}],
+    },
+    "a panoramic camera's clip range begins at a distance": {
+        "objects": [{}],
+        "camera": {"type": "FISHEYE_EQUIDISTANT", "location": (2.0, -6.0, 5.0), "clip": (9.0, 10.0)},
+        "renderer": CYCLES_FINAL,
+    },
+    "the middle of an object is a pixel above the picture": {
+        "objects": [{}, {"location": (0.0, 2.8, 0.0)}],
+        "renderer": CYCLES_FINAL,
+    },
+    "one plane 3 mm behind another, far away for a camera that sees from 1 mm on": {
+        "objects": [{"kind": "plane"}, {"kind": "plane", "location": (0.0, 0.0, -0.014)}],
+        "camera": {"clip": (0.001, 5000.0)},
+        "renderer": CYCLES_FINAL,
+    },
+}
+
+
+@pytest.mark.parametrize("found", FOUND_ONCE)
+def test_what_was_wrong_once_is_right(blenders: Blenders, found: str) -> None:
+    assert not judge(blenders, whole(FOUND_ONCE[found])).disagreements
+
+
 MISTAKES = {
     "mask one pixel aside": "mask",
     "depth 1 % off": "depth",

@@ -20,7 +20,6 @@ from blender_side.ground_truth.labels import (
     Points,
     boxes_3d,
     full_boxes,
-    nothing_before,
     project,
     tight_boxes,
 )
@@ -104,23 +103,18 @@ def rows(things: list) -> list:
     return [Row(i, str(i), 0, [] if thing is None else [thing]) for i, thing in enumerate(things)]
 
 
-def located(keypoints: Keypoints, camera: btb.Camera, drawn: list) -> Points:
-    """With rays cast, whether this Blender would need them or not."""
-    depsgraph = bpy.context.evaluated_depsgraph_get()
-    points = keypoints.locate(camera, drawn, reader.shown, depsgraph)
-    is_free = np.zeros(len(points.xyz), np.bool_)
-    is_free[points.inside] = nothing_before(points.xyz[points.inside], camera, drawn)
-    return points._replace(is_free=is_free)
+def located(keypoints: Keypoints, drawn: list) -> Points:
+    return keypoints.locate(drawn, reader.shown, bpy.context.evaluated_depsgraph_get())
 
 
 def both(name: str, camera: btb.Camera, points: dict) -> None:
     """Keypoints by raster and by rays."""
     depth, _, drawn = cast(camera)
     keypoints = Keypoints(points)
-    points = located(keypoints, camera, drawn)
+    points = located(keypoints, drawn)
     xyz = points.xyz
-    results[f"{name}: by raster"] = project(points._replace(is_free=None), camera, depth)
-    results[f"{name}: by rays"] = project(points, camera, None)
+    results[f"{name}: by raster"] = project(points, camera, drawn, depth)
+    results[f"{name}: by rays"] = project(points, camera, drawn, None)
     results[f"{name}: in view"] = seen = camera.in_view(xyz)
     results[f"{name}: xy in view"] = camera.ndc_to_pixel(camera.world_to_ndc(xyz[seen]))
 
@@ -239,8 +233,8 @@ bpy.context.view_layer.update()
 _, _, drawn = cast(camera)
 vertices = btb.utils.world_coordinates(cube)
 results["kinds: names"] = points.names
-results["kinds: with what is drawn"] = located(points, camera, drawn).xyz
-results["kinds: without"] = located(points, camera, []).xyz
+results["kinds: with what is drawn"] = located(points, drawn).xyz
+results["kinds: without"] = located(points, []).xyz
 results["kinds: expected"] = [
     vertices[3],
     vertices[25],
@@ -261,7 +255,7 @@ wrong = {
 for name, point in wrong.items():
     for how, things in {"": drawn, ", not drawn": []}.items():
         try:
-            located(Keypoints(point), camera, things)
+            located(Keypoints(point), things)
         except ConfigurationError as error:
             results[f"wrong: {name}{how}"] = str(error)
 
@@ -270,11 +264,11 @@ pencils = getattr(bpy.data, "grease_pencils_v3", bpy.data.grease_pencils)  # whi
 pencil = add("Pencil", pencils.new("Pencil"), location=helper.location)
 points = Keypoints({"hidden": (cube, 3), "hidden empty": helper, "doomed": doomed, "pencil": pencil})
 drawn = read()
-results["hidden: before"] = project(located(points, camera, drawn), camera, None)
+results["hidden: before"] = project(located(points, drawn), camera, drawn, None)
 cube.hide_viewport = helper.hide_viewport = pencil.hide_viewport = True
 bpy.data.objects.remove(doomed)
-results["hidden: after"] = project(located(points, camera, read()), camera, None)
-results["hidden: no points"] = project(located(Keypoints({}), camera, drawn), camera, None)
+results["hidden: after"] = project(located(points, drawn := read()), camera, drawn, None)
+results["hidden: no points"] = project(located(Keypoints({}), drawn), camera, drawn, None)
 
 # Boxes.
 
