@@ -52,6 +52,7 @@ _MAX_GREETING_NBYTES = 2**16
 _MAX_HEARD = 256
 """Greetings and the like that are heard before messages are sent again, so that nobody keeps a producer busy by talking."""
 _ZAP_DOMAIN = b"blendtorch"
+_LAST, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)  # plain ints: this is the hot path
 
 
 class TcpForwarder(Closable):
@@ -307,8 +308,16 @@ class TcpForwarder(Closable):
         self._consumer.count_remote(len(self._session.peers))
 
     def _try_send(self, route: bytes, *frames: Any) -> None:
+        """Like pyzmq's ``send_multipart(copy=False)``, which also makes a ``Frame`` of each part that it copies.
+
+        If the route is gone, its own frame is refused, and nothing is sent.
+        """
+        send = self._socket.send
         try:
-            self._socket.send_multipart([route, *frames], zmq.NOBLOCK, copy=False)
+            send(route, _MORE)
+            for frame in frames[:-1]:
+                send(frame, _MORE, len(frame) < zmq.COPY_THRESHOLD)
+            send(frames[-1], _LAST, len(frames[-1]) < zmq.COPY_THRESHOLD)
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
