@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from blendtorch_shm.errors import ConfigurationError
 
 from . import poses, utils
+from .lifetime import Reference
 from .panorama import Panorama
 
 Origin = Literal["upper-left", "lower-left"]
@@ -45,12 +46,12 @@ class Camera:
     A matrix that a script sets (``camera.proj_matrix = ...``, or in place: ``camera.proj_matrix[0][2] += 0.1``) counts instead,
     until `update_view_matrix` or `update_proj_matrix` is called.
 
+    After a file was opened, or undo, a `Camera` is the camera of the same name there. What the script has set still counts.
+
     Conventions: camera coordinates have x to the right, y up, and look along -z. Normalised device coordinates (NDC) go
     from -1 to 1 in x (right), y (up) and z (near to far) over what the camera sees. Pixel coordinates are continuous:
     the image covers [0, width] x [0, height], and the middle of its first pixel is at (0.5, 0.5).
 
-    Attributes:
-        bpy_camera: the camera, a `bpy.types.Object`.
     """
 
     def __init__(self, bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> None:
@@ -63,11 +64,30 @@ class Camera:
         Raises:
             ConfigurationError: the scene has no camera, or there would be no pixel in the image.
         """
-        self.bpy_camera = _camera_or_scenes(bpy_camera)
+        self._camera = Reference(_camera_or_scenes(bpy_camera))
         self._shape: tuple[int, int] | None = None
         self._view, self._projection = _Matrix(), _Matrix()
         if shape is not None:
             self.shape = shape
+
+    @property
+    def bpy_camera(self) -> Any:
+        """The camera, a `bpy.types.Object`.
+
+        Raises:
+            ConfigurationError: it was deleted, or the file that is open now has none of its name.
+        """
+        found = self._camera.get()
+        if found is None or found.type != "CAMERA":
+            raise ConfigurationError(
+                f"There is no camera {self._camera.name!r} any more, of which this Camera is: it was deleted, or another file was"
+                " opened. Make a new Camera."
+            )
+        return found
+
+    @bpy_camera.setter
+    def bpy_camera(self, bpy_camera: Any) -> None:
+        self._camera = Reference(bpy_camera)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -117,7 +137,7 @@ class Camera:
         """'PERSP', 'ORTHO' or 'PANO'. A `proj_matrix` that the script has set is one of the first two."""
         if self.has_own_projection:
             return "ORTHO" if self.proj_matrix[3][2] == 0 else "PERSP"
-        return str(_evaluated(self.bpy_camera).data.type)
+        return str(poses.evaluated(self.bpy_camera).data.type)
 
     @property
     def panorama(self) -> Panorama | None:
@@ -126,14 +146,14 @@ class Camera:
         Raises:
             ConfigurationError: the camera is of a model that is not known here.
         """
-        return None if self.has_own_projection else Panorama.of(_evaluated(self.bpy_camera).data)
+        return None if self.has_own_projection else Panorama.of(poses.evaluated(self.bpy_camera).data)
 
     @property
     def clip_range(self) -> tuple[float, float]:
         """Distance of the nearest and the farthest plane that are seen, in scene units."""
         if self.has_own_projection:
             return _clip_range(self.proj_matrix)
-        lens = _evaluated(self.bpy_camera).data
+        lens = poses.evaluated(self.bpy_camera).data
         return lens.clip_start, lens.clip_end
 
     @property
@@ -142,7 +162,7 @@ class Camera:
 
         Perspective: ``K @ (x, y, z) = depth * (u, v, 1)``. Orthographic: nothing is divided by depth, and
         ``K @ (x, y, 1) = (u, v, 1)``, so K[0, 0] and K[1, 1] are pixels per scene unit. Lens, sensor fit, shift and pixel
-        aspect are in it, as they were when `proj_matrix` was made.
+        aspect are in it, or the `proj_matrix` that the script has set.
 
         u and v are this class's pixel coordinates: the middle of the first pixel is at (0.5, 0.5). Where it is to be
         (0, 0), as in functions that take pixel indices for coordinates, subtract 0.5 from K[0, 2] and K[1, 2].
@@ -184,7 +204,7 @@ class Camera:
             raise ConfigurationError(
                 f"convention={convention!r}: it is 'opencv' (y down, z forward) or 'blender' (y up, looking along -z)."
             )
-        view = self._view.exact() if self.has_own_view else world_to_camera(_evaluated(self.bpy_camera))
+        view = self._view.exact() if self.has_own_view else world_to_camera(poses.evaluated(self.bpy_camera))
         if convention == "opencv":
             view[1:3] *= -1
         return view
@@ -211,7 +231,7 @@ class Camera:
         Raises:
             ConfigurationError: the camera's scale is 0, or where it stands is not a number.
         """
-        return Matrix(world_to_camera(_evaluated(_camera_or_scenes(bpy_camera))))
+        return Matrix(world_to_camera(poses.evaluated(_camera_or_scenes(bpy_camera))))
 
     @staticmethod
     def proj_from_bpy(bpy_camera: Any = None, shape: tuple[int, int] | None = None) -> Matrix:
@@ -222,7 +242,7 @@ class Camera:
         """
         height, width = Camera.shape_from_bpy() if shape is None else shape
         render = bpy.context.scene.render
-        evaluated = _evaluated(_camera_or_scenes(bpy_camera))
+        evaluated = poses.evaluated(_camera_or_scenes(bpy_camera))
         if evaluated.data.type not in ("PERSP", "ORTHO"):
             raise ConfigurationError(
                 f"The camera {evaluated.name!r} is of type {evaluated.data.type}, and no matrix describes its projection: only"
@@ -356,7 +376,7 @@ class Camera:
             ConfigurationError: the two are the same point, or not finite; the camera's scale is 0; or a constraint or a driver
                 holds it elsewhere.
         """
-        evaluated = _evaluated(self.bpy_camera)
+        evaluated = poses.evaluated(self.bpy_camera)
         now = np.linalg.inv(world_to_camera(evaluated))
         source = _point("look_from", now[:3, 3] if look_from is None else look_from)
         target = _point("look_at", (0.0, 0.0, 0.0) if look_at is None else look_at)
@@ -463,15 +483,6 @@ def is_same_pose(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     a, b = inverse(one), inverse(other)
     difference, farthest = np.abs(a - b), max(np.abs(a[:3, 3]).max(), np.abs(b[:3, 3]).max())
     return bool((difference[:3, :3] <= 4 * ROUNDING).all() and (difference[:3, 3] <= ROUNDING * farthest).all())
-
-
-def _evaluated(bpy_camera: Any) -> Any:
-    try:
-        return poses.evaluated(bpy_camera)
-    except ReferenceError as error:
-        raise ConfigurationError(
-            "The object of this Camera is gone: it was deleted, or another file was loaded. Make a new Camera."
-        ) from error
 
 
 def is_same_projection(one: Matrix, other: Matrix) -> bool:

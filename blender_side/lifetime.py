@@ -45,6 +45,11 @@ class Reference:
         self._library = block.library.filepath if block.library else None
 
     @property
+    def name(self) -> str:
+        """What it is called, or was last."""
+        return self._name
+
+    @property
     def key(self) -> tuple[bool, str]:
         """Whether it is an object, and its full name, which no other one has; those that it had last, if it is gone."""
         block = self.get()

@@ -141,6 +141,11 @@ def test_a_file_that_has_nothing_of_that_name_is_an_error_that_says_so(found):
     assert found["across files: nothing there"].size == 0
 
 
+def test_a_camera_is_found_again_by_the_name_that_it_had_last(found):
+    assert str(found["a camera that was renamed"]) == "Another"
+    assert "'Another'" in str(found["a camera that is not there"])
+
+
 def test_undo_is_followed(found):
     np.testing.assert_allclose(found["undo: larger"], 4, atol=1e-4)
     np.testing.assert_allclose(found["undo: undone"], 2, atol=1e-4)

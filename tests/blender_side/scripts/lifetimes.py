@@ -252,21 +252,23 @@ for i in range(12):
     if i % 3 == 0:  # as scripts do to be run again
         bpy.app.handlers.load_post.clear()
     bpy.ops.wm.open_mainfile(filepath=f"{folder}/{'ab'[i % 2]}.blend")
-    kept.camera = asked.camera = btb.Camera(shape=(48, 64))
     made, mine = kept.render(), asked.render()
     sizes.append(np.ptp(made["boxes_3d"], axis=1))
     points.append([*np.ptp(mine["boxes_3d"][0], axis=0), mine["keypoints"][0, 2]])
 results["across files"], results["across files: by name"] = sizes, points
 results["across files: numbers"] = made["instance_ids"]
 bpy.ops.wm.open_mainfile(filepath=f"{folder}/none.blend")
-asked.camera = kept.camera = btb.Camera(shape=(48, 64))
 results["across files: gone"] = refuses(asked.render)
 results["across files: nothing there"] = kept.render()["instance_names"]
+bpy.context.scene.camera.name = "Another"
+results["a camera that was renamed"] = kept.camera.bpy_camera.name
+bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
+results["a camera that is not there"] = refuses(lambda: kept.camera.view_matrix)
+kept.camera = asked.camera = btb.Camera(shape=(48, 64))
 
 # ---- meshes that change while nobody listens, since a script has cleared Blender's handlers
 
 bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
-kept.camera = btb.Camera(shape=(48, 64))
 thing = bpy.data.objects["Thing0"]
 sizes = [np.ptp(kept.render()["boxes_3d"][0], axis=0)]
 bpy.app.handlers.depsgraph_update_post.clear()
@@ -290,7 +292,6 @@ results["handlers cleared"] = sizes
 # ---- undo, and a library that is reloaded
 
 bpy.ops.wm.open_mainfile(filepath=f"{folder}/a.blend")
-kept.camera = asked.camera = btb.Camera(shape=(48, 64))
 before = lifetime.generation()
 windows = bpy.context.window_manager.windows
 with bpy.context.temp_override(**({"window": windows[0]} if windows else {})):  # 3.4 wants to know which one
@@ -301,7 +302,6 @@ with bpy.context.temp_override(**({"window": windows[0]} if windows else {})):  
     bpy.ops.ed.undo_push(message="larger")
     results["undo: larger"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
     bpy.ops.ed.undo()
-asked.camera = btb.Camera(shape=(48, 64))
 results["undo: undone"] = np.ptp(asked.render()["boxes_3d"][0], axis=0)
 results["undo: counted"] = lifetime.generation() != before
 
