@@ -270,4 +270,5 @@ if compat.draws_off_screen():
             flow[made["instance"] == names["back"]],
         )
 
-np.savez(out, **results)  # and with a window, too, Blender ends: what ground truth has in lists of handlers waits for nothing
+# With a window, too, Blender ends by itself now: what ground truth has in lists of handlers waits for nothing.
+np.savez(out, **results)
