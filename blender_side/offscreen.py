@@ -32,9 +32,8 @@ class OffScreenRenderer:
     orientation, colour space and alpha; the log says so.
 
     The viewport drawn is the first 3D viewport of the file, and its settings count (shading, overlays, which objects are shown)
-    until `set_render_style` changes them. It is looked for before each picture: when another file was opened, or after undo, only
-    `camera` has to be a new one. What pictures of each kind of renderer hold, and where they differ, is a table in
-    docs/final_renders.md.
+    until `set_render_style` changes them. It is looked for before each picture, also when another file was opened, or after
+    undo. What pictures of each kind of renderer hold, and where they differ, is a table in docs/final_renders.md.
 
     Example::
 

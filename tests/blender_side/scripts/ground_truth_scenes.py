@@ -165,8 +165,10 @@ def one_of_each() -> None:
         bpy.data.objects["Cube"].select_set(True)
         with bpy.context.temp_override(area=area, region=region):
             bpy.ops.view3d.localview(frame_selected=False)
+        plain = btb.OffScreenRenderer(camera, renderer.mode)  # one with a style leaves local view
+        truth = btb.GroundTruth(camera, RASTERS, renderer=plain)
         note["names in local view"] = truth.render()["instance_names"]
-        note["picture in local view"] = renderer.render()
+        note["picture in local view"] = plain.render()
         note["instance in local view"] = truth.render()["instance"]
         with bpy.context.temp_override(area=area, region=region):
             bpy.ops.view3d.localview(frame_selected=False)
