@@ -48,18 +48,20 @@ def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: 
 
     Raises:
         ReferenceError: the object was deleted, or another file was loaded.
-        ConfigurationError: the evaluation is finished and lacks the object; see `include`.
+        ConfigurationError: the evaluation is finished, or another scene's, and lacks the object; see `include`.
     """
     if depsgraph is None:
         depsgraph = bpy.context.evaluated_depsgraph_get()
-    if depsgraph.mode == "VIEWPORT":
-        if not obj.visible_get() and include([Wanted(obj, geometry, bone)]):
-            depsgraph.update()
-    elif not obj.evaluated_get(depsgraph).is_evaluated:
+    is_missing = depsgraph.mode == "VIEWPORT" and not obj.visible_get(view_layer=depsgraph.view_layer)
+    if is_missing and include([Wanted(obj, geometry, bone)]):
+        depsgraph.update()
+    found = obj.evaluated_get(depsgraph)
+    if not found.is_evaluated:
         raise ConfigurationError(
-            f"The object {obj.name!r} is not part of the final render's evaluation, so nobody knows where it is there."
+            f"The object {obj.name!r} is not part of this evaluation ({depsgraph.mode.lower()}, scene"
+            f" {depsgraph.scene.name!r}, view layer {depsgraph.view_layer.name!r}), so nobody knows where it is there."
         )
-    return obj.evaluated_get(depsgraph)
+    return found
 
 
 def include(wanted: Iterable[Wanted]) -> bool:

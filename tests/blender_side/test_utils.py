@@ -85,6 +85,10 @@ class TestCoordinates:
         np.testing.assert_allclose(world, np.stack([1 - y, 2 + x, 3 + z], axis=1), atol=1e-5)
         np.testing.assert_array_equal(answers["with a depsgraph"], world)
 
+    def test_what_the_given_evaluation_does_not_show_is_evaluated_there_too_or_an_error(self, answers):
+        np.testing.assert_allclose(answers["in a view layer without it"], answers["with it"], atol=1e-5)
+        assert "'Cube' is not part of this evaluation" in answers["in a scene without it"]
+
     def test_the_bounding_box_has_its_corners_in_blenders_order(self, answers):
         np.testing.assert_allclose(answers["bounding box"], answers["bound_box"], atol=1e-5)
 

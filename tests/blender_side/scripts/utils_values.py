@@ -132,6 +132,20 @@ results["of two"] = [
     len(btb.utils.world_coordinates(cube, second)),
     len(btb.utils.bbox_world_coordinates(cube, second)),
 ]
+elsewhere, without = bpy.data.collections.new("Elsewhere"), scene.view_layers.new("Without")
+scene.collection.children.link(elsewhere)
+for collection in cube.users_collection:
+    collection.objects.unlink(cube)
+elsewhere.objects.link(cube)
+without.layer_collection.children["Elsewhere"].exclude = True
+cube.location.x = 2
+for layer in (without, bpy.data.scenes["Empty"].view_layers[0]):
+    layer.update()
+results["in a view layer without it"] = btb.utils.world_coordinates(cube, depsgraph=without.depsgraph).tolist()
+results["with it"] = btb.utils.world_coordinates(cube).tolist()
+results["in a scene without it"] = refusal(
+    lambda: btb.utils.world_coordinates(cube, depsgraph=bpy.data.scenes["Empty"].view_layers[0].depsgraph)
+)
 results["of a text"] = len(btb.utils.world_coordinates(bpy.data.objects["Text"]))
 lamp = new_object("Lamp", bpy.data.lights.new("Lamp", "POINT"))
 balls = [new_object(name, bpy.data.metaballs.new("Ball"), location=(20, 0, 0)) for name in ("Ball", "Ball.001")]
