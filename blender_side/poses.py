@@ -19,6 +19,8 @@ import bpy
 
 from blendtorch_shm.errors import ConfigurationError
 
+from . import overrides
+
 _NAME = "blendtorch evaluates"
 
 
@@ -75,7 +77,7 @@ def include(wanted: Iterable[Wanted]) -> bool:
     missing = {name: target for name, target in targets.items() if not _points_at(variables.get(name), target)}
     if not missing:
         return False
-    at_rest = [block for block in animated() if not is_evaluated(block)]
+    at_rest = overrides.read().at_rest
     for variable in [v for v in variables if v.name in missing or v.targets[0].id is None]:
         variables.remove(variable)  # it points at something deleted, which was at the same address
     for name, target in missing.items():
@@ -83,8 +85,10 @@ def include(wanted: Iterable[Wanted]) -> bool:
         variable.name, variable.type = name, "SINGLE_PROP" if "data_path" in target else "TRANSFORMS"
         for key, value in target.items():
             setattr(variable.targets[0], key, value)
-    for block in filter(is_evaluated, at_rest):
-        block.update_tag(refresh={"TIME"})  # otherwise its animation would count from the next frame on
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    for block in at_rest:
+        if block.evaluated_get(depsgraph).is_evaluated:
+            block.update_tag(refresh={"TIME"})  # otherwise its animation would count from the next frame on
     return True
 
 
@@ -113,21 +117,3 @@ def _variables() -> Any:
         block.driver_add(f'["{_NAME}"]').driver.type = "SUM"  # which needs no Python, and so no trust in the file
         scene[_NAME] = block
     return scene[_NAME].animation_data.drivers[0].driver.variables
-
-
-def animated() -> Iterator[Any]:
-    """The data-blocks of this file that have animation or drivers, each once."""
-    seen = set()
-    for kind in (p.identifier for p in bpy.data.bl_rna.properties if p.type == "COLLECTION"):
-        blocks = [block for block in getattr(bpy.data, kind) if hasattr(block, "animation_data")]
-        if blocks and hasattr(blocks[0], "node_tree"):
-            blocks += [block.node_tree for block in blocks if getattr(block, "node_tree", None)]
-        for block in blocks:
-            if block.animation_data and block.as_pointer() not in seen:
-                seen.add(block.as_pointer())
-                yield block
-
-
-def is_evaluated(block: Any) -> bool:
-    """Whether a data-block is part of the current view layer's evaluation."""
-    return bool(block.evaluated_get(bpy.context.evaluated_depsgraph_get()).is_evaluated)

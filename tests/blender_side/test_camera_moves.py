@@ -86,6 +86,20 @@ def test_final_renders_show_objects_where_the_script_put_them_and_hidden_ones_wh
     np.testing.assert_allclose(moves[f"objects {frame} after"], [1, 1.5, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize(("frame", "where"), [(1, 0), (6, 1), (11, 2)])
+def test_final_renders_and_labels_show_what_a_modifier_makes_of_an_object_that_viewports_do_not_evaluate(
+    moves, frame, where
+):
+    columns = np.flatnonzero(moves[f"copies {frame}"].max(axis=(0, 2)) > 100)
+    left, _, right, _ = moves[f"copies {frame} box"][0]
+    assert (left + right) / 2 == pytest.approx(32 + where / 2 * FOCAL / 9.7, abs=0.05)
+    assert (columns[0], columns[-1] + 1) == pytest.approx((left, right), abs=1)
+
+
+def test_a_camera_that_hangs_on_what_viewports_do_not_evaluate_is_where_its_animation_says(moves):
+    assert moves["on a hidden rig"] == pytest.approx(1, abs=1e-4)
+
+
 def middle_of(rows):
     light = rows.max(axis=2).astype(float).sum(axis=0)
     return (light * np.arange(light.size)).sum() / light.sum()
