@@ -256,6 +256,13 @@ def compositor_tree(scene: Any) -> Any:
     return scene.node_tree if scene.use_nodes else None
 
 
+def how_to_compose() -> str:
+    """What a user does so that a scene has :func:`compositor_tree`."""
+    if VERSION >= (5, 0, 0):
+        return "give it a node group (New in the Compositor, or scene.compositing_node_group = ...)"
+    return "switch on 'Use Nodes' there"
+
+
 def output_names(node: Any) -> list[str]:
     """The names of a File Output node's slots, in the order of its inputs, as the interface shows them."""
     if VERSION >= (5, 0, 0):

@@ -144,8 +144,8 @@ class CompositeRenderer:
         tree = compat.compositor_tree(bpy.context.scene)
         if tree is None:
             raise ConfigurationError(
-                f"The scene {bpy.context.scene.name!r} does not use the compositor: switch on 'Use Nodes' there, and add"
-                " a File Output node with the slots wanted."
+                f"The scene {bpy.context.scene.name!r} does not use the compositor: {compat.how_to_compose()}, and add a File"
+                " Output node with the slots wanted."
             )
         return [_find(tree, selection) for selection in self.slots]
 
