@@ -190,10 +190,11 @@ class TcpForwarder(Closable):
             log.exception("Consumers elsewhere get nothing more from %s.", self._address)
         finally:
             self.waits = False
+            is_on_its_way = self._patient and any(peer.sent for peer in self._session.peers)  # large, on a slow link
             self._perform(self._session.end())
             self._perform(self._session.dismiss_unreachable())
             self._say_what_is_lost()
-            linger_s = _LAST_CHANCE_S if self._patient else _WAIT_IN_SILENCE_S
+            linger_s = _LAST_CHANCE_S if is_on_its_way else _WAIT_IN_SILENCE_S
             self._shut(linger_ms=int(linger_s * 1000) + self._lingerms)
             self._consumer.close()
             self._consumer.finish()  # what is sent is its consumers'
