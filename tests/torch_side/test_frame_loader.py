@@ -288,11 +288,13 @@ def test_instances_that_come_back_are_read_on() -> None:
 @pytest.mark.parametrize("local", [0, 1])
 def test_instances_elsewhere_are_read_over_tcp(addresses: list[str], local: int) -> None:
     mixed = addresses[:local] + [str.__str__(address) for address in addresses[local:]]
-    batches = list(FrameLoader(mixed, 8, max_items=100))
-    assert len(set(keys(batches))) == 100
-    assert {btid for btid, _ in keys(batches)} == {0, 1}
-    for batch in batches:
+    seen: set[tuple[int, int]] = set()
+    for batch in FrameLoader(mixed, 8):
         check(batch)
+        assert seen.isdisjoint(keys([batch]))
+        seen.update(keys([batch]))
+        if len(seen) >= 100 and {btid for btid, _ in seen} == {0, 1}:  # who is connected first may send a hundred alone
+            break
 
 
 def test_two_loaders_of_one_process_share_the_messages(addresses: list[str]) -> None:
