@@ -30,7 +30,9 @@ from numpy.typing import DTypeLike, NDArray
 from .. import compat
 from ..lifetime import listen
 from . import cube_map
-from .scene import Drawn, Geometry, Look
+from .geometry import Geometry
+from .looks import Look
+from .scene import Drawn
 
 if TYPE_CHECKING:
     from ..camera import Camera
