@@ -136,11 +136,17 @@ class ViewportStandIn:
 
     def set_style(self, shading: Shading, overlays: bool) -> None:
         if overlays or shading == "WIREFRAME":
+            engine = bpy.context.scene.render.engine
+            if shading == "RENDERED" and engine not in compat.GL_ENGINES:
+                why = f" pictures of {engine} are final renders. Choose 'MATERIAL' or 'SOLID', or leave overlays out."
+            else:
+                why = (
+                    f" Blender {bpy.app.version_string} has nothing else in background, or with a display for a transparent film."
+                    " 5.1 and later have; for a film that is not transparent, any version has with a display (a virtual one such"
+                    " as Xvfb will do)."
+                )
             raise ConfigurationError(
-                f"shading={shading!r}, overlays={overlays}: a final render shows neither wireframes nor overlays, and"
-                f" Blender {bpy.app.version_string} has nothing else in background, or with a display for a transparent film. 5.1"
-                " and later have; for a film that is not transparent, any version has with a display (a virtual one such as"
-                " Xvfb will do)."
+                f"shading={shading!r}, overlays={overlays}: a final render shows neither wireframes nor overlays, and{why}"
             )
         self.shading = shading
 
