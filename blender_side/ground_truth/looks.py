@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Any
 
@@ -50,10 +50,29 @@ def looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]:
                 return Look.NOT_AT_ALL
             if any(one.is_shadow_catcher for one in asked):
                 return Look.AS_A_HOLE
-        is_holdout = (obj if engine == compat.EEVEE else host).is_holdout or host.original.holdout_get(view_layer=layer)
+        if engine == compat.EEVEE:  # of instancers, it asks the collections alone
+            is_holdout = obj.is_holdout or _is_held_out_by_a_collection(host.original, layer)
+        else:
+            is_holdout = host.is_holdout or host.original.holdout_get(view_layer=layer)
         return Look.AS_A_HOLE if is_holdout else Look.AS_IT_IS
 
     return look
+
+
+def _is_held_out_by_a_collection(obj: Any, layer: Any) -> bool:
+    """Whether a collection that has this object is a holdout in the view layer. One further out does not count."""
+    if not obj.holdout_get(view_layer=layer):
+        return False
+    return not obj.is_holdout or any(
+        one.holdout and not one.exclude and obj.name in one.collection.objects
+        for one in _all_below(layer.layer_collection)
+    )
+
+
+def _all_below(layer_collection: Any) -> Iterator[Any]:
+    yield layer_collection
+    for child in layer_collection.children:
+        yield from _all_below(child)
 
 
 def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
