@@ -25,8 +25,12 @@ from blendtorch_shm.launch.notes import LAUNCH_VARIABLE
 
 from . import compat, evaluation
 from .camera import Camera
+from .changes import Changes
 from .evaluation import Evaluation
-from .final import Changes, allocate, describe, load_pixels, look_through, no_room, run_render
+from .final import describe, run_render
+from .final_camera import look_through
+from .publisher import allocate
+from .render_files import load_pixels, no_room
 
 _FORMATS = ("OPEN_EXR", "OPEN_EXR_MULTILAYER")
 #: Channels that a slot has, by the type of its socket, in the order of the file's; other types have one, V.

@@ -23,11 +23,11 @@ import bpy
 from blendtorch_shm.errors import ConfigurationError
 
 from . import bootstrap, compat
+from .changes import Changes
 from .utils import find_first_view3d
 
 if TYPE_CHECKING:
     from .camera import Camera
-    from .final import Changes
 
 T = TypeVar("T")
 log = logging.getLogger("blendtorch")
@@ -65,8 +65,9 @@ class Evaluation:
     def read(self, function: Callable[[Any], T], changes: Changes) -> T:
         """Call a function with this evaluation of the scene as it is now.
 
-        A final render evaluates animation anew, and so does this. Look through the camera first (`final.look_through`): then
-        what a script changed about animated properties is kept in both. The user's handlers are not called.
+        A final render evaluates animation anew, and so does this. Look through the camera first
+        (`final_camera.look_through`): then what a script changed about animated properties is kept in both. The user's handlers
+        are not called.
 
         Args:
             function: takes a `bpy.types.Depsgraph`, which is gone when it returns.
@@ -113,12 +114,13 @@ def of_viewport(shading: str) -> Evaluation:
     return Evaluation(is_final=False, engine=engine, shading=shading)
 
 
-def bring_gpu_context_back(changes: Changes) -> None:
+def regain_gpu_context() -> None:
     """See to it that something can be drawn after a render took Blender's GPU context away: one with Workbench brings it back."""
     if compat.lost_gpu_context():
-        _spare_pixels(changes)
-        changes.set(bpy.context.scene.render, engine=compat.WORKBENCH)
-        render()
+        with Changes() as changes:
+            _spare_pixels(changes)
+            changes.set(bpy.context.scene.render, engine=compat.WORKBENCH)
+            render()
 
 
 def render(**options: Any) -> None:

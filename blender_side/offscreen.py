@@ -18,8 +18,11 @@ from blendtorch_shm.errors import ConfigurationError
 
 from . import compat, evaluation, readback
 from .camera import Camera, Origin
+from .changes import Changes
 from .evaluation import Evaluation
-from .final import Changes, ColorSpace, Mode, Shading, ViewportStandIn, allocate, check_picture, put, regain_gpu_context
+from .final import ColorSpace, Mode, Shading, ViewportStandIn, check_picture
+from .publisher import allocate
+from .render_files import put
 from .utils import find_first_view3d, type_switches
 
 
@@ -239,7 +242,7 @@ class ViewportDrawing:
 
     def draw(self, image: NDArray[np.uint8], camera: Camera, *, flip: bool, display: bool) -> None:
         height, width, _ = image.shape
-        regain_gpu_context()
+        evaluation.regain_gpu_context()
         if display and _is_film_transparent():
             self._draw_encoded(image, camera, flip=flip)
             return
@@ -254,7 +257,7 @@ class ViewportDrawing:
 
     def draw_later(self, shape: tuple[int, ...], camera: Camera, *, flip: bool, display: bool) -> PendingPicture:
         height, width, channels = shape
-        regain_gpu_context()
+        evaluation.regain_gpu_context()
         with self._drawn(height, width, camera, flip=flip, display=display) as (upside_down, has_alpha):
             is_to_be_checked = display and has_alpha
             buffer = self._buffer((height, width, 4 if is_to_be_checked else channels))

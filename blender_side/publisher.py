@@ -154,3 +154,9 @@ def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]
     lender = _lenders.get((shape, np.dtype(dtype)))
     publisher = None if lender is None else lender()
     return None if publisher is None else publisher._sink.lend(shape, dtype)
+
+
+def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array in the slot that the next publish will use, else an ordinary one."""
+    lent = lend_array(shape, dtype)
+    return np.empty(shape, dtype) if lent is None else lent

@@ -14,11 +14,14 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import compat, evaluation, poses
 from ..camera import Camera
-from ..final import Changes, allocate, look_through, regain_gpu_context
+from ..changes import Changes
+from ..final_camera import look_through
 from ..lifetime import generation
+from ..publisher import allocate
 from . import labels
 from .draw import ATTACHMENTS, Rasterizer, View
-from .scene import Drawn, Look, SceneReader
+from .looks import Look
+from .scene import Drawn, SceneReader
 
 __all__ = ["GroundTruth"]
 
@@ -199,7 +202,7 @@ class GroundTruth:
                 to_draw[attachment] = arrays[name]
         before, view_before = self._before or ([], None)
         if wanted:
-            regain_gpu_context()
+            evaluation.regain_gpu_context()
         if to_draw:
             self._present.draw(to_draw, drawn, view, [thing.previous for thing in drawn], view_before)
         if "flow_forward" in wanted:

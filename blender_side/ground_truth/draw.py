@@ -16,7 +16,8 @@ What differs from one thing to the next stands in a texture, eleven texels for e
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from math import inf, nan
@@ -30,7 +31,9 @@ from numpy.typing import DTypeLike, NDArray
 from .. import compat
 from ..lifetime import listen
 from . import cube_map
-from .scene import Drawn, Geometry, Look
+from .geometry import Geometry
+from .looks import Look
+from .scene import Drawn
 
 if TYPE_CHECKING:
     from ..camera import Camera
@@ -268,31 +271,36 @@ def _draw(
         return
     in_order = sorted(groups.items(), key=lambda group: group[0][2] is Look.IN_FRONT)  # after all others
     texture = _texture([pair for _, group in in_order for pair in group], view, other_view)
-    depth_test, depth_mask, blend = (
-        gpu.state.depth_test_get(),
-        gpu.state.depth_mask_get(),
-        gpu.state.blend_get(),
-    )
-    gpu.state.depth_test_set("LESS_EQUAL")
-    gpu.state.depth_mask_set(True)
-    gpu.state.blend_set("NONE")
-    gpu.state.face_culling_set("NONE")
     first = 0
     is_in_front = False
-    for (geometry, deformed, look), group in in_order:
-        if look is Look.IN_FRONT and not is_in_front:
-            framebuffer.clear(depth=1.0)
-            is_in_front = True
-        shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
-        shader.bind()
-        shader.uniform_sampler("things", texture)
-        if "plane" in names:
-            shader.uniform_float("nearest_distance", view.clip_range[0])
-        compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
-        first += len(group)
-    gpu.state.depth_test_set(depth_test)
-    gpu.state.depth_mask_set(depth_mask)
-    gpu.state.blend_set(blend)
+    with _nearest_wins():
+        for (geometry, deformed, look), group in in_order:
+            if look is Look.IN_FRONT and not is_in_front:
+                framebuffer.clear(depth=1.0)
+                is_in_front = True
+            shader = _shader(names, deformed is not None, look is Look.AS_A_HOLE)
+            shader.bind()
+            shader.uniform_sampler("things", texture)
+            if "plane" in names:
+                shader.uniform_float("nearest_distance", view.clip_range[0])
+            compat.draw_instances(_batch(geometry, deformed), shader, first, len(group))
+            first += len(group)
+
+
+@contextmanager
+def _nearest_wins() -> Iterator[None]:
+    """Draw both sides of faces, the nearest above all others. Which sides are drawn Python cannot ask: Blender draws both."""
+    depth_test, depth_mask, blend = gpu.state.depth_test_get(), gpu.state.depth_mask_get(), gpu.state.blend_get()
+    try:
+        gpu.state.depth_test_set("LESS_EQUAL")
+        gpu.state.depth_mask_set(True)
+        gpu.state.blend_set("NONE")
+        gpu.state.face_culling_set("NONE")
+        yield
+    finally:
+        gpu.state.depth_test_set(depth_test)
+        gpu.state.depth_mask_set(depth_mask)
+        gpu.state.blend_set(blend)
 
 
 def _texture(pairs: Sequence[tuple[Drawn, Drawn | None]], view: View, other_view: View | None) -> Any:

@@ -17,7 +17,8 @@ from .. import poses
 from ..camera import Camera
 from ..lifetime import Reference
 from ..utils import IS_UPPER, RAY_TOLERANCE, evaluated_mesh, sight_lines
-from .scene import Drawn, Geometry, Row
+from .geometry import Geometry
+from .scene import Drawn, Row
 
 _VISIBLE, _OCCLUDED = 2, 1  # as in COCO
 _DEPTH_TOLERANCE = 1e-4

@@ -6,83 +6,25 @@ come as the meshes that Blender draws for them.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import bpy
 import numpy as np
-from bpy.app.handlers import persistent
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
 
-from .. import compat, poses
+from .. import poses
 from ..evaluation import Evaluation
-from ..final import Changes
-from ..lifetime import Reference, generation, listen
-from ..utils import find_first_view3d, type_switches
-
-T = TypeVar("T")
+from ..lifetime import Reference, generation
+from .geometry import Geometry, Meshes
+from .looks import Look, looks
+from .owners import Owners, as_list, block_key, categories_in_file, reference_to, references_by_name, surfaces_of
 
 _NO_INDEX = 2**31 - 1  # fills up `persistent_id`
-_SURFACE_TYPES = ("MESH", "CURVE", "SURFACE", "FONT", "META")
-
-
-@dataclass(eq=False)
-class Geometry:
-    """The surface of a mesh as evaluated; shared by everything that is drawn with this mesh.
-
-    A *corner* is a vertex of one face: normals belong to corners, because flat faces meet at their vertices.
-
-    Attributes:
-        vertices: (V, 3) float32, object coordinates.
-        corners: (C,) int32, the vertex at each corner.
-        triangles: (T, 3) int32, the corners of each triangle; counter-clockwise as seen from outside.
-        normals: (C, 3) float32 unit vectors, object coordinates, as shaded; None: nobody asked for them.
-        sources: names of the objects that this mesh was made for.
-        stale: Blender has evaluated it anew since.
-    """
-
-    vertices: NDArray[np.float32]
-    corners: NDArray[np.int32]
-    triangles: NDArray[np.int32]
-    normals: NDArray[np.float32] | None
-    sources: set[str] = field(default_factory=set)
-    stale: bool = False
-
-    def corresponds_to(self, other: Geometry) -> bool:
-        """Whether both are one mesh, at most deformed, so that vertex i of one is vertex i of the other."""
-        if self.corners is other.corners and self.triangles is other.triangles:
-            return True
-        same = (
-            len(self.vertices) == len(other.vertices)
-            and np.array_equal(self.corners, other.corners)
-            and np.array_equal(self.triangles, other.triangles)
-        )
-        if same:  # from now on this is seen at a glance
-            self.corners, self.triangles = other.corners, other.triangles
-        return same
-
-    def equals(self, other: Geometry) -> bool:
-        """Whether both have the same surface."""
-        if not self.corresponds_to(other) or not np.array_equal(self.vertices, other.vertices):
-            return False
-        if self.normals is None or other.normals is None:
-            return self.normals is other.normals
-        return np.array_equal(self.normals, other.normals)
-
-
-class Look(Enum):
-    """How a picture shows an object."""
-
-    NOT_AT_ALL = auto()
-    AS_IT_IS = auto()
-    IN_FRONT = auto()  # of everything else, wherever it is
-    AS_A_HOLE = auto()  # the background appears in its place, whatever is behind it
 
 
 @dataclass(eq=False, slots=True)
@@ -115,6 +57,18 @@ class Drawn:
 
 Key = tuple[str, str, tuple[int, ...]]
 """Instancer, object and index; the first and the last are empty where nothing is instanced."""
+
+
+_GROUP, _SURFACE = "\0group", "\0surface"
+"""Stand where a key has an instancer, and are no names: what was asked for has them."""
+
+
+def _group_key(name: str) -> Key:
+    return _GROUP, name, ()
+
+
+def _is_group(key: Key) -> bool:
+    return key[0] == _GROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,22 +120,22 @@ class SceneReader:
         self._lasting: list[tuple[Key, list[Reference]]] = []
         """What always has a row, and what it was asked for by."""
         if isinstance(objects, Mapping):
-            groups = _named("objects", objects)
+            groups = references_by_name("objects", objects)
             for name, blocks in groups.items():
                 if not blocks:
                     raise ConfigurationError(f"objects={{{name!r}: ...}} is empty: name an object or a collection.")
             self._asked = [(block, name) for name, blocks in groups.items() for block in blocks]
             self._lasting = [(_group_key(name), blocks) for name, blocks in groups.items()]
         elif objects is not None:
-            self._asked = [(_reference(block), "") for block in _as_list(objects)]
-            surfaces = {obj.name_full: obj for block, _ in self._asked for obj in _surfaces(block.get())}
+            self._asked = [(reference_to(block), "") for block in as_list(objects)]
+            surfaces = {obj.name_full: obj for block, _ in self._asked for obj in surfaces_of(block.get())}
             self._lasting = [((_SURFACE, name, ()), [Reference(obj)]) for name, obj in surfaces.items()]
         for key, _ in self._lasting:
             self._id(key)
         self._categories = None
         if categories is not None:
-            self._categories = _named("categories", categories)
-        self.category_names = ["", *(_categories_in_file() if categories is None else categories)]
+            self._categories = references_by_name("categories", categories)
+        self.category_names = ["", *(categories_in_file() if categories is None else categories)]
         self._category_ids = {name: i for i, name in enumerate(self.category_names)}
         self._drawn: dict[Key, Drawn] = {}
         self._axes: dict[str, NDArray[np.float64]] = {}
@@ -289,7 +243,7 @@ class SceneReader:
         if self._asked is None:
             return lambda obj, instancer: None
         names = {reference.key: name for reference, name in self._asked}
-        owners = _Owners(lambda block: names.get(_block_key(block)))
+        owners = Owners(lambda block: names.get(block_key(block)))
 
         def number_of(obj: Any, instancer: Any) -> tuple[int, str] | None:
             name = owners.find(obj, instancer)
@@ -323,14 +277,14 @@ class SceneReader:
     def _category_lookup(self) -> Callable[[Any, Any], int]:
         """What says the category of an object and of its instancer (or None)."""
         if self._categories is None:
-            by_property = _Owners(self._category_by_property)
+            by_property = Owners(self._category_by_property)
             return lambda obj, instancer: by_property.find(obj, instancer) or 0
         known = {
             reference.key: self._category_ids[category]
             for category, references in self._categories.items()
             for reference in references
         }
-        given = _Owners(lambda block: known.get(_block_key(block)))
+        given = Owners(lambda block: known.get(block_key(block)))
         return lambda obj, instancer: given.find(obj, instancer) or 0
 
     def _category_by_property(self, block: Any) -> int | None:
@@ -371,10 +325,10 @@ class _Kinds:
 
     def __init__(self, reader: SceneReader, depsgraph: Any, evaluation: Evaluation, *, normals: bool) -> None:
         self._known: dict[tuple[int, int, int], _Kind | None] = {}
-        self._look_of = _looks(evaluation, depsgraph)
+        self._look_of = looks(evaluation, depsgraph)
         self._category_of = reader._category_lookup()
         self._number_of = reader.numbers()
-        self.meshes = _Meshes(evaluation, reader._final_geometries, normals=normals)
+        self.meshes = Meshes(evaluation, reader._final_geometries, normals=normals)
         self.shown: set[str] = set()
         self.renumbered: set[tuple[str, str]] = set()
         """Instancers and objects whose instances are numbered anew in each frame; particles keep their numbers."""
@@ -423,334 +377,3 @@ class _Kinds:
             0 if is_hole else self._category_of(original, by),
             (0, "") if is_hole else self._number_of(original, by),
         )
-
-
-def _looks(evaluation: Evaluation, depsgraph: Any) -> Callable[[Any, Any], Look]:
-    """What says how the picture shows an evaluated object, or an instance by its object and instancer.
-
-    The depsgraph has left out already what is hidden from all viewports, or from all final renders. The table is in
-    docs/ground_truth.md; the engines differ in what they ask the object for, and what its instancer.
-    """
-    engine = evaluation.engine
-    layer = bpy.context.scene.view_layers[depsgraph.view_layer.name]
-    is_left_out = _left_out(evaluation)
-    has_surfaces = layer.use_solid or not compat.heeds_layers_surfaces(engine)
-
-    def look(obj: Any, instancer: Any) -> Look:
-        host = instancer or obj
-        if is_left_out(obj, instancer) or (obj.type == "MESH" and not has_surfaces):
-            return Look.NOT_AT_ALL
-        if engine == compat.WORKBENCH:
-            return Look.IN_FRONT if obj.show_in_front else Look.AS_IT_IS
-        asked = {obj} if engine == compat.EEVEE else {obj, host}
-        if compat.hides_from_camera(engine) and not all(one.visible_camera for one in asked):
-            return Look.NOT_AT_ALL
-        if engine != compat.EEVEE:
-            if host.original.indirect_only_get(view_layer=layer):
-                return Look.NOT_AT_ALL
-            if any(one.is_shadow_catcher for one in asked):
-                return Look.AS_A_HOLE
-        is_holdout = (obj if engine == compat.EEVEE else host).is_holdout or host.original.holdout_get(view_layer=layer)
-        return Look.AS_A_HOLE if is_holdout else Look.AS_IT_IS
-
-    return look
-
-
-def _left_out(evaluation: Evaluation) -> Callable[[Any, Any], bool]:
-    """What says whether the viewport leaves out an evaluated object, or an instance."""
-    if evaluation.is_final:
-        return lambda obj, instancer: False
-    try:
-        _, space, _ = find_first_view3d()
-    except ConfigurationError:  # then no picture is drawn
-        return lambda obj, instancer: False
-    shows_wires = compat.shades_wire_objects(evaluation.shading)
-
-    has_types = all(getattr(space, name) for name in type_switches())
-
-    def shows_instances_of(instancer: Any) -> bool:
-        if instancer.visible_in_viewport_get(space):
-            return True
-        if has_types:
-            return False
-        with Changes() as changes:  # a type that the viewport does not show still instances
-            changes.set(space, **dict.fromkeys(type_switches(), True))
-            return bool(instancer.visible_in_viewport_get(space))
-
-    def is_left_out(obj: Any, instancer: Any) -> bool:
-        if not shows_wires and {obj.display_type, (instancer or obj).display_type} & {"WIRE", "BOUNDS"}:
-            return True
-        if instancer is None:
-            return not obj.visible_in_viewport_get(space)
-        # Blender asks the object that is instanced whether it is hidden, and its surface for its type, which is that of meshes.
-        return obj.hide_viewport or not space.show_object_viewport_mesh or not shows_instances_of(instancer)
-
-    return is_left_out
-
-
-# -------------------------------------------------------------------------------------- what stands for what
-
-
-class _Owners(Generic[T]):
-    """Finds what stands for an object: itself, or something above it.
-
-    Args:
-        look: what an object or a collection says about what it stands for; None: nothing.
-    """
-
-    def __init__(self, look: Callable[[Any], T | None]) -> None:
-        self._look = look
-        self._homes: dict[str, list[Any]] = {}  # by name of an object
-        self._above: dict[str, list[Any]] = {}  # by name of a collection
-        collections = [*bpy.data.collections, *(scene.collection for scene in bpy.data.scenes)]
-        if any(look(collection) is not None for collection in collections):
-            for collection in collections:
-                for obj in collection.objects:
-                    self._homes.setdefault(obj.name_full, []).append(collection)
-                for child in collection.children:
-                    self._above.setdefault(child.name_full, []).append(collection)
-
-    def find(self, obj: Any, instancer: Any = None) -> T | None:
-        """What the nearest says that stands for an object, or for an instance.
-
-        Args:
-            obj: the original object.
-            instancer: what instances it, or None.
-
-        Raises:
-            ConfigurationError: two collections that are equally near say different things.
-        """
-        line = [*_line(obj), *(() if instancer is None else _line(instancer))]
-        for block in line:
-            found = self._look(block)
-            if found is not None:
-                return found
-        level = [home for block in line for home in self._homes.get(block.name_full, ())] if self._homes else []
-        while level:
-            said = {one.name_full: found for one in level if (found := self._look(one)) is not None}
-            if len(set(said.values())) > 1:
-                raise ConfigurationError(
-                    f"The object {obj.name!r} is in the collections {', '.join(map(repr, said))}, and they say different things"
-                    " about it: say it of the object itself."
-                )
-            for found in said.values():
-                return found
-            level = [above for one in level for above in self._above.get(one.name_full, ())]
-        return None
-
-
-def _line(obj: Any) -> Iterator[Any]:
-    """An object, and those of its parents that stand for it because they have no surface themselves."""
-    yield obj
-    while (obj := obj.parent) is not None:
-        if obj.type not in _SURFACE_TYPES:
-            yield obj
-
-
-def _surfaces(block: Any) -> Iterator[Any]:
-    """The objects with a surface that an object or a collection stands for; not what they instance."""
-    if isinstance(block, bpy.types.Collection):
-        for obj in block.all_objects:
-            yield from _surfaces(obj)
-    elif block.type in _SURFACE_TYPES:
-        if _owner_of_surface(block) == block:
-            yield block
-    else:
-        yield from (
-            child
-            for child in block.children_recursive
-            if child.type in _SURFACE_TYPES and _owner_of_surface(child) == child
-        )
-
-
-def _owner_of_surface(obj: Any) -> Any:
-    """The object that a surface belongs to. Metaballs whose names differ in the number at the end only have one together.
-
-    It is that of the lowest number (Blender's `BKE_mball_basis_find`).
-    """
-    if obj.type != "META":
-        return obj
-    stem, _ = _numbered(obj)
-    family = [one for one in bpy.context.scene.objects if one.type == "META" and _numbered(one)[0] == stem]
-    return min([obj, *family], key=lambda one: _numbered(one)[1])
-
-
-def _numbered(obj: Any) -> tuple[str, int]:
-    """The name of an object without the number at its end, and that: ('Ball', 1) of 'Ball.001', ('Ball', 0) of 'Ball'."""
-    stem, dot, digits = obj.name.rpartition(".")
-    return (stem, int(digits)) if dot and digits.isdecimal() else (obj.name, 0)
-
-
-def _named(argument: str, mapping: Mapping[Any, Any]) -> dict[str, list[Reference]]:
-    """What was asked for by name.
-
-    Raises:
-        ConfigurationError: a name is none, or one thing stands under two; or as `_reference`.
-    """
-    named: dict[str, list[Reference]] = {}
-    names: dict[tuple[bool, str], str] = {}
-    for name, blocks in mapping.items():
-        if not isinstance(name, str) or not name:
-            raise ConfigurationError(f"{argument}={{{name!r}: ...}}: a name is a string that is not empty.")
-        named[name] = [_reference(block) for block in _as_list(blocks)]
-        for reference in named[name]:
-            if names.setdefault(reference.key, name) != name:
-                raise ConfigurationError(
-                    f"{argument} has {reference.key[1]!r} under {names[reference.key]!r} and under {name!r}: it can belong to"
-                    " one of them only."
-                )
-    return named
-
-
-def _reference(block: Any) -> Reference:
-    """A reference to what was asked for.
-
-    Raises:
-        ConfigurationError: it is neither an object nor a collection, or stands for nothing that has a surface.
-    """
-    if not isinstance(block, (bpy.types.Object, bpy.types.Collection)):
-        raise ConfigurationError(
-            f"{block!r} is neither an object (bpy.types.Object), such as bpy.data.objects['Cube'], nor a collection."
-        )
-    if isinstance(block, bpy.types.Object) and (owner := _owner_of_surface(block)) != block:
-        raise ConfigurationError(
-            f"The metaballs {owner.name!r} and {block.name!r} have one surface together, which belongs to {owner.name!r}: name"
-            " that one, or give them names that differ in more than the number at the end."
-        )
-    if next(_surfaces(block), None) is None and not any(map(_may_instance, _hierarchy(block))):
-        what = block.type if isinstance(block, bpy.types.Object) else "collection"
-        raise ConfigurationError(
-            f"{block.name!r} ({what}) has no surface, and nothing that belongs to it has one, so no pixel ever shows it. Meshes,"
-            " curves, surfaces, text and metaballs have a surface; hair, point clouds, volumes and grease pencil have none here."
-        )
-    return Reference(block)
-
-
-def _hierarchy(block: Any) -> Iterator[Any]:
-    for obj in block.all_objects if isinstance(block, bpy.types.Collection) else [block]:
-        yield from (obj, *obj.children_recursive)
-
-
-def _may_instance(obj: Any) -> bool:
-    return bool(obj.instance_type != "NONE" or len(obj.modifiers) or len(obj.particle_systems))
-
-
-def _as_list(blocks: Any) -> list[Any]:
-    """What was given: one block, or several. What is neither is refused as a block."""
-    is_one = isinstance(blocks, (bpy.types.ID, str)) or not isinstance(blocks, Iterable)
-    return [blocks] if is_one else list(blocks)
-
-
-def _block_key(block: Any) -> tuple[bool, str]:
-    return isinstance(block, bpy.types.Object), block.name_full
-
-
-_GROUP, _SURFACE = (
-    "\0group",
-    "\0surface",
-)  # stand where a key has an instancer, and are no names: what was asked for has them
-
-
-def _group_key(name: str) -> Key:
-    return _GROUP, name, ()
-
-
-def _is_group(key: Key) -> bool:
-    return key[0] == _GROUP
-
-
-def _categories_in_file() -> list[str]:
-    """Sorted, so that all instances that open one file number them alike."""
-    blocks = (*bpy.data.objects, *bpy.data.collections)
-    return sorted({str(block["category"]) for block in blocks if block.get("category") not in (None, "")})
-
-
-# ------------------------------------------------------------------------------------------------------- geometry
-
-_geometries: weakref.WeakValueDictionary[tuple[int, str], Geometry] = weakref.WeakValueDictionary()
-"""Of the viewport's evaluation: by the mesh's address, and its owner where it is no object's. They live as long as something is
-drawn with them."""
-
-
-_geometries_of = generation()
-
-
-def _known_geometries() -> weakref.WeakValueDictionary[tuple[int, str], Geometry]:
-    global _geometries_of
-    knows_changes = listen(_mark_stale, "depsgraph_update_post", "frame_change_post")
-    if not knows_changes or _geometries_of != generation():  # or an address means something else now
-        _geometries.clear()
-        _geometries_of = generation()
-    return _geometries
-
-
-class _Meshes:
-    """Reads the surfaces of evaluated objects of type MESH, each mesh once.
-
-    Args:
-        evaluation: the viewport's lasts, and says what it has evaluated anew. That of a final render is made anew each time.
-        before: what was read from the last final render: the same mesh is the same `Geometry` again.
-        normals: are wanted.
-
-    Attributes:
-        final: what was read from this final render.
-    """
-
-    def __init__(self, evaluation: Evaluation, before: Mapping[Any, Geometry], *, normals: bool) -> None:
-        self._is_final = evaluation.is_final
-        self._known: Any = {} if evaluation.is_final else _known_geometries()
-        self._before = before
-        self._normals = normals
-        self._counts: Counter[str] = Counter()
-        self.final: dict[Any, Geometry] = {}
-
-    def read(self, evaluated: Any, name: str, *, is_own: bool) -> Geometry | None:
-        """The surface of an evaluated object of that name; None if it has no faces.
-
-        Args:
-            is_own: its mesh is in no file, and was made for it alone.
-        """
-        place = (evaluated.data.as_pointer(), name if is_own else "")
-        geometry = self._known.get(place)
-        if geometry is None or geometry.stale or (self._normals and geometry.normals is None):
-            geometry = _read(evaluated, normals=self._normals)
-            if self._is_final:
-                number = (name, self._counts[name])
-                self._counts[name] += 1
-                before = self._before.get(number)
-                geometry = before if before is not None and before.equals(geometry) else geometry
-                self.final[number] = geometry
-            self._known[place] = geometry
-        geometry.sources.add(name)
-        return geometry if len(geometry.triangles) else None
-
-
-def _read(evaluated: Any, *, normals: bool) -> Geometry:
-    mesh = evaluated.to_mesh()  # not `data`, which lacks a subdivision that is left to the GPU
-    try:
-        found = compat.corner_normals(mesh) if normals else None
-        mesh.calc_loop_triangles()
-        vertices = np.empty((len(mesh.vertices), 3), np.float32)
-        corners = np.empty(len(mesh.loops), np.int32)
-        triangles = np.empty((len(mesh.loop_triangles), 3), np.int32)
-        mesh.vertices.foreach_get("co", vertices.reshape(-1))
-        mesh.loops.foreach_get("vertex_index", corners)
-        mesh.loop_triangles.foreach_get("loops", triangles.reshape(-1))
-        return Geometry(vertices, corners, triangles, found)
-    finally:
-        evaluated.to_mesh_clear()
-
-
-@persistent  # type: ignore[untyped-decorator]
-def _mark_stale(scene: Any, depsgraph: Any) -> None:
-    """Note which meshes were evaluated anew."""
-    names, places = set(), set()
-    for update in depsgraph.updates:
-        if update.is_updated_geometry and isinstance(update.id, bpy.types.Object):
-            names.add(update.id.name_full)
-            if update.id.data is not None:  # another mesh may have been at that address
-                places.add((update.id.data.as_pointer(), ""))
-    if names:
-        for place, geometry in _geometries.items():
-            if place in places or not names.isdisjoint(geometry.sources):
-                geometry.stale = True

@@ -12,7 +12,7 @@ import cycles
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import compositor, final
+from blender_side import compositor, publisher
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 
 out = Path(btb.parse_blendtorch_args()[1][0])
@@ -146,11 +146,11 @@ results["written to disk"] = kept.exists()
 
 # Arrays go where the publisher says.
 lent = np.full((HEIGHT, WIDTH, 1), -7, np.float32)
-final.lend_array = lambda shape, dtype: lent if shape == lent.shape and dtype == np.float32 else None
+publisher.lend_array = lambda shape, dtype: lent if shape == lent.shape and dtype == np.float32 else None
 again = btb.CompositeRenderer(wanted[2:4], camera).render()
 results["lent is returned"] = again["depth"] is lent
 results["lent"] = lent
-final.lend_array = lambda shape, dtype: None
+publisher.lend_array = lambda shape, dtype: None
 
 scene.frame_set(7)
 btb.CompositeRenderer(wanted[2:6], camera, delete_render_files=False, btid=3).render()

@@ -9,7 +9,7 @@ import cycles
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import final
+from blender_side import publisher
 from blendtorch_shm.errors import ConfigurationError, OutOfSharedMemory
 
 out = btb.parse_blendtorch_args()[1][0]
@@ -124,11 +124,11 @@ shoot("workbench linear", mode="rgb", engine="WORKBENCH")
 results["engine"] = scene.render.engine
 
 lent = np.full((HEIGHT, WIDTH, 3), -7, np.float32)
-final.lend_array = lambda shape, dtype: lent if (shape, dtype) == (lent.shape, lent.dtype) else None
+publisher.lend_array = lambda shape, dtype: lent if (shape, dtype) == (lent.shape, lent.dtype) else None
 renderer = btb.FinalRenderer(camera, mode="rgb", dtype=np.float32)
 results["lent is returned"] = renderer.render() is lent
 results["lent"] = lent.copy()
-final.lend_array = lambda shape, dtype: None
+publisher.lend_array = lambda shape, dtype: None
 results["fresh memory"] = not np.shares_memory(renderer.render(), renderer.render())
 results["of the scene's size"] = btb.FinalRenderer(mode="rgb").camera.shape == (480, 640)
 

@@ -6,7 +6,7 @@ import bpy
 import numpy as np
 
 import blendtorch.btb as btb
-from blender_side import compat, final, readback, utils
+from blender_side import compat, publisher, readback, utils
 
 out = btb.parse_blendtorch_args()[1][0]
 scene = bpy.context.scene
@@ -72,7 +72,7 @@ results["corners xy"] = np.sort(tall.object_to_pixel(cube), axis=0)
 
 # A picture goes where the publisher says, and two pictures never share memory.
 lent = np.full((96, 64, 3), 7, np.uint8)
-final.lend_array = lambda shape, dtype: lent
+publisher.lend_array = lambda shape, dtype: lent
 renderer = btb.OffScreenRenderer(tall, mode="rgb")
 renderer.set_render_style("SOLID")
 results["lent is returned"] = renderer.render() is lent
@@ -80,7 +80,7 @@ results["lent"] = lent.copy()
 pending = renderer.render_later()
 lent[...] = 7
 results["lent is filled later"] = pending.read() is lent and np.abs(lent - results["lent"].astype(int)).max() <= 1
-final.lend_array = lambda shape, dtype: None
+publisher.lend_array = lambda shape, dtype: None
 results["fresh memory"] = not np.shares_memory(renderer.render(), renderer.render())
 
 

@@ -170,6 +170,11 @@ WAYS: dict[str, Callable[[], object]] = {
     "instanced, host not visible to the camera": lambda: (instanced(), setattr(host, "visible_camera", False)),
     "instanced, leaf a holdout": lambda: (instanced(), setattr(leaf, "is_holdout", True)),
     "instanced, host a holdout": lambda: (instanced(), setattr(host, "is_holdout", True)),
+    "instanced, host a holdout, in a holdout collection": lambda: (
+        instanced(),
+        setattr(host, "is_holdout", True),
+        setattr(in_layer(), "holdout", True),
+    ),
     "instanced, leaf a shadow catcher": lambda: (instanced(), setattr(leaf, "is_shadow_catcher", True)),
     "instanced, host a shadow catcher": lambda: (instanced(), setattr(host, "is_shadow_catcher", True)),
     "instanced, host in an indirect collection": lambda: (instanced(), setattr(in_layer(), "indirect_only", True)),
@@ -192,6 +197,10 @@ if compat.draws_off_screen():
     scene.render.engine = compat.EEVEE
     renderers["SOLID"] = btb.OffScreenRenderer(camera, "rgb")
     renderers["SOLID"].set_render_style("SOLID")
+    if bpy.app.version >= (4, 2):
+        scene.eevee.taa_samples = 1
+        renderers["EEVEE"] = btb.OffScreenRenderer(camera, "rgb")
+        renderers["EEVEE"].set_render_style("RENDERED")
 passes = (("instance", "depth") if compat.draws_off_screen() else ("boxes_3d",)) + ("keypoints",)
 points = {"behind": (back, (0, 0, 0.5)), "on it": (thing, (0, 0, 0.5))}
 for engine, renderer in renderers.items():
