@@ -302,7 +302,8 @@ def twin_for_pictures(description: Description) -> Description:
         )
         obj["hidden"] = hides.get(obj["hidden"], "")
     for obj in twin["objects"]:
-        if description["renderer"] == SOLID and obj["visibility"] in ("wire", "bounds"):
+        is_wire = description["renderer"] == SOLID and obj["visibility"] in ("wire", "bounds")
+        if is_wire and obj["hidden"] != "collection hide_render":  # which hides what it instances, too
             obj["hidden"] = "hide_render"
         for modifier in obj["modifiers"]:
             modifier["render"], modifier["render_levels"] = modifier["viewport"], modifier["levels"]

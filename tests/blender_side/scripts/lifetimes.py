@@ -155,6 +155,7 @@ results["of an empty"] = refuses(lambda: utils.bbox_world_coordinates(car))
 
 # ---- dtypes
 
+results["draws off-screen"] = compat.draws_off_screen()
 if compat.draws_off_screen():
     for dtypes in ({}, {"instance": "uint8", "category": "int32"}, {"instance": np.uint16, "category": np.uint16}):
         made = btb.GroundTruth(camera, ("instance", "category"), dtypes=dtypes).render()

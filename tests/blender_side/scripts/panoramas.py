@@ -12,7 +12,7 @@ from blender_side import compat
 from blendtorch_shm.errors import ConfigurationError
 
 out = btb.parse_blendtorch_args()[1][0]
-IS_5 = bpy.app.version >= (5, 0, 0)
+IS_4, IS_5 = bpy.app.version >= (4, 0, 0), bpy.app.version >= (5, 0, 0)
 scene, layer = bpy.context.scene, bpy.context.view_layer
 for obj in list(scene.objects):
     if obj.type != "CAMERA":
@@ -33,7 +33,7 @@ def render_and_note(self, depsgraph):
     for made in self.get_result().layers[0].passes:
         pixels = np.empty((*size, made.channels), np.float32)
         flat = pixels.reshape(-1)
-        made.rect.foreach_get(flat if IS_5 else flat.reshape(-1, made.channels))
+        made.rect.foreach_get(flat if IS_4 else flat.reshape(-1, made.channels))
         passes[made.name] = pixels[::-1]
 
 
@@ -60,7 +60,7 @@ objects = {obj.name: obj for obj in scene.objects if obj.type == "MESH"}
 eye = scene.camera
 eye.location, eye.rotation_euler = (0.1, -0.1, 0.2), (pi / 2 - 0.1, 0.05, 0.1)
 eye.data.type, eye.data.clip_start, eye.data.clip_end = "PANO", 0.1, 12
-settings = eye.data if IS_5 else eye.data.cycles
+settings = eye.data if hasattr(eye.data, "panorama_type") else eye.data.cycles
 
 FULL = dict(longitude_min=-pi, longitude_max=pi, latitude_min=-pi / 2, latitude_max=pi / 2)
 SHOTS = {
