@@ -78,7 +78,7 @@ class Campaign:
         kind = f"{what}: {', '.join(sorted(_features(small)))}"
         if kind not in self.kinds:
             self.kinds[kind] = small, said, what
-            line = f"{kind}\n    {json.dumps(plain(small))}\n    {said[-600:]}\n"
+            line = f"{kind}\n    {json.dumps(plain(small))}\n    {said[-4000:]}\n"
             print(f"[{self.scenes} scenes, {time.perf_counter() - self.started:.0f} s] {line}", flush=True)
             if self.report:
                 with self.report.open("a") as file:

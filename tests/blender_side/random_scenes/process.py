@@ -53,7 +53,7 @@ class Blender:
         except (EOFError, OSError) as error:
             code = self.end()
             self.deaths += 1
-            said = self._log.read_text(errors="replace")[-1500:]
+            said = self._log.read_text(errors="replace").partition("\nExtension modules")[0][-1500:]
             raise Crashed(f"Blender ended with {_described(code)} in {name}: {said}") from error
         if how == "failed":
             self.end()  # who knows what it left
