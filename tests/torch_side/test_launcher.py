@@ -221,7 +221,7 @@ def test_what_it_renders_with_is_told_once_and_software_loudly(
     with launched(path, 2):
         eventually(all_told)
     heard += capfd.readouterr().err
-    assert heard.count("SOFTWARE") == 1
+    assert heard.count("SOFTWARE rendering") == 1
     assert heard.count("runs its script") == 2
 
 
