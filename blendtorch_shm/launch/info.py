@@ -12,9 +12,9 @@ from typing import IO
 
 import msgspec
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InstanceDied
 from ..memory.layout import VERSION
-from .address import Address, ForReaders, describe
+from .address import SHARED_MEMORY, Address, ForReaders, describe, is_loopback, leads_nowhere
 
 
 @dataclass
@@ -80,6 +80,7 @@ class LaunchInfo:
 
         Raises:
             ConfigurationError: the file cannot be read, is not launch information, or is of another version.
+            InstanceDied: the launch ran on this host, which alone can reach it, and is over.
         """
         name = getattr(file, "name", "the file")
         try:
@@ -108,9 +109,10 @@ class LaunchInfo:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: {error}.") from error
         addresses = {
-            name: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
-            for name, endpoints in known.addresses.items()
+            socket: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
+            for socket, endpoints in known.addresses.items()
         }
+        _require_running(name, [address for each in addresses.values() for address in each], known.details)
         return LaunchInfo(addresses, known.commands)
 
 
@@ -120,6 +122,27 @@ class _Content(msgspec.Struct):
     addresses: dict[str, list[str]]
     commands: list[str] = []
     details: dict[str, ForReaders] = {}
+
+
+def _require_running(file: str, addresses: list[Address], details: dict[str, ForReaders]) -> None:
+    """Raise InstanceDied where a launch must be over: it can be reached over loopback alone, and nothing of it is left.
+
+    A missing beacon alone proves nothing: a launch in another container may have this loopback and another shared memory.
+    """
+    launches = {}
+    for address in addresses:
+        known = details.get(address)
+        if address.twin is not None or known is None or known.twin is None or not is_loopback(address):
+            return
+        launches[address] = known.twin.launch
+    if launches and all(leads_nowhere(address, launch) for address, launch in launches.items()):
+        raise InstanceDied(
+            f"The launch {', '.join(sorted(set(launches.values())))} that {file} describes is not running on this host any more: "
+            f"nothing of it is in {SHARED_MEMORY}, and none of its instances is at {addresses[0]}"
+            f"{f' and {len(addresses) - 1} more' if len(addresses) > 1 else ''}. Start it again, and load the file that it "
+            f"writes then. (If it runs in another container, or on another host: addresses of loopback are of this host alone; "
+            f"bind_addr='primaryip' gives others.)"
+        )
 
 
 def _address(endpoint: str, known: ForReaders | None) -> Address:
