@@ -62,7 +62,8 @@ def check_picture(mode: str, origin: str, color_space: str) -> None:
 
 def describe(engine: str) -> str:
     """What the launcher and the log are told about final renders."""
-    return f"Blender {bpy.app.version_string}, final renders ({engine})"
+    on = f" on {compat.gl_renderer()}" if engine in compat.GL_ENGINES and compat.draws_off_screen() else ""
+    return f"Blender {bpy.app.version_string}, final renders ({engine}{on})"
 
 
 class FinalRenderer:
@@ -138,7 +139,7 @@ class FinalRenderer:
             look_through(changes, self.camera)
             if self.engine is not None:
                 changes.set(bpy.context.scene.render, engine=_ENGINES[self.engine])
-            compat.report(describe(bpy.context.scene.render.engine), software=False)
+            compat.report(describe(bpy.context.scene.render.engine))
             light = _render_light(changes, self.camera.shape)
         put(image, light, flip=self.origin == "upper-left", display=self.color_space == "srgb")
         return image
