@@ -313,7 +313,7 @@ def report(description: str) -> None:
     log.warning("renders with %s. The first frame compiles shaders, which can take some seconds.", description)
     is_told = False
     try:
-        is_told = leave_note("renderer", description) and not _reported
+        is_told = leave_note("renderer", description) and is_software((_reported or [description])[0])
     except OSError as error:  # a full disk must not stop the rendering
         log.error("Cannot report to the launcher: %s", error)
     if is_software(description):

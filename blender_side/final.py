@@ -361,7 +361,7 @@ def run_render(*, write_still: bool = False) -> None:
     """Render the scene, with its settings as they are now.
 
     Raises:
-        ConfigurationError: Blender could not, or would show another camera.
+        ConfigurationError: Blender could not, or would show another camera, or nothing.
     """
     scene = bpy.context.scene
     if scene.camera.data.type not in ("PERSP", "ORTHO") and scene.render.engine != "CYCLES":
@@ -371,6 +371,8 @@ def run_render(*, write_still: bool = False) -> None:
         )
     if scene.render.engine in compat.GL_ENGINES:
         compat.require_gl_library()
+        if compat.draws_off_screen():  # larger ones are black in EEVEE
+            compat.require_size(*Camera.shape_from_bpy())
     try:
         evaluation.render(write_still=write_still)
     except RuntimeError as error:  # what it reports as an error

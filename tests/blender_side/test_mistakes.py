@@ -1,5 +1,6 @@
 """What scripts do that cannot work, and what they are told: an error instead of a crash, and what to do."""
 
+import re
 from typing import Any
 
 import pytest
@@ -27,11 +28,11 @@ def test_a_picture_that_is_too_large_is_an_error_with_the_limit(told: dict[str, 
     if "limit" not in told:
         pytest.skip("this Blender makes final renders")
     limit = int(told["limit"])
-    for what in ("size: a picture", "size: labels"):
+    for what in ("size: a picture", "size: a final picture", "size: labels"):
         assert told[what].startswith("ConfigurationError")
         assert f"4 x {limit + 1}" in told[what]
         assert f"{limit} to a side" in told[what]
-    assert told["size: as before"] == "nothing"
+    assert told["size: as before"] == told["size: a final picture as before"] == "nothing"
 
 
 def test_a_name_in_place_of_an_object_is_told_what_there_is(told: dict[str, str]) -> None:
@@ -59,6 +60,13 @@ def test_triton_is_refused_where_it_would_crash_beside_software_opengl(told: dic
         assert text.startswith("ImportError")
         assert "`import triton` at the top of the script" in text
     assert told["log"].count("`import triton` at the top of the script") == 1
+
+
+def test_a_final_render_by_opengl_says_what_draws(told: dict[str, str]) -> None:
+    if "limit" not in told:
+        pytest.skip("this Blender does not tell")
+    on = re.findall(r"off-screen on (.+)\. The first", told["log"])[0]
+    assert f"final renders (BLENDER_WORKBENCH on {on})" in told["log"]
 
 
 def test_software_is_told_by_the_launcher_and_not_by_each_log(told: dict[str, str]) -> None:

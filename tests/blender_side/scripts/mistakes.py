@@ -62,8 +62,10 @@ if compat.draws_off_screen():
     camera.shape = (4, limit + 1)
     tell("size: a picture", renderer.render)
     tell("size: labels", truth.render)
+    tell("size: a final picture", final.render)
     camera.shape = (48, 64)
     tell("size: as before", renderer.render)
+    tell("size: a final picture as before", final.render)
 
 tell("objects: misspelt", lambda: btb.GroundTruth(camera, passes, objects=["Cuube"]))
 tell("objects: a name", lambda: btb.GroundTruth(camera, passes, objects=["Cube"]))
