@@ -17,6 +17,7 @@ import pytest
 import blendtorch_shm.launch.directory
 import torch_side.launcher
 import torch_side.launching.display
+import torch_side.launching.logs
 from blendtorch_shm.errors import (
     BlenderNotFound,
     BlendtorchError,
@@ -303,7 +304,8 @@ def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) ->
         with launcher:
             pass
 
-    files = [torch_side.launcher.__file__, blendtorch_shm.launch.directory.__file__]
+    modules = torch_side.launcher, torch_side.launching.logs, blendtorch_shm.launch.directory
+    files = [module.__file__ for module in modules]
     for place in everywhere(launch, files):
         torch_side.launcher._close_all()
         assert launcher not in torch_side.launcher._running, place
