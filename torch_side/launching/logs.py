@@ -32,7 +32,6 @@ _LOOK_EVERY_S, _FOLLOW_EVERY_S = 1.0, 0.1
 """How often it is looked whether a log is too long, and whether there is something to show."""
 _SHOWN_NBYTES = 2**16
 """Of one instance's log at a time; what is beyond is left out on the terminal."""
-_COPIED_NBYTES = 2**20
 _KEPT_NBYTES = 5 * _MB
 """Of the log of an instance that failed: home directories have quotas, and launches hundreds of instances."""
 _KEPT_LAUNCHES = 5
@@ -196,26 +195,18 @@ def shorten(path: str, keep_nbytes: int) -> None:
     Raises:
         OSError: the file is gone.
     """
-    previous = previous_log_path(path)
     with open(path, "r+b", buffering=0) as log:
         log.seek(max(0, os.fstat(log.fileno()).st_size - keep_nbytes))
-        left = 2 * keep_nbytes  # whoever writes faster than this reads is not followed for ever
-        with contextlib.suppress(OSError):
-            os.unlink(previous)  # first: that makes room on a disk that is full
-        try:
-            with _new_file(previous) as file:
-                while part := log.read(min(left, _COPIED_NBYTES)):
-                    file.write(part)
-                    left -= len(part)
-        except OSError:  # the disk is full: what is left may be in pieces, and the rest is lost
-            pass
-        log.truncate(0)
+        end = log.read(2 * keep_nbytes)  # whoever writes faster than this reads is not followed for ever
+        log.truncate(0)  # before the end is put elsewhere: that makes room on a disk that is full
+    with contextlib.suppress(OSError), _new_file(previous_log_path(path)) as previous:
+        previous.write(end)
 
 
 def _new_file(path: str) -> IO[bytes]:
     """A file that this user alone can read. What was there is replaced."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    return open(os.open(path, flags, 0o600), "wb", buffering=0)
+    return open(os.open(path, flags, 0o600), "wb")
 
 
 def _keep_the_last(folder: Path, own: str) -> None:
