@@ -5,12 +5,14 @@ Blender says both in its log at most, and goes on: with pink textures, and witho
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import gzip
+import io
 import os
 import re
 from collections.abc import Iterator
-from importlib import import_module
+from importlib import import_module, util
 from typing import IO, Any
 
 import bpy
@@ -19,6 +21,8 @@ _HEADER = re.compile(rb"BLENDER(?:[-_][vV](\d)(\d\d)|\d\d-\d\dv(\d\d)(\d\d))")
 """The first bytes of a file: ``BLENDER-v405``, or from 5.0 on ``BLENDER17-01v0502``."""
 _HEADER_NBYTES = 17
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTANDARD_NBYTES = 2**18
+"""Of a compressed file: more than its first block."""
 _KINDS = {
     "libraries": "library",
     "images": "image",
@@ -58,18 +62,42 @@ def _decompressed(file: IO[bytes]) -> Any:
     file.seek(0)
     if start.startswith(_GZIP):  # before 3.0
         return gzip.GzipFile(fileobj=file)
-    if start == _ZSTANDARD:
-        return import_module("zstandard").ZstdDecompressor().stream_reader(file)  # comes with Blender
-    return file
+    if start != _ZSTANDARD:
+        return file
+    if util.find_spec("zstandard") is not None:  # as in Blender's own releases
+        return import_module("zstandard").ZstdDecompressor().stream_reader(file)
+    return io.BytesIO(_first_bytes(file.read(_ZSTANDARD_NBYTES)))
+
+
+class _Buffer(ctypes.Structure):
+    """``ZSTD_inBuffer`` and ``ZSTD_outBuffer`` of zstd.h."""
+
+    _fields_ = (("data", ctypes.c_char_p), ("size", ctypes.c_size_t), ("position", ctypes.c_size_t))
+
+
+def _first_bytes(compressed: bytes) -> bytes:
+    """Have the library decompress that Debian's Blender uses."""
+    library = ctypes.CDLL("libzstd.so.1")
+    library.ZSTD_createDStream.restype = ctypes.c_void_p
+    library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+    library.ZSTD_decompressStream.argtypes = [ctypes.c_void_p, *[ctypes.POINTER(_Buffer)] * 2]
+    stream = library.ZSTD_createDStream()
+    try:
+        made = ctypes.create_string_buffer(_HEADER_NBYTES)
+        out = _Buffer(ctypes.cast(made, ctypes.c_char_p), len(made), 0)
+        library.ZSTD_decompressStream(stream, out, _Buffer(compressed, len(compressed), 0))
+        return made.raw[: out.position]
+    finally:
+        library.ZSTD_freeDStream(stream)
 
 
 def why_not_opened(path: str, error: Exception) -> str:
     """What to say where Blender did not open a file."""
-    reason = f"Blender {bpy.app.version_string} cannot open {path}"
-    saved = saved_by(path)
+    what, saved = f"Blender {bpy.app.version_string} cannot open {path}", saved_by(path)
+    said = str(error).strip()
     if saved is None or saved <= bpy.app.version[:2]:
-        return f"{reason}: {error}"
-    return f"{reason}, which was saved by Blender {_dotted(saved)}. {_remedy(saved)} ({error})"
+        return f"{what}: {said}"
+    return f"{what}, which was saved by Blender {_dotted(saved)}. {_remedy(saved)} ({said})"
 
 
 def warnings(path: str) -> list[str]:

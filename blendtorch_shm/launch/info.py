@@ -14,7 +14,8 @@ import msgspec
 
 from ..errors import ConfigurationError, InstanceDied
 from ..memory.layout import VERSION
-from .address import SHARED_MEMORY, Address, ForReaders, describe, is_loopback, leads_nowhere
+from .address import Address, ForReaders, describe, is_loopback, leads_nowhere
+from .directory import is_abandoned
 
 
 @dataclass
@@ -125,22 +126,29 @@ class _Content(msgspec.Struct):
 
 
 def _require_running(file: str, addresses: list[Address], details: dict[str, ForReaders]) -> None:
-    """Raise InstanceDied where a launch must be over: it can be reached over loopback alone, and nothing of it is left.
+    """Raise InstanceDied where a launch must be over: its launcher was killed, or nothing is left of it that could be reached.
 
     A missing beacon alone proves nothing: a launch in another container may have this loopback and another shared memory.
     """
-    launches = {}
+    launches = {
+        known.twin.launch for known in map(details.get, addresses) if known is not None and known.twin is not None
+    }
     for address in addresses:
         known = details.get(address)
-        if address.twin is not None or known is None or known.twin is None or not is_loopback(address):
+        if known is None or known.twin is None:
             return
-        launches[address] = known.twin.launch
-    if launches and all(leads_nowhere(address, launch) for address, launch in launches.items()):
+        if address.twin is not None:
+            is_over = is_abandoned(known.twin.launch)
+        else:
+            is_over = is_loopback(address) and leads_nowhere(address, known.twin.launch)
+        if not is_over:
+            return
+    if addresses:
+        more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
         raise InstanceDied(
-            f"The launch {', '.join(sorted(set(launches.values())))} that {file} describes is not running on this host any more: "
-            f"nothing of it is in {SHARED_MEMORY}, and none of its instances is at {addresses[0]}"
-            f"{f' and {len(addresses) - 1} more' if len(addresses) > 1 else ''}. Start it again, and load the file that it "
-            f"writes then. (If it runs in another container, or on another host: addresses of loopback are of this host alone; "
+            f"The launch {', '.join(sorted(launches))} that {file} describes is not running on this host any more: its launcher "
+            f"has ended, and none of its instances is at {addresses[0]}{more}. Start it again, and load the file that it writes "
+            f"then. (If it runs in another container, or on another host: addresses of loopback are of this host alone; "
             f"bind_addr='primaryip' gives others.)"
         )
 

@@ -25,8 +25,7 @@ def scenes(run_script: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_a_file_says_which_blender_saved_it_compressed_or_not(scenes: Path) -> None:
     said = json.loads((scenes / "said.json").read_text())
-    assert said["plain"] == said["here"]
-    assert said["compressed"] == (said["here"] if said["knows zstandard"] else None)
+    assert said["plain"] == said["compressed"] == said["here"]
     assert said["text"] is said["none"] is None
 
 

@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 import torch_side
+from blendtorch_shm.errors import InstanceDied
 from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.launch.sweep import sweep
 from torch_side.apps import launch
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +146,20 @@ def test_the_launch_information_is_enough_to_read_while_the_program_runs(
     assert program.ends()[0] == 0
     assert not info.exists()
     assert not (tmp_path / "launch_info.json").exists()
+
+
+def test_the_launch_information_of_a_killed_program_is_an_error_at_once(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    program = start(counting())
+    info = tmp_path / "launch_info.json"
+    program.until(info.exists)
+    program.process.kill()
+    program.process.wait()
+    for _ in range(2):  # the second time, nothing of it is left
+        with pytest.raises(InstanceDied, match="not running on this host any more"):
+            LaunchInfo.load_json(info)
+        sweep()
 
 
 def test_the_launch_information_of_another_launch_stays(

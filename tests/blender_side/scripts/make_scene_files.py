@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib import util
 from pathlib import Path
 
 import bpy
@@ -56,7 +55,6 @@ library("changed.blend", "Fir")
 said = {name: scene_file.saved_by(str(folder / f"{name}.blend")) for name in ("plain", "compressed", "text", "none")}
 said |= {
     "here": bpy.app.version[:2],
-    "knows zstandard": util.find_spec("zstandard") is not None,
     "knows what is missing": "is_missing" in bpy.types.ID.bl_rna.properties,
 }
 (folder / "said.json").write_text(json.dumps(said))
