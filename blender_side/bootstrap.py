@@ -26,6 +26,7 @@ import threading
 import traceback
 import types
 from collections import Counter
+from importlib import import_module
 from typing import Any, Literal, NoReturn
 
 
@@ -93,6 +94,8 @@ def _open(scene: str) -> None:
 
     if not scene:
         return
+    # By the name that users know: what is loaded now calls itself by it from now on.
+    scene_file = import_module("blendtorch.btb.scene_file")
     try:
         if _in_blender:
             with bpy.data.libraries.load(scene):
@@ -100,8 +103,11 @@ def _open(scene: str) -> None:
         else:
             bpy.ops.wm.open_mainfile(filepath=scene, use_scripts=True)
     except (OSError, RuntimeError) as error:
-        print(f"Blender {bpy.app.version_string} cannot open {scene}: {error}", file=sys.stderr)
+        print(scene_file.why_not_opened(scene, error), file=sys.stderr)
         leave(1)
+    if warnings := scene_file.warnings(scene):
+        print(*(f"WARNING: {warning}" for warning in warnings), sep="\n", file=sys.stderr)
+        _note("warnings", "\n".join(warnings))
 
 
 def run_script(path: str) -> int:
@@ -262,7 +268,7 @@ def _say_started() -> None:
     _note("started", bpy.app.tempdir if bpy is not None else "")
 
 
-def _note(note: Literal["started", "recycled"], text: str) -> bool:
+def _note(note: Literal["started", "recycled", "warnings"], text: str) -> bool:
     """Leave a note for the launcher, if there is one; whether that worked."""
     from blendtorch_shm.launch.notes import leave_note
 

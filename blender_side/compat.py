@@ -10,9 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import select
-import signal
-import warnings
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -23,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch.notes import leave_note
+from blendtorch_shm.launch.notes import SOFTWARE_WARNING, is_software, leave_note
+
+from . import trial, triton_guard
 
 log = logging.getLogger("blendtorch")
 
@@ -47,9 +47,6 @@ LEAST_NBYTES_OF_SLOT = 2 if (4, 0, 0) <= VERSION < (4, 5, 0) else 6
 
 #: What a viewport's shading says where it leaves the compositor alone.
 NO_COMPOSITOR = "DISABLED" if VERSION >= (3, 5, 0) else False
-
-_GPU_INIT_PATIENCE_S = 60
-_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
 
 
 @cache
@@ -84,35 +81,13 @@ def lost_gpu_context() -> bool:
 
 def _probe_gpu_init() -> None:
     """Try ``gpu.init()`` in a forked child, because where EGL is unusable it crashes the process instead of raising."""
-    readable, writable = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child touches no lock of another thread
-        child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(writable, 1)
-            os.dup2(writable, 2)
-            gpu.init()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(writable)
-    said = b""
-    while select.select([readable], [], [], _GPU_INIT_PATIENCE_S)[0]:
-        chunk = os.read(readable, 65536)
-        if not chunk:
-            break
-        said += chunk
-    else:
-        os.kill(child, signal.SIGKILL)
-    os.close(readable)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status, said = trial.run(gpu.init)
     if status != 0:
         raise ConfigurationError(
             f"Blender {bpy.app.version_string} cannot draw off-screen here: gpu.init() ended with status {status}. It needs"
             f" a working EGL with OpenGL 4.3. On Debian and Ubuntu: {NEEDED_PACKAGES}. If they are installed, look at"
             " EGL_PLATFORM, __EGL_VENDOR_LIBRARY_FILENAMES, GALLIUM_DRIVER and LIBGL_* in the environment."
-            f" What it said: {said.decode(errors='replace').strip()[-800:] or 'nothing'}"
+            f" What it said: {said.strip()[-800:] or 'nothing'}"
         )
 
 
@@ -132,6 +107,26 @@ def require_gl_library() -> None:
         ) from error
 
 
+def require_main_thread() -> None:
+    """Raise ConfigurationError in another thread, where Blender would crash: it draws and renders in its main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError(
+            f"Pictures and labels are made in the main thread only, and this is {threading.current_thread().name!r}: Blender"
+            " crashes when another thread draws. Render in the main thread, and let others work on what was rendered."
+        )
+
+
+def require_size(height: int, width: int) -> None:
+    """Raise ConfigurationError for a picture larger than OpenGL can draw here. Needs a GPU context."""
+    limit = gpu.capabilities.max_texture_size_get()
+    if max(height, width) > limit:
+        raise ConfigurationError(
+            f"A picture of {height} x {width} pixels (height, width) is too large for OpenGL here: at most {limit} to a side"
+            f" (GL_MAX_TEXTURE_SIZE of {gl_renderer()}). Make the camera's shape smaller, or have Cycles render it:"
+            " FinalRenderer(..., engine='CYCLES')."
+        )
+
+
 def gl_renderer() -> str:
     """What OpenGL reports, e.g. 'Mesa/X.org llvmpipe (LLVM 15.0.6, 256 bits)'. Needs a GPU context."""
     return f"{gpu.platform.vendor_get()} {gpu.platform.renderer_get()}".strip()
@@ -140,7 +135,10 @@ def gl_renderer() -> str:
 @cache
 def draws_in_software() -> bool:
     """Whether OpenGL runs on the CPU. Needs a GPU context."""
-    return any(name in gl_renderer().lower() for name in _SOFTWARE_RENDERERS)
+    if not is_software(gl_renderer()):
+        return False
+    triton_guard.install()
+    return True
 
 
 @cache
@@ -310,17 +308,25 @@ def curves(animation: Any) -> list[Any]:
 
 
 @cache
-def report(description: str, *, software: bool) -> None:
-    """Tell the launcher, and once the log, what this instance renders with."""
+def report(description: str) -> None:
+    """Tell the launcher, and once the log, what this instance renders with; where no launcher does, warn of software."""
     log.warning("renders with %s. The first frame compiles shaders, which can take some seconds.", description)
-    if software:
-        log.warning(
-            "SOFTWARE OPENGL: %s draws on the CPU, many times slower than a graphics card would. If this machine has"
-            " one, its driver is not in use: look at the driver, the container's GPU access, DISPLAY and"
-            " LIBGL_ALWAYS_SOFTWARE.",
-            gl_renderer(),
-        )
+    is_told = False
     try:
-        leave_note("renderer", description)
+        is_told = leave_note("renderer", description) and is_software((_reported or [description])[0])
     except OSError as error:  # a full disk must not stop the rendering
         log.error("Cannot report to the launcher: %s", error)
+    if is_software(description):
+        triton_guard.install()
+        if not is_told:
+            _warn_of_software()
+    _reported.append(description)
+
+
+_reported: list[str] = []
+"""What was reported. The launcher reads the first."""
+
+
+@cache
+def _warn_of_software() -> None:
+    log.warning("%s", SOFTWARE_WARNING)

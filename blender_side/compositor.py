@@ -123,7 +123,7 @@ class CompositeRenderer:
             self._require_room(nodes.values())
             for name, node in nodes.items():
                 _redirect(changes, node, folders[name])
-            compat.report(f"{describe(bpy.context.scene.render.engine)} and compositor", software=False)
+            compat.report(f"{describe(bpy.context.scene.render.engine)} and compositor")
             run_render()
             for selection, slot in selected:
                 source = (selection.node, slot.index)

@@ -178,7 +178,11 @@ def register(renderer: Renderer) -> Evaluation:
 
     Returns:
         what its next picture shows.
+
+    Raises:
+        ConfigurationError: this is not the main thread.
     """
+    compat.require_main_thread()
     _renderers.add(renderer)
     shown = _last[renderer.camera] = renderer.evaluation
     return shown

@@ -46,7 +46,8 @@ def check_picture(mode: str, origin: str, color_space: str) -> None:
 
 def describe(engine: str) -> str:
     """What the launcher and the log are told about final renders."""
-    return f"Blender {bpy.app.version_string}, final renders ({engine})"
+    on = f" on {compat.gl_renderer()}" if engine in compat.GL_ENGINES and compat.draws_off_screen() else ""
+    return f"Blender {bpy.app.version_string}, final renders ({engine}{on})"
 
 
 class FinalRenderer:
@@ -122,7 +123,7 @@ class FinalRenderer:
             look_through(changes, self.camera)
             if self.engine is not None:
                 changes.set(bpy.context.scene.render, engine=_ENGINES[self.engine])
-            compat.report(describe(bpy.context.scene.render.engine), software=False)
+            compat.report(describe(bpy.context.scene.render.engine))
             light = _render_light(changes, self.camera.shape)
         put(image, light, flip=self.origin == "upper-left", display=self.color_space == "srgb")
         return image
@@ -187,7 +188,7 @@ def run_render(*, write_still: bool = False) -> None:
     """Render the scene, with its settings as they are now.
 
     Raises:
-        ConfigurationError: Blender could not, or would show another camera.
+        ConfigurationError: Blender could not, or would show another camera, or nothing.
     """
     scene = bpy.context.scene
     if scene.camera.data.type not in ("PERSP", "ORTHO") and scene.render.engine != "CYCLES":
@@ -197,6 +198,8 @@ def run_render(*, write_still: bool = False) -> None:
         )
     if scene.render.engine in compat.GL_ENGINES:
         compat.require_gl_library()
+        if compat.draws_off_screen():  # larger ones are black in EEVEE
+            compat.require_size(*Camera.shape_from_bpy())
     try:
         evaluation.render(write_still=write_still)
     except RuntimeError as error:  # what it reports as an error

@@ -13,7 +13,7 @@ from typing import Any
 import bpy
 from bpy.app.handlers import persistent
 
-from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.errors import ConfigurationError, ObjectGone
 
 _counts = {"load": 0, "undo": 0}
 
@@ -35,13 +35,19 @@ class Reference:
 
     Args:
         block: a `bpy.types.Object` or `bpy.types.Collection`.
+
+    Raises:
+        ObjectGone: it was deleted, or another file was opened.
     """
 
     def __init__(self, block: Any) -> None:
-        self._kind = "objects" if isinstance(block, bpy.types.Object) else "collections"
+        self._kind = "objects" if is_a(bpy.types.Object, block) else "collections"
         self._block = block
         self._generation = generation()
-        self._name, self._full_name = str(block.name), str(block.name_full)
+        try:
+            self._name, self._full_name = str(block.name), str(block.name_full)
+        except ReferenceError as error:
+            raise gone(error) from error
         self._library = block.library.filepath if block.library else None
 
     @property
@@ -78,6 +84,26 @@ class Reference:
             )
         self._generation = now
         return self._block
+
+
+def gone(error: ReferenceError) -> ObjectGone:
+    """What to say where Blender says that something does not exist any more that a script gave us."""
+    return ObjectGone(
+        f"This object is gone: it was deleted, or another file was opened, or undo made all objects anew ({error}). Get objects"
+        " anew after that, as in cube = bpy.data.objects['Cube']."
+    )
+
+
+def is_a(kind: type | tuple[type, ...], block: Any) -> bool:
+    """Whether something is of a type. 3.4 asks the object itself, which may be gone.
+
+    Raises:
+        ObjectGone: it is.
+    """
+    try:
+        return isinstance(block, kind)
+    except ReferenceError as error:
+        raise gone(error) from error
 
 
 def listen(handler: Callable[..., None], *names: str) -> bool:

@@ -67,6 +67,7 @@ class OffScreenRenderer:
             ConfigurationError: an argument is unknown, the file has no camera or no 3D viewport, or OpenGL does not
                 work here.
         """
+        compat.require_main_thread()
         check_picture(mode, origin, color_space)
         self.camera = camera or Camera()
         self.mode = mode
@@ -121,7 +122,7 @@ class OffScreenRenderer:
         """
         image = allocate((*self.camera.shape, len(self.mode)), np.uint8)
         drawing = self._drawing()
-        compat.report(drawing.describe(), software=drawing is self._viewport and compat.draws_in_software())
+        compat.report(drawing.describe())
         drawing.draw(image, self.camera, flip=self.origin == "upper-left", display=self.color_space == "srgb")
         return image
 
@@ -149,7 +150,7 @@ class OffScreenRenderer:
         if isinstance(drawing, ViewportStandIn) or not readback.is_available() or (display and _is_film_transparent()):
             image = self.render()
             return PendingPicture(lambda: image)
-        compat.report(drawing.describe(), software=compat.draws_in_software())
+        compat.report(drawing.describe())
         shape = (*self.camera.shape, len(self.mode))
         return drawing.draw_later(shape, self.camera, flip=self.origin == "upper-left", display=display)
 
@@ -264,6 +265,7 @@ class ViewportDrawing:
             buffer.read()
 
         def fetch() -> NDArray[np.uint8]:
+            compat.require_main_thread()
             image = allocate(shape, np.uint8)
             with buffer.picture() as picture:
                 if is_to_be_checked and _is_translucent(picture):
@@ -357,8 +359,9 @@ class ViewportDrawing:
         """The frame buffer for something, as it was last used if it has this size. Its `texture` is the format of its colours."""
         known = self._frame_buffers.get(purpose)
         if known is None or (known.height, known.width) != (height, width):
+            compat.require_size(height, width)
             if known is not None:
-                known.free()
+                self._frame_buffers.pop(purpose).free()
             known = self._frame_buffers[purpose] = gpu.types.GPUOffScreen(width, height, format=texture)
         return known
 

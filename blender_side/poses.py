@@ -20,6 +20,7 @@ import bpy
 from blendtorch_shm.errors import ConfigurationError
 
 from . import overrides
+from .lifetime import gone
 
 _NAME = "blendtorch evaluates"
 
@@ -49,12 +50,15 @@ def evaluated(obj: Any, depsgraph: Any = None, *, geometry: bool = False, bone: 
         its copy in the evaluation, for example for its `matrix_world`.
 
     Raises:
-        ReferenceError: the object was deleted, or another file was loaded.
+        ObjectGone: the object was deleted, or another file was opened.
         ConfigurationError: the evaluation is finished, or another scene's, and lacks the object; see `include`.
     """
     if depsgraph is None:
         depsgraph = bpy.context.evaluated_depsgraph_get()
-    is_missing = depsgraph.mode == "VIEWPORT" and not obj.visible_get(view_layer=depsgraph.view_layer)
+    try:
+        is_missing = depsgraph.mode == "VIEWPORT" and not obj.visible_get(view_layer=depsgraph.view_layer)
+    except ReferenceError as error:
+        raise gone(error) from error
     if is_missing and include([Wanted(obj, geometry, bone)]):
         depsgraph.update()
     found = obj.evaluated_get(depsgraph)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import gc
+import os
 import sys
 import weakref
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.launch.address import Address, resolve
+from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.launch.address import Address, Twin, resolve
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
 from blendtorch_shm.stream.producer import Sink
@@ -42,10 +45,13 @@ class DataPublisher:
         allow_unauthenticated: beyond loopback, let everybody who can reach `bind_address` read, if the launcher made no
             keys for it.
 
+    A publisher that is forgotten (``del publisher``, say) gives its socket to the next one that asks for it. What it has
+    published still arrives, before what the next one publishes.
+
     Raises:
         PortInUse: another program listens on that port.
         ConfigurationError: an address beyond loopback, without keys; no frames in a clip.
-        SegmentError: shared memory is not available, or another living publisher has this socket.
+        SegmentError: shared memory is not available, or another publisher, of this process or another one, has this socket.
     """
 
     def __init__(
@@ -68,10 +74,12 @@ class DataPublisher:
             send_hwm, num_slots = clip.limits(frames_per_clip, send_hwm, num_slots)
         elif send_hwm is None:
             send_hwm = 10
+        place = address.twin or str(address)
+        _take_over(place)
         sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
         self._clips = None if frames_per_clip is None else ClipSink(sink, frames_per_clip, once=("btid",))
         self._sink: Sink = self._clips or sink
-        _open.add(self._sink)
+        _open[self._sink] = place, weakref.ref(self)
 
     def publish(self, **kwargs: Any) -> None:
         """Send one message, or add one frame to a clip; waits for as long as consumers leave no room for it.
@@ -114,7 +122,7 @@ class DataPublisher:
         take what they have not.
         """
         self._sink.close(patient=_is_patient(sys.exc_info()[0]))
-        _open.discard(self._sink)
+        _open.pop(self._sink, None)
 
     def __enter__(self) -> DataPublisher:
         return self
@@ -123,8 +131,30 @@ class DataPublisher:
         self.close()
 
 
-_open: set[Sink] = set()
-"""Those of publishers that were forgotten, too: what they published may still be on its way."""
+_open: dict[Sink, tuple[Twin | str, weakref.ref[DataPublisher]]] = {}
+"""By sink, where it publishes and for whom. Also those of forgotten publishers: what they published may be on its way."""
+os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
+
+
+def _take_over(place: Twin | str) -> None:
+    """Close what this process has open at a place, if its publisher was forgotten.
+
+    Raises:
+        SegmentError: the publisher is in use.
+    """
+    for sink, (taken, owner) in list(_open.items()):
+        if taken != place or str(taken).endswith((":*", ":0")):  # those are other ports each time
+            continue
+        if owner() is not None:
+            gc.collect()  # it may only hang in a traceback
+        if owner() is not None:
+            name = place.name if isinstance(place, Twin) else place
+            raise SegmentError(
+                f"This very process has a DataPublisher on {name} already. Publish with that one, or close() it before another is"
+                f" made. For two streams, give each a socket of its own (named_sockets)."
+            )
+        sink.close(patient=not isinstance(place, Twin))  # in shared memory, messages wait for consumers without us
+        _open.pop(sink, None)
 
 
 @atexit.register  # later than pyzmq's own (importing transport/ registers that), so this runs before it

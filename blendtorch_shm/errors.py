@@ -4,6 +4,7 @@
 
     BlendtorchError
     ├── ConfigurationError (ValueError)     an argument, file or environment variable that cannot work
+    │   ├── ObjectGone (ReferenceError)
     │   ├── RecordingNotFound (FileNotFoundError)
     │   └── SocketNotFound (KeyError)
     ├── LaunchError                         instances could not be started
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigurationError",
     "InstanceDied",
     "LaunchError",
+    "ObjectGone",
     "OutOfDescriptors",
     "OutOfSharedMemory",
     "PortInUse",
@@ -59,6 +61,10 @@ class BlendtorchError(Exception):
 
 class ConfigurationError(BlendtorchError, ValueError):
     """An argument, file or environment variable that cannot work."""
+
+
+class ObjectGone(ConfigurationError, ReferenceError):
+    """An object of Blender's that does not exist any more: it was deleted, or another file was opened."""
 
 
 class RecordingNotFound(ConfigurationError, FileNotFoundError):

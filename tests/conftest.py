@@ -8,7 +8,8 @@ Nothing stays behind
     A failed test is not reported a second time, but what it left is removed, so that the next one starts clean.
 
 A place of its own
-    ``$XDG_RUNTIME_DIR`` is a fresh private folder, and ``$DISPLAY`` is unset: a test never opens a window on a desktop. All
+    ``$XDG_RUNTIME_DIR`` is a fresh private folder, ``$XDG_CACHE_HOME`` one with links to what the user has there, and
+    ``$DISPLAY`` is unset: a test never opens a window on a desktop. All
     processes of this run carry ``BLENDTORCH_TEST_RUN``. Several runs on one machine do not accuse each other, and each worker
     of pytest-xdist is such a run. What all launches of a machine share they share: ports, ``/dev/shm``, and the removal of
     what dead launches left, whosoever they were. So a test names what it made, and does not count what there is.
@@ -42,6 +43,7 @@ import pytest
 
 from blendtorch_shm.errors import BlendtorchError
 from torch_side.finder import find_runtime
+from torch_side.launching.logs import cache_folder
 
 from .selection import described
 
@@ -55,9 +57,20 @@ GRACE_S = 5.0  # For the kernel and for processes that are on their way out; a c
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[MARK] = uuid.uuid4().hex
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="bt-run-", dir="/tmp")
+    os.environ["XDG_CACHE_HOME"] = _cache_like(cache_folder().parent, Path(os.environ["XDG_RUNTIME_DIR"], "cache"))
     for display in ("DISPLAY", "WAYLAND_DISPLAY"):
         os.environ.pop(display, None)
     config.add_cleanup(functools.partial(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True))
+
+
+def _cache_like(users: Path, ours: Path) -> str:
+    """A cache folder with what is in the user's, such as compiled shaders, but for the logs of failed launches."""
+    for folder in (users / "mesa_shader_cache", ours / "blendtorch-shm"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for entry in [*users.iterdir(), *users.glob("blendtorch-shm/python*")]:
+        if entry.name != "blendtorch-shm":
+            (ours / entry.relative_to(users)).symlink_to(entry)
+    return str(ours)
 
 
 def pytest_report_header() -> str:

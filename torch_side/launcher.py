@@ -23,6 +23,7 @@ from blendtorch_shm.errors import (
     ConfigurationError,
     InstanceDied,
     LaunchError,
+    StreamTimeout,
 )
 from blendtorch_shm.launch.address import (
     ENVIRONMENT_VARIABLE,
@@ -48,6 +49,7 @@ from blendtorch_shm.stream.stats import StreamStats, stats
 from .finder import Paths, Runtime, environment, find_runtime
 from .launching.config import LaunchConfig, Restart
 from .launching.display import VirtualDisplay
+from .launching.logs import Logs
 from .launching.packages import OUR_FOLDER, package_folders
 from .launching.ports import DEFAULT_START_PORT, PortReservations
 from .launching.supervisor import Instance, Supervisor
@@ -106,6 +108,12 @@ class BlenderLauncher:
         stall_timeout: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
             for room to do so: a render that hangs, a stopped process. More than its start and its first frame take.
         allow_unauthenticated: beyond loopback, let everybody who can reach the instances read from them, without keys.
+        log_dir: write what the instances print to a folder of this launch's own in this one, and leave it there. None: logs go
+            with the launch; where an instance fails, the end of its log is kept in the user's cache folder
+            (``~/.cache/blendtorch-shm/logs``, the last five launches), and the error says where.
+        max_log_mb: of what an instance prints, its log holds so many megabytes (of 10^6 bytes) at most, about: the last ones.
+            None: all.
+        follow: show on standard error what the instances print; with several, after the instance's number, as in ``[1] ...``.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -138,6 +146,9 @@ class BlenderLauncher:
         recycle_after: int | None = None,
         stall_timeout: float | None = None,
         allow_unauthenticated: bool = False,
+        log_dir: StrPath | None = None,
+        max_log_mb: float | None = 20,
+        follow: bool = False,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
         self.config = LaunchConfig.from_arguments(arguments)
@@ -203,7 +214,11 @@ class BlenderLauncher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if kind is not None and issubclass(kind, (InstanceDied, StreamTimeout)):
+                self._keep_logs()
+        finally:
+            self.close()
 
     def assert_alive(self) -> None:
         """Do nothing if all instances run, or are about to be started again.
@@ -252,12 +267,14 @@ class BlenderLauncher:
         self._directory = directory.create()
         folders = package_folders(runtime, directory.path, self._tell)
         bound, addresses = self._addresses(directory)
+        logs = Logs(directory, config, _print)
+        logs.create()
         self._tell(
             f"starting {config.num_instances} instance{'s' if config.num_instances > 1 else ''} with {runtime}, "
-            f"logs in {directory.path}"
+            f"logs in {logs.folder}"
         )
         self._cleanup.callback(self._stop_display)
-        self._supervisor = Supervisor(directory, self._tell, config)
+        self._supervisor = Supervisor(directory, logs, self._tell, config)
         self._cleanup.callback(self._supervisor.stop)
         variables = {**os.environ, LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
         variables[RECYCLE_VARIABLE] = str(config.recycle_after or 0)
@@ -298,6 +315,7 @@ class BlenderLauncher:
         public_host = get_primary_ip() if host == _EVERYWHERE else host
         self._ports = PortReservations(host)
         self._cleanup.callback(self._ports.close)
+        self._ports.sign(directory.launch)
         count = len(config.named_sockets) * config.num_instances
         ports = iter(self._ports.reserve(count, config.start_port))
         server_keys, client_keys = None, None
@@ -357,8 +375,13 @@ class BlenderLauncher:
 
     def _tell(self, news: str) -> None:
         if self.config.progress:
-            with contextlib.suppress(OSError, ValueError):  # closed; no reason to end a launch
-                print(f"blendtorch: {news}", file=sys.stderr, flush=True)
+            _print(f"blendtorch: {news}")
+
+    def _keep_logs(self) -> None:
+        """Something failed that may have its reason in the logs: let them outlive the launch."""
+        if self in _running and self._supervisor is not None:
+            first, *others = self._supervisor.call(self._supervisor.keep_logs) or [""]
+            self._tell(f"what the instances printed: {first}{f' and {len(others)} more beside it' if others else ''}")
 
     def _stop_display(self) -> None:
         if self._display is not None:
@@ -401,6 +424,11 @@ def _restore_sigterm() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except ValueError:
         pass
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # closed; no reason to end a launch
+        print(line, file=sys.stderr, flush=True)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

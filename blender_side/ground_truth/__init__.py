@@ -87,6 +87,7 @@ class GroundTruth:
             ConfigurationError: a pass is unknown, an argument cannot be understood, an object has no surface and stands for
                 none, or stands under two names, or this Blender cannot draw off-screen and a pass needs it.
         """
+        compat.require_main_thread()
         self.passes = _checked_passes(passes)
         if ("keypoints" in self.passes) != (keypoints is not None):
             raise ConfigurationError(
@@ -146,6 +147,7 @@ class GroundTruth:
                 was asked for, or of a model without labels; a number does not fit into its dtype; pictures are made in several
                 ways and `renderer` was not given; or another file was opened and has nothing by the name of what was asked for.
         """
+        compat.require_main_thread()
         view = View.of(self.camera)
         if not (np.isfinite(view.view).all() and np.isfinite(view.projection).all()):
             raise ConfigurationError(

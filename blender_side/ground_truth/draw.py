@@ -240,6 +240,7 @@ class Rasterizer:
                 self._framebuffer.read_color(0, 0, width, height, channels, slot, kind, data=target)
 
     def _allocate(self, names: tuple[str, ...], height: int, width: int) -> None:
+        compat.require_size(height, width)
         size = (width, height)
         self._textures = [gpu.types.GPUTexture(size, format=ATTACHMENTS[name].texture) for name in names]
         self._depth = gpu.types.GPUTexture(size, format="DEPTH_COMPONENT32F")  # the frame buffer does not keep it alive

@@ -15,7 +15,7 @@ from blendtorch_shm.errors import ConfigurationError
 
 from .. import poses
 from ..camera import Camera
-from ..lifetime import Reference
+from ..lifetime import Reference, is_a
 from ..utils import IS_UPPER, RAY_TOLERANCE, evaluated_mesh, sight_lines
 from .geometry import Geometry
 from .scene import Drawn, Row
@@ -367,8 +367,8 @@ def project(
 
 def _target(name: str, keypoint: Any) -> tuple[Reference, int | str | NDArray[np.float64]]:
     """The object, and its vertex, bone or place in its coordinates."""
-    obj, place = keypoint if isinstance(keypoint, tuple) and len(keypoint) == 2 else (keypoint, (0.0, 0.0, 0.0))
-    if not isinstance(obj, bpy.types.Object):
+    obj, place = keypoint if is_a(tuple, keypoint) and len(keypoint) == 2 else (keypoint, (0.0, 0.0, 0.0))
+    if not is_a(bpy.types.Object, obj):
         raise ConfigurationError(
             f"Keypoint {name!r} is {keypoint!r}: it can be an object, (object, vertex index), (object, (x, y, z)) in the"
             " object's own coordinates, or (armature, bone name)."

@@ -6,6 +6,7 @@ collection for what is in it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +14,7 @@ import bpy
 
 from blendtorch_shm.errors import ConfigurationError
 
-from ..lifetime import Reference
+from ..lifetime import Reference, is_a
 
 T = TypeVar("T")
 
@@ -135,12 +136,15 @@ def reference_to(block: Any) -> Reference:
     """A reference to what was asked for.
 
     Raises:
-        ConfigurationError: it is neither an object nor a collection, or stands for nothing that has a surface.
+        ConfigurationError: it is neither an object nor a collection, stands for nothing that has a surface, or is gone.
     """
-    if not isinstance(block, (bpy.types.Object, bpy.types.Collection)):
+    if is_a(str, block):
+        raise ConfigurationError(_meant_by(block))
+    if not is_a((bpy.types.Object, bpy.types.Collection), block):
         raise ConfigurationError(
             f"{block!r} is neither an object (bpy.types.Object), such as bpy.data.objects['Cube'], nor a collection."
         )
+    reference = Reference(block)
     if isinstance(block, bpy.types.Object) and (owner := _owner_of_surface(block)) != block:
         raise ConfigurationError(
             f"The metaballs {owner.name!r} and {block.name!r} have one surface together, which belongs to {owner.name!r}: name"
@@ -152,7 +156,17 @@ def reference_to(block: Any) -> Reference:
             f"{block.name!r} ({what}) has no surface, and nothing that belongs to it has one, so no pixel ever shows it. Meshes,"
             " curves, surfaces, text and metaballs have a surface; hair, point clouds, volumes and grease pencil have none here."
         )
-    return Reference(block)
+    return reference
+
+
+def _meant_by(name: str) -> str:
+    """What to say where a name was given instead of what it names."""
+    homes = {block.name: home for home in ("collections", "objects") for block in getattr(bpy.data, home)}
+    if name in homes:
+        return f"{name!r} is a name: give what it names, bpy.data.{homes[name]}[{name!r}]."
+    nearest = difflib.get_close_matches(name, homes, 3, cutoff=0.5) or sorted(homes)[:8]
+    listed = ", ".join(f"bpy.data.{homes[found]}[{found!r}]" for found in nearest)
+    return f"No object and no collection is called {name!r} in this file. There is {listed or 'none at all'}."
 
 
 def _hierarchy(block: Any) -> Iterator[Any]:

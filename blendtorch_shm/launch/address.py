@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ SHARED_MEMORY = "/dev/shm"
 MAX_SOCKET_NAME = 48
 """Longest name of a socket as part of a file's name; the path of an inbox has 107 bytes at most."""
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
+_CONNECT_S = 1.0
+"""For a connection within this host, which is there or refused at once."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,38 @@ def is_loopback(endpoint: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host in ("localhost", "lo")
+
+
+def sign_of_launch(launch: str) -> str:
+    """The name, in the abstract name space of UNIX sockets, that exists in a launch's network for as long as it lives."""
+    return f"blendtorch-launch-{launch}"
+
+
+def sign_of_port(host: str, port: int) -> str:
+    """Such a name, by which a launcher holds a port for its instance."""
+    return f"blendtorch-port-{host}-{port}"
+
+
+def leads_nowhere(endpoint: str, launch: str) -> bool:
+    """Whether no instance of a launch can be reached at a ``tcp://`` endpoint of loopback, now or later.
+
+    So it is if the launch is not in this network, and nobody listens there, or an instance of another launch does. What cannot
+    be found out is no. A port at which nobody listens is left alone.
+    """
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+            signs = {line.partition("@")[2].rstrip("\n") for line in sockets}
+        if sign_of_launch(launch) in signs:
+            return False
+        if sign_of_port(host, int(port)) in signs:
+            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
 
 
 def is_socket_name(name: str) -> bool:

@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import LaunchError
-from ..memory.locks import SETLK, lock_request
+from ..memory.locks import SETLK, is_locked, lock_request
 from ..process import forks
 from .address import SHARED_MEMORY, Twin, beacon_path, streams_path
 from .notes import remove_blenders_folder
@@ -163,6 +163,20 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return "unknown"
+
+
+def is_abandoned(launch: str) -> bool:
+    """Whether a launch has left its directory in this shared memory because its launcher, and so its instances, were killed."""
+    try:
+        fd = os.open(f"{streams_path(launch)}/{LOCK_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not is_locked(fd, 0, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def base_directories() -> list[str]:

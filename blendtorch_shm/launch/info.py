@@ -12,9 +12,10 @@ from typing import IO
 
 import msgspec
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, InstanceDied
 from ..memory.layout import VERSION
-from .address import Address, ForReaders, describe
+from .address import Address, ForReaders, describe, is_loopback, leads_nowhere
+from .directory import is_abandoned
 
 
 @dataclass
@@ -80,6 +81,7 @@ class LaunchInfo:
 
         Raises:
             ConfigurationError: the file cannot be read, is not launch information, or is of another version.
+            InstanceDied: the launch ran on this host, which alone can reach it, and is over.
         """
         name = getattr(file, "name", "the file")
         try:
@@ -108,9 +110,10 @@ class LaunchInfo:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: {error}.") from error
         addresses = {
-            name: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
-            for name, endpoints in known.addresses.items()
+            socket: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
+            for socket, endpoints in known.addresses.items()
         }
+        _require_running(name, [address for each in addresses.values() for address in each], known.details)
         return LaunchInfo(addresses, known.commands)
 
 
@@ -120,6 +123,34 @@ class _Content(msgspec.Struct):
     addresses: dict[str, list[str]]
     commands: list[str] = []
     details: dict[str, ForReaders] = {}
+
+
+def _require_running(file: str, addresses: list[Address], details: dict[str, ForReaders]) -> None:
+    """Raise InstanceDied where a launch must be over: its launcher was killed, or nothing is left of it that could be reached.
+
+    A missing beacon alone proves nothing: a launch in another container may have this loopback and another shared memory.
+    """
+    launches = {
+        known.twin.launch for known in map(details.get, addresses) if known is not None and known.twin is not None
+    }
+    for address in addresses:
+        known = details.get(address)
+        if known is None or known.twin is None:
+            return
+        if address.twin is not None:
+            is_over = is_abandoned(known.twin.launch)
+        else:
+            is_over = is_loopback(address) and leads_nowhere(address, known.twin.launch)
+        if not is_over:
+            return
+    if addresses:
+        more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+        raise InstanceDied(
+            f"The launch {', '.join(sorted(launches))} that {file} describes is not running on this host any more: its launcher "
+            f"has ended, and none of its instances is at {addresses[0]}{more}. Start it again, and load the file that it writes "
+            f"then. (If it runs in another container, or on another host: addresses of loopback are of this host alone; "
+            f"bind_addr='primaryip' gives others.)"
+        )
 
 
 def _address(endpoint: str, known: ForReaders | None) -> Address:

@@ -2,8 +2,8 @@
 
 All files of one instance begin with the same path, ``{directory}/instance-00``. The instance finds it in the environment variable
 :data:`INSTANCE_VARIABLE`. The launcher writes the status (``.json``), and the instance's output goes to the log (``.log``). The
-instance leaves a note when its script begins (``.started``), when it knows what it renders with (``.renderer``) and when it ends
-to be started afresh (``.recycled``).
+instance leaves a note when something is wrong with the scene (``.warnings``), when its script begins (``.started``), when it
+knows what it renders with (``.renderer``) and when it ends to be started afresh (``.recycled``).
 
 Standard library only: every instance imports this before its script runs, also one whose script imports nothing else of ours.
 """
@@ -32,11 +32,27 @@ RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
 """Environment variable that says how often an instance was started again."""
 
 InstanceState = Literal["starting", "running", "restarting", "exited"]
-Note = Literal["started", "renderer", "recycled"]
-"""What an instance can tell its launcher. ``started`` holds the path of Blender's own temporary directory, if there is one."""
+Note = Literal["started", "renderer", "recycled", "warnings"]
+"""What an instance can tell its launcher. ``started`` holds the path of Blender's own temporary directory, if there is one;
+``warnings``, which comes before it, what is wrong with the scene, one line each.
+"""
 
 _BLENDERS_FOLDER = re.compile(r"blender_[A-Za-z0-9]{6}")
 """What Blender calls the temporary directory that it makes for itself."""
+
+SOFTWARE_WARNING = (
+    "this is SOFTWARE rendering, on the processor, many times slower than a graphics card. If this machine has one, its driver "
+    "is not in use: look at the driver, at the container's access to the card (--gpus all), at DISPLAY and LIBGL_ALWAYS_SOFTWARE."
+)
+"""Said once by the launcher, or by an instance that has none."""
+_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
+_NOISE = re.compile(r"EGL Error \(0x3009\): EGL_BAD_MATCH|libEGL warning: ")
+"""Lines that are no reason for anything: Blender tries one kind of OpenGL context after the other, until one fits."""
+
+
+def is_software(renderer: str) -> bool:
+    """Whether what an instance renders with, in its own words, draws on the processor."""
+    return any(word in renderer.lower() for word in _SOFTWARE_RENDERERS)
 
 
 # -- in the instance ------------------------------------------------------------------------------------------------
@@ -47,7 +63,7 @@ def leave_note(note: Note, text: str) -> bool:
 
     Args:
         note: which.
-        text: what it says, one line.
+        text: what it says.
 
     Returns:
         False if this process has no launcher.
@@ -107,6 +123,11 @@ def instance_path(directory: str, btid: int) -> str:
 def log_path(directory: str, btid: int) -> str:
     """The file that holds the instance's standard output and error."""
     return f"{instance_path(directory, btid)}.log"
+
+
+def previous_log_path(path: str) -> str:
+    """The file beside a log that holds what was moved out of it when it was too long."""
+    return f"{path}.1"
 
 
 def note_path(directory: str, btid: int, note: Note) -> str:
@@ -187,15 +208,24 @@ def instance_reports(directory: str) -> list[InstanceReport]:
 
 
 def log_tail(directory: str, btid: int, lines: int = 20, nbytes: int = 8192) -> str:
-    """The last lines of an instance's log."""
-    try:
-        with open(log_path(directory, btid), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - nbytes))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.rstrip().splitlines()[-lines:])
+    """The last lines of an instance's log, without those that mean nothing (:data:`_NOISE`)."""
+    text = read_log(directory, btid, nbytes).decode("utf-8", "replace").rstrip()
+    return "\n".join([line for line in text.splitlines() if not _NOISE.search(line)][-lines:])
+
+
+def read_log(directory: str, btid: int, nbytes: int) -> bytes:
+    """The end of an instance's log, what was moved out of it included. Empty if there is none."""
+    path = os.path.realpath(log_path(directory, btid))
+    text = b""
+    for part in (path, previous_log_path(path)):
+        try:
+            with open(part, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - nbytes + len(text)))
+                text = file.read(nbytes - len(text)) + text
+        except OSError:
+            continue
+    return text
 
 
 def is_stopped(pid: int) -> bool:

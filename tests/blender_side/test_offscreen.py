@@ -113,7 +113,7 @@ def test_the_launcher_and_the_log_are_told_what_renders(pictures):
     assert pictures["renderer"].startswith("Blender ")
     assert ("off-screen" if pictures["off_screen"] else "final renders") in pictures["renderer"]
     assert pictures["log"].count(f"renders with {pictures['renderer']}") == 1
-    assert pictures["log"].count("SOFTWARE OPENGL") == ("llvmpipe" in pictures["renderer"])
+    assert "SOFTWARE" not in pictures["log"]  # the launcher says that
 
 
 class TestCamera:

@@ -4,14 +4,16 @@ import dataclasses
 import io
 import json
 import os
+import secrets
+import socket
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.errors import ConfigurationError, InstanceDied
+from blendtorch_shm.launch.address import Address, Twin, sign_of_launch, sign_of_port
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
 from blendtorch_shm.memory.layout import VERSION
@@ -39,6 +41,47 @@ def test_an_address_has_its_twin_where_the_launchs_shared_memory_is(tmp_path: Pa
         LaunchInfo.save_json(tmp_path / name, launch_info(found))
     assert LaunchInfo.load_json(tmp_path / "here").addresses["DATA"][0].twin == twin
     assert LaunchInfo.load_json(tmp_path / "elsewhere").addresses["DATA"][0].twin is None
+
+
+LAUNCH = secrets.token_hex(4)
+
+
+def on_loopback(tmp_path: Path, port: int, count: int = 1) -> Path:
+    """A file about a launch whose shared memory is nowhere, and that can be reached over loopback alone."""
+    twins = [Twin(f"/run/blendtorch-{LAUNCH}", LAUNCH, "cafe", "DATA", btid) for btid in range(count)]
+    addresses = [Address(f"tcp://127.0.0.1:{port + twin.btid}", twin) for twin in twins]
+    LaunchInfo.save_json(tmp_path / "info.json", LaunchInfo({"DATA": addresses}, ["blender"] * count))
+    return tmp_path / "info.json"
+
+
+def test_a_launch_that_is_over_is_an_error_at_once_that_says_so(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else gets it
+        path = on_loopback(tmp_path, free.getsockname()[1])
+        with pytest.raises(InstanceDied) as caught:
+            LaunchInfo.load_json(path)
+    message = str(caught.value)
+    assert all(text in message for text in (str(path), LAUNCH, "127.0.0.1", "not running", "Start it again"))
+
+
+def test_a_launch_in_a_container_that_shares_loopback_alone_is_not_over(tmp_path: Path) -> None:
+    """Its instances listen, or it lives and they are about to."""
+    with socket.create_server(("127.0.0.1", 0)) as instance:
+        path = on_loopback(tmp_path, instance.getsockname()[1] - 1, count=2)
+        assert len(LaunchInfo.load_json(path).addresses["DATA"]) == 2
+    with socket.socket() as port, socket.socket(socket.AF_UNIX) as sign:
+        port.bind(("127.0.0.1", 0))
+        sign.bind(f"\0{sign_of_launch(LAUNCH)}")
+        path = on_loopback(tmp_path, port.getsockname()[1])
+        assert LaunchInfo.load_json(path).addresses["DATA"][0].twin is None
+
+
+def test_another_launch_on_the_same_port_is_not_taken_for_the_one_that_is_over(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as instance, socket.socket(socket.AF_UNIX) as sign:
+        port = instance.getsockname()[1]
+        sign.bind(f"\0{sign_of_port('127.0.0.1', port)}")
+        with pytest.raises(InstanceDied, match=f"not running.*127.0.0.1:{port}"):
+            LaunchInfo.load_json(on_loopback(tmp_path, port))
 
 
 def test_a_file_of_plain_blendtorch_is_loaded(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_a_report_tells_what_is_known_of_each_instance(directory: LaunchDirector
     assert (first.log_tail, first.renderer) == ("", "")
 
 
+def test_what_means_nothing_is_not_in_the_tail_of_a_log(directory: LaunchDirectory) -> None:
+    write_status(directory.path, 0, 7, "running", None)
+    noise = "EGL Error (0x3009): EGL_BAD_MATCH: Arguments are inconsistent\n"
+    Path(log_path(directory.path, 0)).write_text(f"{noise}one\n{noise * 30}libEGL warning: DRI2: nothing\ntwo\n{noise}")
+    assert instance_reports(directory.path)[0].log_tail == "one\ntwo"
+
+
 def test_a_log_of_one_endless_line_is_cut(directory: LaunchDirectory) -> None:
     write_status(directory.path, 0, 4711, "running", None)
     Path(log_path(directory.path, 0)).write_bytes(b"\xff" + b"x" * 1_000_000)

@@ -26,7 +26,14 @@ import msgspec
 import numpy as np
 import zmq
 
-from blendtorch_shm.errors import ConfigurationError, PublishError, RecordingError, SegmentError, WireError
+from blendtorch_shm.errors import (
+    ConfigurationError,
+    InstanceDied,
+    PublishError,
+    RecordingError,
+    SegmentError,
+    WireError,
+)
 from blendtorch_shm.launch.address import ENVIRONMENT_VARIABLE, Address, Twin, describe, resolve
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
@@ -228,7 +235,7 @@ def framed(*parts: bytes) -> bytes:
 def launch_info(data: bytes) -> None:
     try:
         info = LaunchInfo.load_json(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-    except ConfigurationError:
+    except (ConfigurationError, InstanceDied):  # of a launch that is over
         return
     assert all(isinstance(a, Address) and a.twin is None for addresses in info.addresses.values() for a in addresses)
     text = io.StringIO()

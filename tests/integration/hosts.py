@@ -141,9 +141,8 @@ class Host:
 
     def popen(self, command: Sequence[str]) -> Program:
         """Start a program here."""
-        environment = {
-            key: value for key, value in os.environ.items() if key not in ("TMPDIR", "DISPLAY", "WAYLAND_DISPLAY")
-        }
+        others = ("TMPDIR", "XDG_CACHE_HOME", "DISPLAY", "WAYLAND_DISPLAY")  # mean something on this host
+        environment = {key: value for key, value in os.environ.items() if key not in others}
         environment |= {"XDG_RUNTIME_DIR": _RUN, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         program = Program(f"{command[-1]!r} on host {self.name}", [*self._keeper.enter(), *command], environment)
         self._programs.append(program)

@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 import torch_side
+from blendtorch_shm.errors import InstanceDied
 from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.launch.sweep import sweep
 from torch_side.apps import launch
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +123,6 @@ def test_it_launches_tells_how_to_connect_and_ends_with_its_instances(
     code, heard = start(counting("--stop-after", "3"), module=module).ends()
     assert code == 0
     info = tmp_path / "launch_info.json"
-    assert stat.S_IMODE(info.stat().st_mode) == 0o600
-    assert len(LaunchInfo.load_json(info).addresses["DATA"]) == 2
     assert f"the launch information is in {info}" in heard
     for btid in range(2):
         assert f"instance {btid} is done" in heard
@@ -136,13 +136,42 @@ def test_the_launch_information_is_enough_to_read_while_the_program_runs(
     program = start(counting(), "--out-launch-info", "here.json")
     info = tmp_path / "here.json"
     program.until(info.exists)
+    assert stat.S_IMODE(info.stat().st_mode) == 0o600
     addresses = LaunchInfo.load_json(info).addresses["DATA"]
+    assert len(addresses) == 2
     dataset = torch_side.RemoteIterableDataset(addresses, max_items=20, timeoutms=int(PATIENCE_S * 1000))
     for item in dataset:
         assert int(item["image"][0, 0, 0]) == item["value"]
     program.process.send_signal(signal.SIGTERM)
     assert program.ends()[0] == 0
+    assert not info.exists()
     assert not (tmp_path / "launch_info.json").exists()
+
+
+def test_the_launch_information_of_a_killed_program_is_an_error_at_once(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    program = start(counting())
+    info = tmp_path / "launch_info.json"
+    program.until(info.exists)
+    program.process.kill()
+    program.process.wait()
+    for _ in range(2):  # the second time, nothing of it is left
+        with pytest.raises(InstanceDied, match="not running on this host any more"):
+            LaunchInfo.load_json(info)
+        sweep()
+
+
+def test_the_launch_information_of_another_launch_stays(
+    start: Callable[..., Program], script: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    program = start(script("import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
+    info = tmp_path / "launch_info.json"
+    program.until(info.exists)
+    LaunchInfo.save_json(info, LaunchInfo({}, ["another"]))
+    (tmp_path / "go").touch()
+    assert program.ends()[0] == 0
+    assert LaunchInfo.load_json(info).commands == ["another"]
 
 
 def test_the_launch_information_replaces_what_a_link_points_to(
@@ -150,9 +179,12 @@ def test_the_launch_information_replaces_what_a_link_points_to(
 ) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "launch_info.json").symlink_to("shared/info.json")
-    assert start(script(""), "--out-launch-info", "launch_info.json").ends()[0] == 0
+    program = start(script(STAY), "--out-launch-info", "launch_info.json")
+    program.until((tmp_path / "shared/info.json").exists)
     assert (tmp_path / "launch_info.json").is_symlink()
     assert LaunchInfo.load_json(tmp_path / "shared/info.json").commands
+    program.process.terminate()
+    assert program.ends()[0] == 0
 
 
 def test_a_relative_path_is_looked_for_here_then_beside_the_file(

@@ -17,6 +17,7 @@ import pytest
 import blendtorch_shm.launch.directory
 import torch_side.launcher
 import torch_side.launching.display
+import torch_side.launching.logs
 from blendtorch_shm.errors import (
     BlenderNotFound,
     BlendtorchError,
@@ -221,7 +222,7 @@ def test_what_it_renders_with_is_told_once_and_software_loudly(
     with launched(path, 2):
         eventually(all_told)
     heard += capfd.readouterr().err
-    assert heard.count("SOFTWARE") == 1
+    assert heard.count("SOFTWARE rendering") == 1
     assert heard.count("runs its script") == 2
 
 
@@ -303,7 +304,8 @@ def test_ctrl_c_anywhere_leaves_nothing_behind(script: Callable[[str], Path]) ->
         with launcher:
             pass
 
-    files = [torch_side.launcher.__file__, blendtorch_shm.launch.directory.__file__]
+    modules = torch_side.launcher, torch_side.launching.logs, blendtorch_shm.launch.directory
+    files = [module.__file__ for module in modules]
     for place in everywhere(launch, files):
         torch_side.launcher._close_all()
         assert launcher not in torch_side.launcher._running, place

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         try:
             config = _read_config(args.arguments)
+            if args.follow:
+                config = msgspec.structs.replace(config, follow=True)
             return _launch(config, _writable(args.out_launch_info, args.arguments))
         except ConfigurationError as error:
             _say(str(error))
@@ -90,11 +92,7 @@ def _launch(config: LaunchConfig, out: str) -> int:
     Raises:
         BlendtorchError: the arguments, the system or the disk do not allow it.
     """
-    with BlenderLauncher(**msgspec.structs.asdict(config)) as launcher:
-        try:
-            LaunchInfo.save_json(out, launcher.launch_info)
-        except OSError as error:
-            raise LaunchError(f"Cannot write the launch information {out}: {error.strerror}.") from error
+    with BlenderLauncher(**msgspec.structs.asdict(config)) as launcher, _written(out, launcher.launch_info):
         if launcher.config.progress:
             _say(f"the launch information is in {out}; Ctrl-C ends the instances")
         codes = _wait(launcher)
@@ -102,6 +100,37 @@ def _launch(config: LaunchConfig, out: str) -> int:
     if failed:
         _say(f"{'; '.join(failed)}.")
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _written(path: str, launch_info: LaunchInfo) -> Iterator[None]:
+    """Have the launch information in a file for as long as the block lasts. What others put in its place meanwhile stays.
+
+    Raises:
+        LaunchError: it cannot be written.
+    """
+    ours = None
+    try:
+        with _signals_held():
+            try:
+                LaunchInfo.save_json(path, launch_info)
+            except OSError as error:
+                raise LaunchError(f"Cannot write the launch information {path}: {error.strerror}.") from error
+            ours = _identity(path)
+        yield
+    finally:
+        if ours is not None and _identity(path) == ours:
+            with contextlib.suppress(OSError):  # the folder may be read-only by now
+                os.unlink(path)
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """Which file has this path now, and since when it has its contents."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _say(message: str) -> None:
@@ -139,8 +168,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out-launch-info",
         metavar="FILE",
         default="launch_info.json",
-        help="where to write the launch information, readable by this user only (default: %(default)s)",
+        help="where to write the launch information, readable by this user only; the file goes when the program ends "
+        "(default: %(default)s)",
     )
+    parser.add_argument("--follow", action="store_true", help="show what the instances print")
     return parser
 
 

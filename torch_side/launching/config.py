@@ -71,6 +71,9 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     recycle_after: Annotated[Annotated[int, Meta(ge=1)] | None, "a number of messages, 1 or more"] = None
     stall_timeout: Annotated[Annotated[float, Meta(gt=0)] | None, "a positive number of seconds"] = None
     allow_unauthenticated: Annotated[bool, "true or false"] = False
+    log_dir: Annotated[Annotated[str, Meta(min_length=1)] | None, "the path of a folder"] = None
+    max_log_mb: Annotated[Annotated[float, Meta(gt=0)] | None, "a positive number of megabytes"] = 20
+    follow: Annotated[bool, "true or false"] = False
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], show: Callable[[Any], str] = repr) -> LaunchConfig:
@@ -108,6 +111,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
             config,
             scene=_existing_file("scene", config.scene, SceneNotFound) if config.scene else None,
             script=_existing_file("script", config.script, ScriptNotFound),
+            log_dir=None if config.log_dir is None else os.path.abspath(os.path.expanduser(config.log_dir)),
         )
 
     def seed_of(self, btid: int, restarts: int) -> int:

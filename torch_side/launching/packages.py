@@ -22,6 +22,7 @@ import blendtorch_shm
 from blendtorch_shm.errors import LaunchError
 
 from ..finder import DEPENDENCIES, Runtime
+from .logs import cache_folder
 
 _OURS = ("blendtorch", "blendtorch_shm", "blender_side")
 OUR_FOLDER = str(Path(blendtorch_shm.__file__).parent.parent)
@@ -76,7 +77,7 @@ def _downloaded(runtime: Runtime, tell: Callable[[str], None]) -> str:
     requirements = sorted(runtime.missing)
     if "numpy" in requirements and runtime.python <= _LAST_PYTHON_WITH_OLD_NUMPY:
         requirements[requirements.index("numpy")] = "numpy<2"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "blendtorch-shm")
+    cache = cache_folder()
     folder = cache / "-".join([f"python{python}", *sorted(runtime.missing)])
     if folder.is_dir():
         return str(folder)

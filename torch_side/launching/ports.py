@@ -4,6 +4,7 @@ A port is held by two sockets. A TCP socket bound to it, not listening and with 
 away, while the instance's own bind (ZeroMQ sets ``SO_REUSEADDR`` too) succeeds beside it; it fails where somebody listens,
 and not on connections of an earlier launch that are still in TIME_WAIT. Two launchers would both get such a socket, so they
 settle it by a UNIX socket in the abstract name space: one holder, same network namespace as the port, gone with its process.
+Another such name shows that the launch lives.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import socket
 
 from blendtorch_shm.errors import ConfigurationError, PortInUse
+from blendtorch_shm.launch.address import sign_of_launch, sign_of_port
 
 DEFAULT_START_PORT = 11000
 """As this, ``start_port`` means: the first free ports from here on. Any other number means exactly that one."""
@@ -51,6 +53,13 @@ class PortReservations:
             port += 1
         return ports
 
+    def sign(self, launch: str) -> None:
+        """Show to who shares this network, and perhaps not the shared memory, that a launch lives: until :meth:`close`."""
+        name = socket.socket(socket.AF_UNIX)
+        self._held.append(name)
+        with contextlib.suppress(OSError):  # then it looks as if it was over, but to nobody who sees its shared memory
+            name.bind(f"\0{sign_of_launch(launch)}")
+
     def close(self) -> None:
         """Give the ports back."""
         for held in self._held:
@@ -63,7 +72,7 @@ class PortReservations:
             tcp = undo.enter_context(socket.socket(socket.AF_INET))
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                name.bind(f"\0blendtorch-port-{self._address}-{port}")
+                name.bind(f"\0{sign_of_port(self._address, port)}")
                 tcp.bind((self._address, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:

@@ -32,12 +32,13 @@ from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.notes import (
     RESTARTS_VARIABLE,
+    SOFTWARE_WARNING,
     InstanceState,
     clear_notes,
     has_note,
     instance_path,
+    is_software,
     is_stopped,
-    log_path,
     log_tail,
     read_note,
     write_status,
@@ -47,6 +48,7 @@ from blendtorch_shm.stream.control import activity
 from blendtorch_shm.stream.place import SharedPlace
 
 from .config import LaunchConfig
+from .logs import Logs
 
 log = logging.getLogger("blendtorch.launch")
 
@@ -151,20 +153,24 @@ class Supervisor:
     """Starts processes, watches them, and ends them all.
 
     Args:
-        directory: the launch directory, where logs and status files go.
+        directory: the launch directory, where status files go.
+        logs: where what instances print goes.
         tell: called with one line of news at a time, from the supervisor's thread.
         config: says what becomes of an instance that ends or hangs.
     """
 
-    def __init__(self, directory: LaunchDirectory, tell: Callable[[str], None], config: LaunchConfig) -> None:
+    def __init__(
+        self, directory: LaunchDirectory, logs: Logs, tell: Callable[[str], None], config: LaunchConfig
+    ) -> None:
         self.instances: list[Instance] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         """The current process of each instance, or its last."""
         self._config = config
         self._directory = directory
+        self._logs = logs
         self._tell = tell
         self._ending = False
-        self._software_told = False
+        self._warned: set[str] = set()
         self._changed = threading.Condition()
         self._orders: deque[tuple[Callable[[], Any], Future[Any]] | None] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -188,6 +194,14 @@ class Supervisor:
         """
         for instance in instances:
             self.call(partial(self._start, instance))
+
+    def keep_logs(self) -> list[str]:
+        """See to it that the logs of all instances outlive the launch.
+
+        Returns:
+            where they lie then.
+        """
+        return [self._logs.keep(instance.btid) for instance in self.instances]
 
     def wait(self) -> None:
         """Wait until every instance has ended, and is not started again."""
@@ -282,6 +296,8 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Seconds until there may be something to do that nothing wakes us for."""
         waits = []
+        if self.instances and self._logs.look_every_s is not None:
+            waits.append(self._logs.look_every_s)
         for instance in self.instances:
             if instance.state == "restarting":
                 waits.append(max(0.0, instance.due_at - time.monotonic()))
@@ -293,12 +309,9 @@ class Supervisor:
         return min(waits, default=None)
 
     def _start(self, instance: Instance) -> None:
-        directory = self._directory.path
         command = instance.command(instance.restarts)
         try:
-            log_fd = os.open(
-                log_path(directory, instance.btid), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-            )
+            log_fd = self._logs.open(instance.btid)
             try:
                 if instance.restarts:
                     mark = f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n"
@@ -328,6 +341,7 @@ class Supervisor:
 
     def _look_around(self) -> None:
         for instance in self.instances:
+            self._logs.look(instance.btid)  # also of one that has ended: what it started may go on
             if instance.state == "restarting":
                 self._start_again(instance)
             elif instance.state != "exited" and instance.process is not None:
@@ -344,16 +358,24 @@ class Supervisor:
         if instance.state == "starting" and has_note(directory, btid, "started"):
             self._move(instance, "running")
             self._tell(f"instance {btid} runs its script, after {time.monotonic() - instance.started_at:.1f} s")
+            for warning in read_note(directory, btid, "warnings").splitlines():
+                self._warn(warning)
         if not instance.renderer:
             instance.renderer = read_note(directory, btid, "renderer")
             if instance.renderer:
                 self._tell(f"instance {btid} renders with {instance.renderer}")
-                if _is_software(instance.renderer) and not self._software_told:
-                    self._software_told = True
-                    self._tell(
-                        "WARNING: this is SOFTWARE rendering, on the processor, many times slower than a graphics card. "
-                        "If this machine has one, its driver is not in use (in a container: --gpus all)."
-                    )
+                if is_software(instance.renderer):
+                    self._warn(SOFTWARE_WARNING)
+
+    def _warn(self, warning: str) -> None:
+        """Say once what may hold for each instance, and for each of its starts."""
+        if warning in self._warned:
+            return
+        self._warned.add(warning)
+        if self._config.progress:
+            self._tell(f"WARNING: {warning}")
+        else:
+            log.warning("%s", warning)
 
     @staticmethod
     def _listening_period_s(patience_s: float) -> float:
@@ -392,15 +414,18 @@ class Supervisor:
         how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
         instance.exit_code = code
         pause_s, fate = self._decide(instance, code, age_s)
+        self._logs.end(instance.btid)
+        headline = f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate}"
+        failed = code not in (0, -signal.SIGTERM, -signal.SIGINT) and not self._ending
+        where = f", {self._logs.keep(instance.btid)}" if failed else ""  # an error names what is there afterwards, too
         tail = log_tail(self._directory.path, instance.btid)
         quoted = "\n".join(f"    {line}" for line in tail.splitlines()) or "    (it is empty)"
-        instance.obituary = (
-            f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate} The end of its log, "
-            f"{log_path(self._directory.path, instance.btid)}:\n{quoted}"
-        )
+        instance.obituary = f"{headline} The end of its log{where}:\n{quoted}"
         if not self._ending:  # told first: whoever waits for the end may close everything, this thread included
             if code == 0:
                 self._tell(f"instance {instance.btid} is done, after {age_s:.1f} s.{fate}".removesuffix("."))
+            elif self._config.follow:  # then its log was shown
+                log.error("%s The end of its log is above%s.", headline, where)
             else:
                 log.error("%s", instance.obituary)
         if pause_s is None:
@@ -492,7 +517,3 @@ def _obey(order: Callable[[], Any], future: Future[Any]) -> None:
 def _is_noticed(instance: Instance, process: subprocess.Popen[bytes]) -> bool:
     """Whether the supervisor's thread knows that `process` has ended."""
     return instance.state in ("restarting", "exited") or instance.process is not process
-
-
-def _is_software(renderer: str) -> bool:
-    return any(word in renderer.lower() for word in ("llvmpipe", "softpipe", "swrast", "software"))
