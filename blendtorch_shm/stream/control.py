@@ -18,8 +18,11 @@ from ..memory.locks import PRODUCER_LOCK, Locks
 from ..memory.ring import Ring, check_header
 from ..memory.segment import Segment
 from ..memory.states import State
+from ..wording import counted
 from .place import Place
 
+_RECORD_WORDS = layout.CONSUMER_RECORD.itemsize // 8
+_FIRST_DELIVERED = layout.consumer_word(0, "delivered")
 RECLAIM_EVERY_S = 0.5
 """How often whoever has nothing better to do looks for leases of dead consumers."""
 
@@ -106,6 +109,14 @@ class Control:
         """Whether the stream has a producer: one that lives, one that closed it in good order, or one that died."""
         return "finished" if self.closed else "alive" if locks.is_held(PRODUCER_LOCK) else "gone"
 
+    def delivered(self) -> int:
+        """How many messages its consumers have received, all together; less what they put back."""
+        return sum(self.words[_FIRST_DELIVERED : _FIRST_DELIVERED + MAX_CONSUMERS * _RECORD_WORDS : _RECORD_WORDS])
+
+    def is_waited_in(self, locks: Locks) -> bool:
+        """Whether a producer lives that waits for room now."""
+        return self.waiting != 0 and locks.is_held(PRODUCER_LOCK)
+
     def explain(self, name: str, rings: Iterable[Ring], locks: Locks) -> str:
         """The state of the stream in one line, for messages to people."""
         seen = Activity.of(self)
@@ -118,8 +129,8 @@ class Control:
         producer = "has finished" if state == "finished" else f"is {state}"
         last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"
         return (
-            f"{name}: its producer {producer} and has published {seen.published} messages{last}; of {len(slots)} slots, "
-            f"{len(ready)} hold messages that nobody has taken"
+            f"{name}: its producer {producer} and has published {counted(seen.published, 'message')}{last}; of "
+            f"{counted(len(slots), 'slot')}, {len(ready)} hold messages that nobody has taken"
             f"{f' ({pickled} of them contain pickles, which only consumers on this host may take)' if pickled else ''} "
             f"and {leased} are in use by consumers"
         )

@@ -19,6 +19,8 @@ class SharedPlace:
     def __init__(self, twin: Twin) -> None:
         self.twin = twin
         self.name = twin.prefix
+        self.title = f"{twin.name} of instance {twin.btid}"
+        """For people."""
 
     def create(self, suffix: str, nbytes: int) -> Segment:
         """A new zeroed segment."""
@@ -52,7 +54,7 @@ class PrivatePlace:
     """A stream in the memory of this process; see :class:`SharedPlace`."""
 
     def __init__(self, name: str = "private") -> None:
-        self.name = name
+        self.name = self.title = name
         self._segments: dict[str, Segment] = {}
         self._bell: Bell | None = None
         self._lock_fd = os.memfd_create(f"locks of {name}"[:200], os.MFD_CLOEXEC)

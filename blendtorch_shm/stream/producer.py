@@ -424,7 +424,7 @@ class Producer(Closable):
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
-        return self._control.explain(self.place.name, self._rings, self._locks)
+        return self._control.explain(self.place.title, self._rings, self._locks)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
