@@ -455,6 +455,10 @@ class Consumer(Closable):
         """The memory of the stream's rings."""
         return [ring.segment for ring in self._rings.now()]
 
+    def is_superseded(self) -> bool:
+        """Whether the stream was made anew, and nothing is left in this one."""
+        return not self.place.is_current(self._control.segment) and not self.has_ready()
+
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
         state = self._control.explain(self.place.title, self._rings.now(), self._member.locks)

@@ -45,6 +45,7 @@ class Control:
     Attributes:
         key: random; the stream's rings carry it.
         epoch: how many producers have owned the stream.
+        lock_file: inode of the lock file that the members have.
         first_ring, next_ring: rings first_ring .. next_ring-1 may exist.
         waiting: the producer sleeps until fewer messages than this are READY, or, with ``FOR_A_SLOT``, until a slot is FREE;
             0: it is awake.
@@ -65,6 +66,7 @@ class Control:
     epoch = _word("epoch")
     first_ring = _word("first_ring")
     next_ring = _word("next_ring")
+    lock_file = _word("lock_file")
     waiting = _word("waiting")
     closed = _word("closed")
     published = _word("published")
@@ -78,8 +80,12 @@ class Control:
         self.asleep = memory.view[ASLEEP_OFFSET : ASLEEP_OFFSET + 8 * MAX_CONSUMERS].cast("Q")
 
     @classmethod
-    def create(cls, place: Place) -> Control:
-        """Make the control segment of a new stream, in place of one that its creator never finished.
+    def create(cls, place: Place, locks: Locks) -> Control:
+        """Make the control segment of a new stream, in place of one that its creator never finished, or that nobody can use.
+
+        Args:
+            place: where.
+            locks: of its lock file.
 
         Raises:
             OutOfSharedMemory: no room for it.
@@ -87,6 +93,7 @@ class Control:
         place.unlink("")
         memory = place.create("", CONTROL_NBYTES)
         memory.words[word(layout.STREAM_HEADER, "key")] = secrets.randbits(64) | 1  # never 0
+        memory.words[word(layout.STREAM_HEADER, "lock_file")] = locks.inode()
         memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
         memory.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC  # last: a half-written header is no stream
         return cls(memory)

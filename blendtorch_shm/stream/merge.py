@@ -365,9 +365,21 @@ class Source(Closable):
 
     def _look_after(self) -> None:
         self._looked_after = time.monotonic()
+        for stream in self._streams:
+            if stream.is_superseded():
+                self._leave(stream)
         self._attach()
         for stream in self._streams:
             stream.look_after()
+
+    def _leave(self, stream: Consumer) -> None:
+        """Look for the stream that has come in place of this one. What an interrupt cut is done again: last, it is forgotten."""
+        log.warning("%s was made anew. Reading goes on there.", stream.place.title)
+        stream.close()
+        self._absent[stream.place] = ""
+        self._streams = [other for other in self._streams if other is not stream]
+        self._lanes = [*self._streams, *self._elsewhere]
+        self._turns = {other.key: number for number, other in enumerate(self._streams)}
 
     def _attach(self) -> None:
         """Join the streams that exist by now. A place counts as absent until all is done: what an interrupt cut is done again."""

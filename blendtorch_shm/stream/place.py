@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from ..errors import SegmentMissing
-from ..launch.address import Twin
+from ..launch.address import SHARED_MEMORY, Twin
 from ..memory import segment
 from ..memory.locks import Locks
 from ..memory.segment import Segment
@@ -34,9 +34,16 @@ class SharedPlace:
         """Forget a segment."""
         segment.unlink(self.name + suffix)
 
-    def open_locks(self) -> Locks:
+    def is_current(self, control: Segment) -> bool:
+        """Whether the stream's name still means this control segment, or nothing at all; False: the stream was made anew."""
+        try:
+            return os.stat(f"{SHARED_MEMORY}{self.name}").st_ino == control.inode
+        except OSError:
+            return True
+
+    def open_locks(self, *, create: bool = False) -> Locks:
         """A new description of the stream's lock file, for one member."""
-        return Locks(self.twin.lock_path)
+        return Locks(self.twin.lock_path, create=create)
 
     def open_bell(self) -> Bell:
         """The producer's bell."""
@@ -71,8 +78,11 @@ class PrivatePlace:
     def unlink(self, suffix: str) -> None:
         self._segments.pop(suffix, None)
 
-    def open_locks(self) -> Locks:
-        return Locks(f"/proc/self/fd/{self._lock_fd}")
+    def is_current(self, control: Segment) -> bool:
+        return True
+
+    def open_locks(self, *, create: bool = False) -> Locks:
+        return Locks(f"/proc/self/fd/{self._lock_fd}", create=create)
 
     def open_bell(self) -> Bell:
         if self._bell is None:

@@ -20,6 +20,7 @@ from blendtorch_shm.memory.layout import VERSION, word
 from blendtorch_shm.memory.locks import Locks, slot_lock
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Parts
+from blendtorch_shm.stream.consumer import Consumer
 from blendtorch_shm.stream.control import Control
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.merge import Source
@@ -237,6 +238,50 @@ def test_of_many_messages_taken_at_once_one_that_somebody_else_is_claiming_is_le
         assert source.receive_many(4, 0.01) == []
         locks.unlock(slot_lock(0, 1))
         assert [message.fields["i"] for message in source.receive_many(4, PATIENCE_S)] == [1]
+
+
+# -- files that somebody removes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("somebody_made_another", [False, True])
+def test_nobody_joins_a_stream_whose_lock_file_was_removed(
+    place: SharedPlace, twin: Twin, sink: Producer, source: Source, somebody_made_another: bool
+) -> None:
+    sink.publish({"image": picture(1)})
+    held = source.receive(PATIENCE_S)
+    os.unlink(twin.lock_path)
+    if somebody_made_another:
+        Locks(twin.lock_path).close()
+    with pytest.raises(SegmentError, match=re.escape(twin.lock_path)):
+        Consumer(place)
+    sink.publish({"image": picture(2)})
+    following = source.receive(PATIENCE_S)
+    assert held is not None
+    assert following is not None
+    assert (held.fields["image"] == 1).all()
+    assert (following.fields["image"] == 2).all()
+
+
+@pytest.mark.parametrize("gone", ["lock file", "shared memory"])
+def test_a_stream_whose_files_were_removed_begins_anew_and_its_readers_take_what_is_left_and_follow(
+    place: SharedPlace, twin: Twin, sink: Producer, source: Source, gone: str
+) -> None:
+    for i in range(3):
+        sink.publish({"i": i, "image": picture(i)})
+    held = source.receive(PATIENCE_S)
+    if gone == "lock file":
+        os.unlink(twin.lock_path)
+    else:
+        segment.unlink(place.name)
+        segment.unlink(f"{place.name}.0")
+    sink.close()
+    with Producer(place, trusted=True) as successor, Source([place]) as late:
+        for i in range(10, 13):
+            successor.publish({"i": i, "image": picture(i)})
+        received = [source.receive(PATIENCE_S) for _ in range(4)] + [late.receive(PATIENCE_S)]
+        assert sorted(message.fields["i"] for message in received if message is not None) == [1, 2, 10, 11, 12]
+        assert all((m.fields["image"] == m.fields["i"]).all() for m in (held, *received) if m is not None)
+        assert inspect(place).published == 3
 
 
 # -- what makes no sense --------------------------------------------------------------------------------------
