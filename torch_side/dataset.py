@@ -152,7 +152,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._heard_at is not None:
-            self._heard_at.share_memory_()  # a plain pickle has made a copy of it
+            self._heard_at.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle has made a copy
 
 
 class _Iteration(Iterator[Any]):
@@ -180,8 +180,13 @@ class _Iteration(Iterator[Any]):
         if self._received == self._count:
             raise StopIteration
         source = self._source or self._open()
-        message = self._receive(source)
+        message = None
         try:
+            message = source.receive(LOOK_EVERY_S, held=True)  # until it is handed over, Ctrl-C puts it back
+            if message is None:
+                message = self._wait(source)
+            if self._heard_at is not None:
+                self._heard_at[0] = time.monotonic_ns()
             if self._recorder is not None:
                 source.hand_over()  # to the recording
                 self._recorder.save(message.fields)  # before users get at the arrays, and only they may change them
@@ -195,9 +200,15 @@ class _Iteration(Iterator[Any]):
                 self.close()  # now: who knows when we are asked for more, and what waits here is for other workers
             return item
         except Exception as error:
-            source.hand_over()  # what is wrong with this item would be wrong in the next call, too
-            if isinstance(error, StopIteration):  # it would end the iteration without a word
-                raise RuntimeError("The transform of an item raised StopIteration.") from error
+            if message is not None:
+                source.hand_over()  # what is wrong with this item would be wrong in the next call, too
+                if isinstance(error, StopIteration):  # it would end the iteration without a word
+                    raise RuntimeError("The transform of an item raised StopIteration.") from error
+                raise
+            if not isinstance(error, UnreadableMessage):
+                self.close()
+            if isinstance(error, BlendtorchError):
+                error.__traceback__ = None  # our own frames say nothing to the user
             raise
         except BaseException:
             self.close()
@@ -210,23 +221,6 @@ class _Iteration(Iterator[Any]):
         end.atexit = False  # then, each closes itself
         self._source, self._watch = source, Watch(dataset, source)
         return source
-
-    def _receive(self, source: Source) -> Message:
-        """The next message. Until it is handed over, Ctrl-C puts it back."""
-        try:
-            message = source.receive(LOOK_EVERY_S, held=True)
-            if message is None:
-                message = self._wait(source)
-            if self._heard_at is not None:
-                self._heard_at[0] = time.monotonic_ns()
-            return message
-        except BlendtorchError as error:
-            if not isinstance(error, UnreadableMessage):
-                self.close()
-            raise error.with_traceback(None) from None  # our own frames say nothing to the user
-        except BaseException:
-            self.close()
-            raise
 
     def _wait(self, source: Source) -> Message:
         worker = data.get_worker_info()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch.utils import data
@@ -137,7 +138,7 @@ class Watch:
             self._source.explain(),
         ]
         for instance, report in reports.items():
-            lines.append(f"{self._state(instance, report)}; it last logged:")
+            lines.append(f"instance {report.btid}: {self._state(instance, report)}; it last logged:")
             lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR) or ["(nothing)"]]
         if not reports:
             lines.append(
@@ -148,13 +149,14 @@ class Watch:
 
     def _report(self, waited_s: float, reports: dict[_Instance, InstanceReport]) -> str:
         """The first one tells all, later ones what is new."""
-        states = [self._state(instance, report) for instance, report in reports.items()]
+        alike = _alike({instance: self._state(instance, report) for instance, report in reports.items()})
+        states = [f"{_name(instances)}: {state}" for state, instances in alike.items()]
         details = [*self._obstacles(reports), *self._source.explain(brief=True).splitlines()]
         for report in reports.values():
             details += [f"instance {report.btid} logged: {line}" for line in _tail(report, _LINES_OF_A_REPORT)]
         news = [line for line in details if line not in self._said]
         if self._has_told:
-            first = [f"Still waiting, for {waited_s:.0f} s. {'; '.join(states)}".rstrip()]
+            first = [". ".join([f"Still waiting, for {waited_s:.0f} s", *states])]
         else:
             first = [f"Waiting for a message for {waited_s:.0f} s ({self._progress} had arrived).", *states]
         self._has_told = True
@@ -162,27 +164,23 @@ class Watch:
         return "\n".join([*first, *news])
 
     def _how_they_ended(self, reports: dict[_Instance, InstanceReport]) -> str:
+        arrived = f"{self._progress} had arrived."
         if not reports:
-            return f"Their launch is over: its directory was removed. {self._progress} had arrived."
+            return f"Their launch is over: its directory was removed. {arrived}"
         published = sum(map(self._published, reports))
         if not any(report.exit_code for report in reports.values()):
             whose, them = ("its script", "it") if len(reports) == 1 else ("their scripts", "them")
             remedy = f", set max_items={published}" if 0 < published < self._dataset.max_items else ""
             return (
-                f"{_name(reports)} came to the end of {whose} after {counted(published, 'message')}; {self._progress} had "
-                f"arrived. Let {them} run on{remedy}, or have {them} started again: BlenderLauncher(..., restart='always')."
+                f"{_name(reports).capitalize()} came to the end of {whose} after {counted(published, 'message')}; {arrived} "
+                f"Let {them} run on{remedy}, or have {them} started again: BlenderLauncher(..., restart='always')."
             )
-        lines = []
-        alike: dict[str, dict[_Instance, InstanceReport]] = {}
+        alike = _alike({instance: report.error for instance, report in reports.items()})
+        lines = [f"{_name(instances)}: {error}" for error, instances in alike.items() if error]
+        lines.append(f"{'It has' if len(reports) == 1 else 'All have'} ended; {arrived}")
         for instance, report in reports.items():
-            alike.setdefault(report.error, {})[instance] = report
-        lines += [f"{_name(those).lower()}: {error}" for error, those in alike.items() if error]
-        lines.append(f"{'It has' if len(reports) == 1 else 'All have'} ended; {self._progress} had arrived.")
-        for instance, report in reports.items():
-            lines.append(
-                f"{self._state(instance, report)}, after {counted(self._published(instance), 'message')}. Its log: "
-                f"{log_path(*instance)}"
-            )
+            state, after = self._state(instance, report), counted(self._published(instance), "message")
+            lines.append(f"instance {report.btid}: {state}, after {after}. Its log: {log_path(*instance)}")
             if not report.error:
                 lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR)]
         return "\n".join([*lines, *self._source.explain(brief=True).splitlines()])
@@ -204,7 +202,7 @@ class Watch:
                 silence_s = None if seen is None else seen.silence_s()
                 state += f"; {twin.name}: "
                 state += "no message yet" if silence_s is None else f"last message {silence_s:.1f} s ago"
-        return f"instance {report.btid}: {state}"
+        return state
 
     def _obstacles(self, reports: dict[_Instance, InstanceReport]) -> list[str]:
         """For whom instances wait: those that read their sockets, these and others."""
@@ -243,8 +241,16 @@ def _tail(report: InstanceReport, lines: int) -> list[str]:
     return [line for line in report.log_tail.splitlines() if line.strip()][-lines:]
 
 
-def _name(reports: dict[_Instance, InstanceReport]) -> str:
-    numbers = [str(report.btid) for report in reports.values()]
+def _alike(texts: dict[_Instance, str]) -> dict[str, list[_Instance]]:
+    """The instances of which the same is to be said, by what that is."""
+    alike: dict[str, list[_Instance]] = {}
+    for instance, text in texts.items():
+        alike.setdefault(text, []).append(instance)
+    return alike
+
+
+def _name(instances: Iterable[_Instance]) -> str:
+    numbers = [str(btid) for _, btid in instances]
     if len(numbers) == 1:
-        return f"Instance {numbers[0]}"
-    return f"Instances {', '.join(numbers[:-1])} and {numbers[-1]}"
+        return f"instance {numbers[0]}"
+    return f"instances {', '.join(numbers[:-1])} and {numbers[-1]}"

@@ -134,6 +134,8 @@ class Control:
         pickled = sum(bool(ring.flags[slot] & FLAG_LOCAL_ONLY) for ring, slot in ready)
         state = self.producer_state(locks)
         producer = "has finished" if state == "finished" else f"is {state}"
+        if not slots:
+            return f"{name}: its producer {producer} and has published nothing yet"
         last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"
         return (
             f"{name}: its producer {producer} and has published {counted(seen.published, 'message')}{last}; of "
