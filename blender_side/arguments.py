@@ -5,24 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
-from blendtorch_shm.errors import SocketNotFound
-from blendtorch_shm.launch.address import Address, resolve
-
-
-class NamedSockets(dict[str, Address]):
-    """Addresses by the names of their sockets. A name that is not there is an error that lists those that are."""
-
-    def __missing__(self, name: object) -> NoReturn:
-        there = f"it has {', '.join(map(repr, self))}" if self else "it has none"
-        raise SocketNotFound(
-            f"This instance has no socket {name!r}: {there}. Sockets are named where instances are launched:"
-            f" BlenderLauncher(..., named_sockets=[{name!r}])."
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # wherever it is sent, for whom these names are no sockets
+from blendtorch_shm.launch.address import Address, NamedSockets, resolve
 
 
 class _Sockets(argparse.Action):
@@ -33,7 +17,7 @@ class _Sockets(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
-        sockets = NamedSockets()
+        sockets: NamedSockets[Address] = NamedSockets()
         for text in [values] if isinstance(values, str) else values or []:
             name, separator, endpoint = text.partition("=")
             if not separator or not name or not endpoint:

@@ -201,8 +201,44 @@ def exit_code_of(error: BaseException) -> int:
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
-    traceback.print_exception(type(error), error, error.__traceback__)
+    said = traceback.TracebackException.from_exception(error)
+    _leave_out_our_frames(said, error)
+    print("".join(said.format()), end="", file=sys.stderr)
+    _note("error", _in_one_line(said, error))
     return 1
+
+
+def _leave_out_our_frames(said: traceback.TracebackException | None, error: BaseException | None) -> None:
+    """Of the traceback of `error`, leave out those frames of ours that led to the user's code; and all of ours, if it was raised
+    on purpose.
+    """
+    if said is None or error is None:
+        return
+    from blendtorch_shm.errors import BlendtorchError
+
+    users = [number for number, frame in enumerate(said.stack) if not _is_in_our_code(frame)]
+    last = users[-1] if users else -1
+    on_purpose = isinstance(error, (BlendtorchError, SyntaxError))  # the latter when the script is compiled
+    said.stack[:] = [
+        frame for number, frame in enumerate(said.stack) if number in users or (number > last and not on_purpose)
+    ]
+    _leave_out_our_frames(said.__cause__, error.__cause__)
+    _leave_out_our_frames(said.__context__, error.__context__)
+
+
+def _is_in_our_code(frame: traceback.FrameSummary) -> bool:
+    packages = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.path.relpath(frame.filename, packages).partition(os.sep)[0] in ("blender_side", "blendtorch_shm")
+
+
+def _in_one_line(said: traceback.TracebackException, error: BaseException) -> str:
+    """An error, and where in the script it was raised: ``NameError: name 'x' is not defined (cube.blend.py:46)``."""
+    lines = "".join(said.format_exception_only()).splitlines()
+    text = next(line for line in lines if not line.startswith(" "))  # of a SyntaxError, its place comes first
+    text = text.removeprefix(f"{type(error).__module__}.")
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{text} ({os.path.basename(error.filename)}:{error.lineno})"
+    return f"{text} ({os.path.basename(said.stack[-1].filename)}:{said.stack[-1].lineno})" if said.stack else text
 
 
 class _Activity:
@@ -268,7 +304,7 @@ def _say_started() -> None:
     _note("started", bpy.app.tempdir if bpy is not None else "")
 
 
-def _note(note: Literal["started", "recycled", "warnings"], text: str) -> bool:
+def _note(note: Literal["started", "recycled", "warnings", "error"], text: str) -> bool:
     """Leave a note for the launcher, if there is one; whether that worked."""
     from blendtorch_shm.launch.notes import leave_note
 

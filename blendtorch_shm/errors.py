@@ -20,8 +20,10 @@
     │   └── OutOfSharedMemory               ... because it is full
     ├── OutOfDescriptors (OSError)          this process may not open more files and connections
     ├── PublishError (TypeError)            a value that cannot be published here
+    ├── FieldMissing (KeyError)             a field that only some items of a batch have
     ├── RecordingError                      a recording that cannot be written on, or read
     └── WireError                           bytes from another process that are not a valid message
+        └── UnreadableMessage               a message that an instance published, and that cannot be opened here
 
 A message says what happened, with the numbers, and what to do about it. Each class is constructible from that one
 string, because torch rebuilds a worker's exception that way in the training process.
@@ -35,6 +37,7 @@ __all__ = [
     "BlenderNotFound",
     "BlendtorchError",
     "ConfigurationError",
+    "FieldMissing",
     "InstanceDied",
     "LaunchError",
     "ObjectGone",
@@ -51,6 +54,7 @@ __all__ = [
     "SocketNotFound",
     "StreamClosed",
     "StreamTimeout",
+    "UnreadableMessage",
     "WireError",
 ]
 
@@ -135,9 +139,21 @@ class PublishError(BlendtorchError, TypeError):
     """A value that cannot be published on this connection."""
 
 
+class FieldMissing(BlendtorchError, KeyError):
+    """A field that only some items of a batch have."""
+
+    __str__ = BaseException.__str__
+
+
 class RecordingError(BlendtorchError):
     """A recording that cannot be written on (its disk is full, say), or a file that cannot be read as one."""
 
 
 class WireError(BlendtorchError):
     """Bytes from another process that are not a valid message."""
+
+
+class UnreadableMessage(WireError):
+    """A message that an instance published, and that cannot be opened here: a module is missing, for example. It is lost; whoever
+    goes on receives the next one.
+    """

@@ -7,8 +7,9 @@ called for what is left: numbers, texts, containers, small arrays.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data._utils.collate import collate, default_collate_fn_map  # documented, in spite of its name
 
+from blendtorch_shm.errors import FieldMissing
 from blendtorch_shm.message.values import SMALL_NBYTES
 
 from .batch_memory import Memory, Rows, small_rows, torch_dtype
 from .dataset import PLAIN
 
 Array = npt.NDArray[Any]
+
+_OR_DROP_IT = "drop it in `transform` (`item_transform` of a dataset), or give a collate_fn."
+_REMEDY = f"Make it alike in all items, {_OR_DROP_IT}"
 
 
 class Batch:
@@ -57,38 +62,17 @@ class Batch:
         """The batch. Its copies may still be under way.
 
         Raises:
-            RuntimeError, TypeError, KeyError: what torch's default collation raises for items that make no batch.
+            FieldMissing: a field that only some items have.
+            RuntimeError, TypeError: what torch's default collation raises for items that make no batch.
         """
         first = self._items[0]
         if type(first) is not dict:
             self._check_arrays(self._placed)
             return self._memory.move(collate(self._items, collate_fn_map=_COLLATE))
-        return self._memory.move({key: self._collate_field(key) for key in first})
+        return self._memory.move(_collate_fields(self._items, _COLLATE, self._check_field))
 
-    def _collate_field(self, key: Any) -> Any:
-        try:
-            values = [item[key] for item in self._items]
-            self._check_arrays(path for path in self._placed if path[0] == key)
-            # Of the most frequent kinds by the short way: torch's is long, and its code no longer in the caches.
-            kinds = set(map(type, values))
-            if kinds == {int}:
-                return torch.from_numpy(np.array(values, np.int64))
-            if kinds == {float}:
-                return torch.from_numpy(np.array(values, np.float64))
-            if kinds == {Rows}:
-                return _collate_rows(values)
-            return collate(values, collate_fn_map=_COLLATE)
-        except KeyError as error:
-            if not all(key in item for item in self._items):
-                raise KeyError(
-                    f"Field {key!r} is missing from an item of this batch, and is in the first one. Publish it always, or "
-                    f"give a collate_fn."
-                ) from error
-            raise
-        except OverflowError as error:
-            raise RuntimeError(f"Field {key!r} makes no batch: {error}") from error
-        except (RuntimeError, TypeError) as error:
-            raise type(error)(f"Field {key!r} makes no batch: {error}") from error
+    def _check_field(self, key: Any) -> None:
+        self._check_arrays(path for path in self._placed if path[0] == key)
 
     def _check_arrays(self, paths: Iterable[tuple[Any, ...]]) -> None:
         """Text and the like would go through torch's collation with what stands for arrays in between."""
@@ -132,10 +116,10 @@ class Batch:
             is_small = array.nbytes <= SMALL_NBYTES  # to hold a label must not be to hold the pictures
             rows = self._rows[path] = (small_rows if is_small else self._memory.empty)(shape, dtype)
         if array.shape != rows.shape[1:] or (array.dtype != rows.dtype and array.dtype.newbyteorder("=") != rows.dtype):
+            where, shape = ".".join(map(str, path)), rows.shape[1:]
             raise RuntimeError(
-                f"Field {'.'.join(map(str, path))!r} makes no batch: it has the shape {rows.shape[1:]} ({rows.dtype}) in one "
-                f"item, and {array.shape} ({array.dtype}) in item {len(self._items)}. Make them equal in `transform`, or give "
-                f"a collate_fn."
+                f"Field {where!r} makes no batch: it has the shape {shape} ({rows.dtype}) in one item, and {array.shape} "
+                f"({array.dtype}) in item {len(self._items)}. {_REMEDY}{_of_labels(array.shape, shape)}"
             )
         self._placed[path] += 1
         if array.nbytes <= SMALL_NBYTES:
@@ -144,6 +128,13 @@ class Batch:
         else:
             self._copies.append((rows, len(self._items), array))
         return rows
+
+
+def _of_labels(one: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """What to do where two arrays differ in their number of rows alone, as tables of objects do."""
+    if len(one) > 1 and one[1:] == other[1:]:
+        return " (Tables of btb.GroundTruth have a row for each object that `objects=` names, always.)"
+    return ""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -163,10 +154,65 @@ def _collate_list(lists: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return collate(lists, collate_fn_map={kind: f for kind, f in collate_fn_map.items() if kind is not list})
 
 
-_COLLATE_HERE = {list: _collate_list, **default_collate_fn_map}
+def _collate_dict(dicts: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    """As torch has it, but with an error where it would leave out what the first one lacks."""
+    _check_keys(dicts)
+    batch = copy.copy(dicts[0])
+    batch.update({key: collate([each[key] for each in dicts], collate_fn_map=collate_fn_map) for key in batch})
+    return batch
+
+
+def _collate_fields(
+    items: Sequence[Any], kinds: Any, check: Callable[[Any], None] = lambda key: None
+) -> dict[Any, Any]:
+    """A batch of dicts. Errors name the field; `check` is called with each key first."""
+    _check_keys(items)
+    return {key: _collate_field(key, [item[key] for item in items], kinds, check) for key in items[0]}
+
+
+def _collate_field(key: Any, values: list[Any], kinds: Any, check: Callable[[Any], None]) -> Any:
+    try:
+        check(key)
+        # Of the most frequent kinds by the short way: torch's is long, and its code no longer in the caches.
+        types = set(map(type, values))
+        if types == {int}:
+            return torch.from_numpy(np.array(values, np.int64))
+        if types == {float}:
+            return torch.from_numpy(np.array(values, np.float64))
+        if types == {Rows}:
+            return _collate_rows(values)
+        return collate(values, collate_fn_map=kinds)
+    except FieldMissing as error:
+        raise FieldMissing(f"In field {key!r}: {error}") from None
+    except OverflowError as error:
+        raise RuntimeError(f"Field {key!r} makes no batch: {error}. {_REMEDY}") from error
+    except (RuntimeError, TypeError) as error:
+        raise type(error)(f"Field {key!r} makes no batch: {str(error).rstrip('.')}. {_REMEDY}") from error
+
+
+def _check_keys(items: Sequence[Any]) -> None:
+    """See whether all dicts have the same keys. Torch takes those of the first one, and what it lacks would be lost silently."""
+    first = items[0].keys()
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise TypeError(
+                f"Items of a batch are of different types: {type(items[0]).__name__} and {type(item).__name__}."
+            )
+        if item.keys() != first:
+            key = next(key for key in [*first, *item] if (key in first) != (key in item))
+            having = sum(key in each for each in items)
+            raise FieldMissing(
+                f"Field {key!r} is in {having} of {len(items)} items of a batch, and missing from the others. Publish it in each "
+                f"message, {_OR_DROP_IT}"
+            )
+
+
+_COLLATE_HERE = {list: _collate_list, dict: _collate_dict, **default_collate_fn_map}
 _COLLATE = {Rows: _collate_rows, **_COLLATE_HERE}
 
 
 def collate_here(items: list[Any]) -> Any:
     """The batch that a :class:`Batch` would make of `items`, in new memory."""
+    if type(items[0]) is dict:
+        return _collate_fields(items, _COLLATE_HERE)
     return collate(items, collate_fn_map=_COLLATE_HERE)

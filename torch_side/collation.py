@@ -58,7 +58,8 @@ def pooled_collate(items: list[Any]) -> Any:
 
     Raises:
         ConfigurationError: the DataLoader has ``batch_size=None``, so there is but one item.
-        RuntimeError, TypeError, KeyError: items that make no batch. The message names the field.
+        FieldMissing: a field that only some items have.
+        RuntimeError, TypeError: items that make no batch. The message names the field.
     """
     if type(items) is not list:
         raise ConfigurationError(

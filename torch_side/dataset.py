@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.arguments import integer
-from blendtorch_shm.errors import ConfigurationError, RecordingNotFound
-from blendtorch_shm.launch.address import Address
+from blendtorch_shm.errors import BlendtorchError, ConfigurationError, RecordingNotFound, UnreadableMessage
+from blendtorch_shm.launch.address import Address, check_endpoint
+from blendtorch_shm.message.wire import Message
+from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.transport import open_source
+from blendtorch_shm.wording import counted
 
 from .constants import DEFAULT_TIMEOUTMS
 from .old_recordings import not_trusted, old_files_of
@@ -41,7 +46,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
             mean TCP.
         queue_size: messages that may queue up per worker and instance, over TCP. In shared memory they wait in their slots.
-        timeoutms: patience for the next message, in milliseconds.
+        timeoutms: patience for the next message, in milliseconds. It counts from the last message that anybody took from these
+            instances: over TCP, any worker of this dataset; in shared memory, any process of this host.
         max_items: length of the dataset.
         item_transform: called with each item before it becomes tensors; see :meth:`_item`.
         record_path_prefix: see :meth:`enable_recording`.
@@ -49,6 +55,11 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
 
     Raises:
         ConfigurationError: an argument that cannot work.
+
+    Iterating raises :class:`~blendtorch_shm.errors.UnreadableMessage` for a message that cannot be opened here,
+    :class:`~blendtorch_shm.errors.StreamTimeout` and :class:`~blendtorch_shm.errors.InstanceDied` if none comes, and whatever a
+    transform raises. Who catches that and asks for the next item gets it. What raised is no item: it does not count towards
+    `max_items`.
     """
 
     def __init__(
@@ -62,13 +73,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         *,
         output: str = "torch",
     ) -> None:
-        texts = [addresses] if isinstance(addresses, str) else list(addresses)
-        if not texts or not all(isinstance(a, str) for a in texts):
-            raise ConfigurationError(
-                f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
-            )
         _check_output(output)
-        self.addresses = [a if isinstance(a, Address) else Address(a) for a in texts]
+        self.addresses = _checked(addresses)
         self.queue_size = integer("queue_size", queue_size)
         self.timeoutms = integer("timeoutms", timeoutms)
         self.item_transform = item_transform or _as_it_is
@@ -77,6 +83,10 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         # Prefix, and which recording: one for all workers and iterations.
         self._record_to: tuple[str, str] | None = None
         self.record_path_prefix = record_path_prefix
+        # In memory that workers share, forked or spawned.
+        self._heard_at: torch.Tensor | None = None
+        if any(address.twin is None for address in self.addresses):
+            self._heard_at = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def stream_length(self, max_items: int) -> None:
         """Set the number of items that one iteration yields, over all workers together."""
@@ -120,7 +130,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         worker = data.get_worker_info()
         index, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         recorder = None if self._record_to is None else WorkerRecorder(*self._record_to, index, workers)
-        return self._stream(self.max_items // workers + (index < self.max_items % workers), recorder)
+        return _Iteration(self, self.max_items // workers + (index < self.max_items % workers), recorder)
 
     def _item(self, item: dict[str, Any]) -> Any:
         """Turn a message into what users get; override it or pass `item_transform`.
@@ -133,38 +143,112 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         """
         return self.item_transform(item)
 
-    def _stream(self, count: int, recorder: WorkerRecorder | None) -> Iterator[Any]:
-        if count == 0:
-            return
-        ours = getattr(self._item, "__func__", None) is RemoteIterableDataset._item and self.item_transform is _as_it_is
-        source = open_source(self.addresses, queue_size=self.queue_size, count=count)
+    def heard_at(self) -> int:
+        """When this process, or another worker of this dataset, last received a message (monotonic, ns). 0: all instances share
+        their memory, which says more.
+        """
+        return 0 if self._heard_at is None else int(self._heard_at)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._heard_at is not None:
+            self._heard_at.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle has made a copy
+
+
+class _Iteration(Iterator[Any]):
+    """One iteration of a dataset. An error ends neither it nor the stream: the next call goes on with the next message.
+
+    It is not a generator, which an error would end. What raised holds no slot: a message that cannot be opened, or that a
+    transform was given, is gone; anything else closes the source, and the next call opens one anew.
+    """
+
+    def __init__(self, dataset: RemoteIterableDataset, count: int, recorder: WorkerRecorder | None) -> None:
+        self._dataset = dataset
+        self._count = count
+        self._received = 0
+        self._recorder = recorder
+        self._output = to_tensors if dataset.output == "torch" else _as_it_is
+        ours = getattr(dataset._item, "__func__", None) is RemoteIterableDataset._item
+        self._is_users = not ours or dataset.item_transform is not _as_it_is
+        heard_at = dataset._heard_at
+        self._heard_at = None if heard_at is None else heard_at.numpy()
+        self._source: Source | None = None
+        self._watch: Watch | None = None
+        self._end: Callable[[], object] = _nothing
+
+    def __next__(self) -> Any:
+        if self._received == self._count:
+            raise StopIteration
+        source = self._source or self._open()
+        message = None
         try:
-            for received in range(count):
-                message = source.receive(LOOK_EVERY_S, held=True)  # until it is handed over, Ctrl-C puts it back
-                if message is None:
-                    watch = Watch(self.addresses, self.timeoutms, source, f"{received} of {count} items")
-                    while message is None:
-                        watch.look()
-                        message = source.receive(LOOK_EVERY_S, held=True)
-                if recorder is not None:
-                    source.hand_over()  # to the recording
-                    recorder.save(message.fields)  # before users get at the arrays, and only they may change them
-                if not ours:
-                    source.hand_over()  # to the transform, which may keep it
-                item = self._item(message.fields)
-                item = to_tensors(item) if self.output == "torch" else item
-                source.hand_over()
-                del message
-                if received == count - 1:
-                    source.close()  # now: who knows when we are asked for more, and what waits here is for other workers
-                    if recorder is not None:
-                        recorder.close()
-                # What is yielded keeps the slot, and nothing in here does. After a call, Ctrl-C could come and cost the item.
-                yield (item, item := None)[0]
-        finally:
-            source.close()
-            if recorder is not None:
-                recorder.close()
+            message = source.receive(LOOK_EVERY_S, held=True)  # until it is handed over, Ctrl-C puts it back
+            if message is None:
+                message = self._wait(source)
+            if self._heard_at is not None:
+                self._heard_at[0] = time.monotonic_ns()
+            if self._recorder is not None:
+                source.hand_over()  # to the recording
+                self._recorder.save(message.fields)  # before users get at the arrays, and only they may change them
+            if self._is_users:
+                source.hand_over()  # to the transform, which may keep it
+            item = self._output(self._dataset._item(message.fields))
+            source.hand_over()
+            # What is returned keeps the slot, and nothing in here does. After another call, Ctrl-C could come and cost the item.
+            self._received += 1
+            if self._received == self._count:
+                self.close()  # now: who knows when we are asked for more, and what waits here is for other workers
+            return item
+        except Exception as error:
+            if message is not None:
+                source.hand_over()  # what is wrong with this item would be wrong in the next call, too
+                if isinstance(error, StopIteration):  # it would end the iteration without a word
+                    raise RuntimeError("The transform of an item raised StopIteration.") from error
+                raise
+            if not isinstance(error, UnreadableMessage):
+                self.close()
+            if isinstance(error, BlendtorchError):
+                error.__traceback__ = None  # our own frames say nothing to the user
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> Source:
+        dataset, recorder = self._dataset, self._recorder
+        source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=self._count - self._received)
+        self._end = end = weakref.finalize(self, _close, source, recorder)  # also of an iteration that is forgotten
+        end.atexit = False  # then, each closes itself
+        self._source, self._watch = source, Watch(dataset, source)
+        return source
+
+    def _wait(self, source: Source) -> Message:
+        worker = data.get_worker_info()
+        watch = self._watch
+        assert watch is not None
+        of_worker = "" if worker is None else f" of worker {worker.id}"
+        watch.begin(f"{self._received} of {counted(self._count, 'item')}{of_worker}")
+        while True:
+            watch.look()
+            message = source.receive(LOOK_EVERY_S, held=True)
+            if message is not None:
+                return message
+
+    def close(self) -> None:
+        """Hold nothing: what was not handed over is put back. The next call, if there is one, begins anew."""
+        self._end()
+        self._source = self._watch = None
+        self._end = _nothing
+
+
+def _close(source: Source, recorder: WorkerRecorder | None) -> None:
+    source.close()
+    if recorder is not None:
+        recorder.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 class SingleFileDataset(data.Dataset[Any]):
@@ -263,6 +347,24 @@ class FileDataset(data.ConcatDataset[Any]):
     def _item(self, item: dict[str, Any]) -> Any:
         """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
         return self.item_transform(item)
+
+
+def _checked(addresses: Any) -> list[Address]:
+    """The addresses of instances, each with all that is known about it.
+
+    Raises:
+        ConfigurationError: there are none, or a reader could not connect to one of them.
+    """
+    found = [addresses] if isinstance(addresses, str) else []
+    if isinstance(addresses, Iterable) and not isinstance(addresses, (str, Mapping)):
+        found = list(addresses)
+    if not found or not all(isinstance(address, str) for address in found):
+        raise ConfigurationError(
+            f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
+        )
+    for address in found:
+        check_endpoint(address)
+    return [address if isinstance(address, Address) else Address(address) for address in found]
 
 
 def _check_output(output: str) -> None:

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple
 import torch
 
 from blendtorch_shm.arguments import integer
-from blendtorch_shm.errors import ConfigurationError, StreamClosed
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout, UnreadableMessage
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.process import leaving
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.waiting import IDLE_S
 from blendtorch_shm.transport import open_source
+from blendtorch_shm.wording import counted
 
 from .batch_memory import DeviceMemory, HostMemory, Mark, Memory
 from .batches import Batch
@@ -71,11 +73,16 @@ class FrameLoader:
         drop_last: leave out the last batch of an iteration if it would be smaller than the others; its items are not taken.
         prefetch: batches that are kept ready, beyond the one that is being used.
         queue_size: messages that may queue up here per instance, over TCP.
-        timeoutms: patience for the next message, in milliseconds.
+        timeoutms: patience for the next message, in milliseconds. In shared memory, it counts from the last message that
+            anybody took from these instances.
         copy_threads: frames that are copied at a time; by default one for each two CPUs, four at most.
 
     Raises:
         ConfigurationError: an argument that cannot work.
+
+    Iterating raises what iterating over :class:`~torch_side.dataset.RemoteIterableDataset` does. Who catches an error of one
+    message or of its `transform`, or that none came, and asks for the next batch gets it: one of `batch_size` items that are
+    whole. After any other error, such as that of items that make no batch, the iteration is over.
     """
 
     def __init__(
@@ -122,18 +129,55 @@ class FrameLoader:
         return self.max_items // self.batch_size if self.drop_last else math.ceil(self.max_items / self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.max_items is not None and len(self) == 0:
-            return
-        receiver = _Receiver(self)
+        return _Batches(self)
+
+
+class _Batches(Iterator[Any]):
+    """One iteration of a loader. It is not a generator, which an error would end.
+
+    Args:
+        loader: whose batches it yields.
+    """
+
+    def __init__(self, loader: FrameLoader) -> None:
+        self._loader = loader
+        self._is_over = loader.max_items is not None and len(loader) == 0
+        self._receiver: _Receiver | None = None
+
+    def __next__(self) -> Any:
+        if self._is_over:
+            raise StopIteration
+        receiver = self._receiver or self._start()
         try:
-            receiver.start()
-            while True:
-                batches = receiver.next()
-                if not batches:
-                    return
-                yield batches.pop()  # what is yielded keeps the batch, and nothing in here does
-        finally:
-            receiver.close()
+            batches = receiver.next()
+        except BaseException:
+            if not receiver.goes_on:
+                self.close()
+            raise
+        if not batches:
+            self.close()
+            raise StopIteration
+        return batches.pop()  # what is returned keeps the batch, and nothing in here does
+
+    def _start(self) -> _Receiver:
+        self._receiver = receiver = _Receiver(self._loader)
+        weakref.finalize(self, receiver.close).atexit = False  # of an iteration that is forgotten
+        receiver.start()
+        return receiver
+
+    def close(self) -> None:
+        """End this iteration."""
+        self._is_over = True
+        if self._receiver is not None:
+            self._receiver.close()
+
+
+class _Failure(NamedTuple):
+    """What the user is to get instead of a batch."""
+
+    error: BaseException
+    goes_on: bool
+    """Whether the thread does, once the user does."""
 
 
 class _Prepared(NamedTuple):
@@ -156,11 +200,15 @@ class _Receiver:
         self._dataset = loader.dataset
         self._pid = os.getpid()
         self._stop = False
-        self._ready: queue.SimpleQueue[_Prepared | BaseException | None] = queue.SimpleQueue()
+        self.goes_on = False
+        """Whether what :meth:`next` raised concerns one item alone: the next call goes on with the others."""
+        self._ready: queue.SimpleQueue[_Prepared | _Failure | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         """One entry for each batch that may be prepared."""
         for _ in range(loader.prefetch):
             self._room.put(None)
+        self._wish: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """An entry when the user goes on after an error."""
         self._in_flight: deque[tuple[Mark, Any]] = deque()
         """What is being copied, and must be kept until its mark has passed."""
         self._pace = _Pace(time.monotonic())
@@ -183,12 +231,16 @@ class _Receiver:
             raise StreamClosed(
                 "A FrameLoader's iteration that began before a fork cannot go on after it: begin one in the child."
             )
+        if self.goes_on:
+            self.goes_on = False
+            self._wish.put(None)
         prepared = self._ready.get()
         if prepared is None:
             return []
-        if isinstance(prepared, BaseException):
+        if isinstance(prepared, _Failure):
+            self.goes_on = prepared.goes_on
             try:
-                raise prepared
+                raise prepared.error
             finally:
                 del prepared  # or it would be in a cycle: its traceback has this frame
         self._room.put(None)
@@ -201,6 +253,7 @@ class _Receiver:
             return
         self._stop = True
         self._room.put(None)
+        self._wish.put(None)
         # The garbage collector may close a forgotten iteration from any thread, this one too.
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             # With a timeout: the collector may run us in a thread that holds a lock which the loader's thread waits for.
@@ -227,7 +280,7 @@ class _Receiver:
             pass
         except BaseException as error:  # for the user, with its traceback
             _clear_frames(error)
-            self._ready.put(error)
+            self._ready.put(_Failure(error, goes_on=False))
 
     def _receive(self) -> None:
         loader = self._loader
@@ -236,6 +289,7 @@ class _Receiver:
             count -= count % loader.batch_size
         received = 0
         source = open_source(self._dataset.addresses, queue_size=self._dataset.queue_size, count=count)
+        self._watch = Watch(self._dataset, source)
         try:
             memory = open_memory(source, self._device, loader.copy_threads, spares=loader.prefetch)
             try:
@@ -269,20 +323,16 @@ class _Receiver:
         taken = 0
         while taken < size:
             messages = self._next(source, min(_CHUNK, size - taken), received + taken, count)
-            taken += len(messages)
-            items = []
-            for message in messages:
-                if self._stop:
-                    raise _Stopped
-                items.append(self._dataset._item(message.fields))
-                del message
+            items, errors = self._transform(messages)
             del messages
+            taken += len(items)
             if collate_fn is None:
                 with self._copying(memory, items, marks):
                     batch.add(items)
             else:
                 kept += map(to_tensors, items)
             del items
+            self._tell(errors)
         if collate_fn is None:
             with self._copying(memory, None, marks):
                 result = batch.collate()
@@ -292,10 +342,36 @@ class _Receiver:
                 result = memory.move(collated)
         return _Prepared(result, marks, memory)
 
+    def _transform(self, messages: list[Message]) -> tuple[list[Any], list[BaseException]]:
+        """The items that users make of these messages, and what was raised instead of some."""
+        items: list[Any] = []
+        errors: list[BaseException] = []
+        for message in messages:
+            if self._stop:
+                raise _Stopped
+            try:
+                items.append(self._dataset._item(message.fields))
+            except Exception as error:
+                errors.append(error)
+        return items, errors
+
+    def _tell(self, errors: list[BaseException]) -> None:
+        """Let the user have these errors, one after the other, and go on as soon as the user does. Meanwhile, only a batch that
+        was begun may hold slots.
+        """
+        _clear_frames(*errors)
+        while errors:
+            while self._in_flight:
+                self._land()
+            self._ready.put(_Failure(errors.pop(0), goes_on=True))
+            self._wish.get()
+            if self._stop:
+                raise _Stopped
+
     def _next(self, source: Source, wanted: int, received: int, count: int) -> list[Message]:
         """The next messages, one at least and `wanted` at most."""
-        watch: Watch | None = None
         silent = 0
+        errors: list[BaseException] = []
         while True:
             if self._stop:
                 raise _Stopped
@@ -303,18 +379,30 @@ class _Receiver:
                 self._land()
             if nap_s := self._pace.nap_s(wanted):
                 time.sleep(nap_s)
-            messages = source.receive_many(wanted, 0 if self._in_flight else IDLE_S)
-            self._pace.note(len(messages), wanted, time.monotonic())
-            if messages:
-                return messages
-            if self._in_flight:  # the instances may wait for just these slots
-                self._land()
-                continue
-            silent += 1
-            if silent % round(LOOK_EVERY_S / IDLE_S) == 0:
-                progress = f"{received} items" if self._loader.max_items is None else f"{received} of {count} items"
-                watch = watch or Watch(self._dataset.addresses, self._dataset.timeoutms, source, progress)
-                watch.look()
+            try:
+                messages = source.receive_many(wanted, 0 if self._in_flight else IDLE_S)
+                self._pace.note(len(messages), wanted, time.monotonic())
+                if messages:
+                    return messages
+                if self._in_flight:  # the instances may wait for just these slots
+                    self._land()
+                else:
+                    silent += 1
+                    self._look(silent, received, count)
+            except (UnreadableMessage, StreamTimeout, InstanceDied) as error:
+                errors.append(error.with_traceback(None))  # our own frames say nothing to the user
+            if errors:
+                silent = 0
+                self._tell(errors)
+
+    def _look(self, silent: int, received: int, count: int) -> None:
+        """Now and then, see whether to wait on makes sense, after so many looks for a message that found none."""
+        looks = round(LOOK_EVERY_S / IDLE_S)
+        if silent == looks:
+            items = counted(received, "item")
+            self._watch.begin(items if self._loader.max_items is None else f"{received} of {counted(count, 'item')}")
+        if silent % looks == 0:
+            self._watch.look()
 
     @contextlib.contextmanager
     def _copying(self, memory: Memory, held: Any, marks: list[Mark]) -> Iterator[None]:
@@ -360,10 +448,10 @@ class _Pace:
             self._last_at = now
 
 
-def _clear_frames(error: BaseException) -> None:
-    """Let go of what lies in the frames of `error`: messages, whose slots would be leased for as long as it is kept."""
+def _clear_frames(*errors: BaseException) -> None:
+    """Let go of what lies in the frames of `errors`: messages, whose slots would be leased for as long as one is kept."""
     seen: list[BaseException] = []
-    pending = [error]
+    pending = list(errors)
     while pending:
         found = pending.pop()
         if found not in seen:

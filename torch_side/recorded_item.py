@@ -45,7 +45,7 @@ import numpy.typing as npt
 
 from blendtorch_shm.errors import RecordingError
 from blendtorch_shm.message.dtypes import UNREADABLE, dtype_name, dtype_of
-from blendtorch_shm.message.values import SMALL_NBYTES
+from blendtorch_shm.message.values import SMALL_NBYTES, NotUnpickled
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -330,7 +330,11 @@ def read_item(source: Source, *, allow_pickle: bool) -> dict[str, Any]:
         if at > nbytes:
             raise ValueError(f"{name[:80]} goes beyond the item's end")
     restore = _Restore(source, members, allow_pickle)
-    fields = restore(msgspec.json.decode(restore.bytes_of("json")))
+    description = restore.bytes_of("json")
+    try:
+        fields = restore(msgspec.json.decode(description))
+    except NotUnpickled as error:
+        raise RecordingError(error.said_with_its_field(_decode_one_by_one, bytes(description))) from error
     if type(fields) is not dict:
         raise ValueError(f"its .json holds a {type(fields).__name__}")
     return fields
@@ -341,6 +345,7 @@ _Member = tuple[int, int, bytearray, int]
 
 
 _CONTAINERS = (dict, list)
+_decode_one_by_one = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Restore:
@@ -420,7 +425,7 @@ class _Restore:
         try:
             return pickle.loads(raw)
         except Exception as error:
-            raise RecordingError(f"its {what[:200]} cannot be unpickled here: {error!r}") from error
+            raise NotUnpickled(f"a {what[:200]}", data.encode(), error) from error
 
 
 def read_npy(data: bytearray | Bytes, start: int, nbytes: int, beginning: bytearray) -> Array:

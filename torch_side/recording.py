@@ -71,6 +71,8 @@ _MARK_NBYTES = 2 * BLOCK
 _MAX_ITEMS = 10**KEY_DIGITS
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _PATIENCE_S = 1.0
+_SLOW_S = 2.0
+"""Who records is told once if an item takes so long to write: meanwhile nothing else is said of it."""
 _ITEMS_OF_WINDOW = 200
 """Each may leave pages of its neighbours in memory: with a page that is touched, the kernel maps up to 64 KiB around it."""
 
@@ -262,7 +264,7 @@ class WorkerRecorder:
     def __init__(self, prefix: str, recording: str, worker: int, num_workers: int) -> None:
         self._arguments = (prefix, recording, worker, num_workers)
         self._recorder: FileRecorder | None = None
-        self._has_stopped = False
+        self._has_stopped = self._was_slow = False
 
     def save(self, fields: Mapping[str, Any]) -> None:
         """Append an item, or say in the log why recording stops here."""
@@ -271,7 +273,16 @@ class WorkerRecorder:
         try:
             if self._recorder is None:
                 self._recorder = FileRecorder.for_worker(*self._arguments)
+            start = time.monotonic()
             self._recorder.save(fields)
+            took_s = time.monotonic() - start
+            if took_s > _SLOW_S and not self._was_slow:
+                self._was_slow = True
+                log.warning(
+                    "Training waits for the disk of a recording: writing one item to %s took %.1f s.",
+                    self._recorder.path,
+                    took_s,
+                )
         except (RecordingError, ConfigurationError, OSError) as error:
             self._has_stopped = True
             why = str(error)
@@ -280,12 +291,13 @@ class WorkerRecorder:
             log.error("%s Training goes on, and what has been recorded replays.", why)
 
     def close(self) -> None:
-        """Complete the file."""
-        if self._recorder is not None:
+        """Complete the file. An item that is saved afterwards goes on with it."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
             try:
-                self._recorder.close()
+                recorder.close()
             except OSError as error:
-                log.error("%s may lack its last items: %s.", self._recorder.path, error.strerror)
+                log.error("%s may lack its last items: %s.", recorder.path, error.strerror)
 
 
 class FileReader:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch.utils import data
 
 from blendtorch_shm.errors import InstanceDied, StreamTimeout
-from blendtorch_shm.launch.address import Address
-from blendtorch_shm.launch.notes import InstanceReport, instance_reports
+from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.launch.notes import InstanceReport, instance_reports, log_path, state_of
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.stats import ConsumerStats, StreamStats, stats_of_instance
+from blendtorch_shm.wording import counted
 
 from .launching.supervisor import describe_exit
+
+if TYPE_CHECKING:
+    from .dataset import RemoteIterableDataset
 
 log = logging.getLogger("blendtorch")
 
@@ -24,99 +30,227 @@ LOOK_EVERY_S = 0.25
 _TELL_EVERY_S = 10.0
 _LAST_MESSAGES_S = 2 * RECLAIM_EVERY_S
 """After the last instance has ended: time to find what a consumer that died had held."""
+_LINES_OF_A_REPORT, _LINES_OF_AN_ERROR = 2, 8
+"""Of each instance's log."""
+
+_Instance = tuple[str, int]
+"""Its launch directory and its number."""
 
 
 class Watch:
     """Waits with the user: says what the instances do meanwhile, and when waiting on makes no sense.
 
+    Patience counts from the last message that anybody took from these instances: of those that share their memory, whatever
+    consumer on this host it was; of others, any worker of this dataset.
+
     Args:
-        addresses: of the instances.
-        timeoutms: patience, in milliseconds.
-        source: what messages are received from.
-        progress: how much had arrived, for messages to people.
+        dataset: whose messages are waited for.
+        source: what they are received from.
     """
 
-    def __init__(self, addresses: Sequence[Address], timeoutms: int, source: Source, progress: str) -> None:
-        self._timeout_s = timeoutms / 1000
-        self._addresses = addresses
-        self._twins = {a.twin for a in addresses if a.twin is not None}
+    def __init__(self, dataset: RemoteIterableDataset, source: Source) -> None:
+        self._dataset = dataset
+        self._timeout_s = dataset.timeoutms / 1000
+        self._twins = list(dict.fromkeys(a.twin for a in dataset.addresses if a.twin is not None))
         self._source = source
-        self._progress = progress
-        self._start = self._told = time.monotonic() - LOOK_EVERY_S
+        self._progress = ""
+        self._start = self._told = 0.0
+        self._taken: object = None
         self._exited_at: float | None = None
+        self._has_told = False
+        self._said: set[str] = set()
+        """Lines that were in a report: they are not repeated."""
         worker = data.get_worker_info()
         self._tells = worker is None or worker.id == 0  # one voice for all
+
+    def begin(self, progress: str) -> None:
+        """A wait has begun, :data:`LOOK_EVERY_S` ago.
+
+        Args:
+            progress: how much had arrived before, for messages to people.
+        """
+        self._progress = progress
+        self._start = self._told = time.monotonic() - LOOK_EVERY_S
+        self._taken = self._taken_by_anybody()
+        self._exited_at = None
 
     def look(self) -> None:
         """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
         now = time.monotonic()
+        taken = self._taken_by_anybody()
+        if taken != self._taken:
+            self._taken = taken
+            self._start = self._told = now
         waited_s = now - self._start
         reports = self._reports()
         if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
-            raise InstanceDied(
-                f"All {len(self._addresses)} instances have ended, {self._progress} had arrived.\n"
-                f"{self._describe(reports) or 'Their launch is over: its directory was removed.'}"
-            )
+            raise InstanceDied(self._how_they_ended(reports))
         if self._exited_at is None and self._all_exited(reports):
             self._exited_at = now
         if waited_s > self._timeout_s:
-            raise StreamTimeout(
-                f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had. "
-                f"If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms.\n"
-                f"{self._source.explain()}\n{self._describe(reports) or self._remote()}"
-            )
+            raise StreamTimeout(self._why_nothing_came(waited_s, reports))
         if self._tells and now - self._told > _TELL_EVERY_S:
             self._told = now
-            log.warning(
-                "Waiting for a message for %.0f s (%s had arrived).\n%s\n%s",
-                waited_s,
-                self._progress,
-                self._source.explain(),
-                self._describe(reports, lines=2),
-            )
+            log.warning("%s", self._report(waited_s, reports))
 
-    def _all_exited(self, reports: dict[tuple[str, int], InstanceReport]) -> bool:
+    def _taken_by_anybody(self) -> object:
+        """Something that changes when anybody takes a message."""
+        return self._source.delivered(), self._dataset.heard_at()
+
+    # -- what is known of the instances -------------------------------------------------------------------------
+
+    def _all_exited(self, reports: dict[_Instance, InstanceReport]) -> bool:
         """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
-        return all(a.twin is not None for a in self._addresses) and all(
+        return all(a.twin is not None for a in self._dataset.addresses) and all(
             reports[twin.directory, twin.btid].state == "exited"
             if (twin.directory, twin.btid) in reports
             else not twin.is_here()
             for twin in self._twins
         )
 
-    def _reports(self) -> dict[tuple[str, int], InstanceReport]:
-        """By launch directory and btid."""
+    def _reports(self) -> dict[_Instance, InstanceReport]:
+        """By instance, in the order of their numbers."""
         wanted = {(twin.directory, twin.btid) for twin in self._twins}
         found = {
             (directory, report.btid): report
-            for directory in {directory for directory, _ in wanted}
+            for directory in sorted({directory for directory, _ in wanted})
             for report in instance_reports(directory)
         }
         return {instance: report for instance, report in found.items() if instance in wanted}
 
-    def _remote(self) -> str:
-        return (
-            f"Nothing is known about the instances at {', '.join(self._addresses)}: do they run, and can this host reach "
-            f"those ports?"
-        )
+    def _twins_of(self, instance: _Instance) -> list[Twin]:
+        return [twin for twin in self._twins if (twin.directory, twin.btid) == instance]
 
-    def _describe(self, reports: dict[tuple[str, int], InstanceReport], lines: int = 8) -> str:
-        """What each instance does, when it last published, and the last `lines` lines of its log."""
-        text = []
-        for (directory, btid), report in sorted(reports.items()):
-            state: str = report.state
-            if report.state == "exited":
-                state = f"exited, {describe_exit(report.exit_code or 0)}"
-            if report.is_stopped():
-                state = f"STOPPED (SIGSTOP, or a debugger; kill -CONT {report.pid} lets it go on)"
-            if report.restarts:
-                state += f", started again {report.restarts} times"
-            for twin in self._twins:
-                if (twin.directory, twin.btid) == (directory, btid):
-                    seen = activity(SharedPlace(twin))
-                    silence_s = None if seen is None else seen.silence_s()
-                    age = "no message yet" if silence_s is None else f"last message {silence_s:.1f} s ago"
-                    state += f"; {twin.name}: {age}"
-            text.append(f"instance {btid}: {state}; it last logged:")
-            text.extend(f"    {line}" for line in report.log_tail.splitlines()[-lines:] or ["(nothing)"])
-        return "\n".join(text)
+    def _published(self, instance: _Instance) -> int:
+        """Messages on the sockets that are read here."""
+        seen = [activity(SharedPlace(twin)) for twin in self._twins_of(instance)]
+        return sum(each.published for each in seen if each is not None)
+
+    # -- what is said -------------------------------------------------------------------------------------------
+
+    def _why_nothing_came(self, waited_s: float, reports: dict[_Instance, InstanceReport]) -> str:
+        advice = self._obstacles(reports) or [
+            "If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms."
+        ]
+        lines = [
+            f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had.",
+            *advice,
+            self._source.explain(),
+        ]
+        for instance, report in reports.items():
+            lines.append(f"instance {report.btid}: {self._state(instance, report)}; it last logged:")
+            lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR) or ["(nothing)"]]
+        if not reports:
+            lines.append(
+                f"Nothing is known about the instances at {', '.join(self._dataset.addresses)}: do they run, and can this host "
+                f"reach those ports?"
+            )
+        return "\n".join(lines)
+
+    def _report(self, waited_s: float, reports: dict[_Instance, InstanceReport]) -> str:
+        """The first one tells all, later ones what is new."""
+        alike = _alike({instance: self._state(instance, report) for instance, report in reports.items()})
+        states = [f"{_name(instances)}: {state}" for state, instances in alike.items()]
+        details = [*self._obstacles(reports), *self._source.explain(brief=True).splitlines()]
+        for report in reports.values():
+            details += [f"instance {report.btid} logged: {line}" for line in _tail(report, _LINES_OF_A_REPORT)]
+        news = [line for line in details if line not in self._said]
+        if self._has_told:
+            first = [". ".join([f"Still waiting, for {waited_s:.0f} s", *states])]
+        else:
+            first = [f"Waiting for a message for {waited_s:.0f} s ({self._progress} had arrived).", *states]
+        self._has_told = True
+        self._said.update(details)
+        return "\n".join([*first, *news])
+
+    def _how_they_ended(self, reports: dict[_Instance, InstanceReport]) -> str:
+        arrived = f"{self._progress} had arrived."
+        if not reports:
+            return f"Their launch is over: its directory was removed. {arrived}"
+        published = sum(map(self._published, reports))
+        if not any(report.exit_code for report in reports.values()):
+            whose, them = ("its script", "it") if len(reports) == 1 else ("their scripts", "them")
+            remedy = f", set max_items={published}" if 0 < published < self._dataset.max_items else ""
+            return (
+                f"{_name(reports).capitalize()} came to the end of {whose} after {counted(published, 'message')}; {arrived} "
+                f"Let {them} run on{remedy}, or have {them} started again: BlenderLauncher(..., restart='always')."
+            )
+        alike = _alike({instance: report.error for instance, report in reports.items()})
+        lines = [f"{_name(instances)}: {error}" for error, instances in alike.items() if error]
+        lines.append(f"{'It has' if len(reports) == 1 else 'All have'} ended; {arrived}")
+        for instance, report in reports.items():
+            state, after = self._state(instance, report), counted(self._published(instance), "message")
+            lines.append(f"instance {report.btid}: {state}, after {after}. Its log: {log_path(*instance)}")
+            if not report.error:
+                lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR)]
+        return "\n".join([*lines, *self._source.explain(brief=True).splitlines()])
+
+    def _state(self, instance: _Instance, report: InstanceReport) -> str:
+        """What an instance does, and when it last published."""
+        state: str = report.state
+        if report.state == "starting":
+            state = "still starting"
+        if report.state == "exited":
+            state = f"exited, {describe_exit(report.exit_code or 0)}"
+        if report.is_stopped():
+            state = f"STOPPED (SIGSTOP, or a debugger; kill -CONT {report.pid} lets it go on)"
+        if report.restarts:
+            state += f", started again {counted(report.restarts, 'time')}"
+        if report.state in ("running", "restarting"):
+            for twin in self._twins_of(instance):
+                seen = activity(SharedPlace(twin))
+                silence_s = None if seen is None else seen.silence_s()
+                state += f"; {twin.name}: "
+                state += "no message yet" if silence_s is None else f"last message {silence_s:.1f} s ago"
+        return state
+
+    def _obstacles(self, reports: dict[_Instance, InstanceReport]) -> list[str]:
+        """For whom instances wait: those that read their sockets, these and others."""
+        return [
+            _whom_it_waits_for(stream, report)
+            for instance, report in reports.items()
+            for stream in stats_of_instance(self._twins_of(instance)[0])
+            if stream.waits
+        ]
+
+
+def _whom_it_waits_for(stream: StreamStats, report: InstanceReport) -> str:
+    alive = [consumer for consumer in stream.consumers if consumer.alive]
+    readers = [_who(consumer, report) for consumer in alive if consumer.remote or consumer.pid != report.pid]
+    text = f"Instance {stream.btid} waits for room on its socket {stream.name!r}: "
+    if stream.ready and not readers:
+        return (
+            f"{text}{counted(stream.ready, 'message')} wait there, and nobody reads them. Read that socket, too, or do not "
+            f"publish on it."
+        )
+    if stream.ready:
+        return f"{text}{counted(stream.ready, 'message')} wait there for {' and '.join(readers)}."
+    holders = [f"{consumer.leased} by {_who(consumer, report)}" for consumer in stream.consumers if consumer.leased]
+    return f"{text}all {counted(stream.slots, 'slot')} are in use: {', '.join(holders)}."
+
+
+def _who(consumer: ConsumerStats, report: InstanceReport) -> str:
+    if consumer.remote:
+        return counted(consumer.remote, "reader") + " over TCP"
+    states = {"T": ", which is stopped", "t": ", which a debugger has stopped", "D": ", which waits for a disk"}
+    who = "its own forwarder" if consumer.pid == report.pid else f"process {consumer.pid}"
+    return f"{who}{states.get(state_of(consumer.pid), '')}"
+
+
+def _tail(report: InstanceReport, lines: int) -> list[str]:
+    return [line for line in report.log_tail.splitlines() if line.strip()][-lines:]
+
+
+def _alike(texts: dict[_Instance, str]) -> dict[str, list[_Instance]]:
+    """The instances of which the same is to be said, by what that is."""
+    alike: dict[str, list[_Instance]] = {}
+    for instance, text in texts.items():
+        alike.setdefault(text, []).append(instance)
+    return alike
+
+
+def _name(instances: Iterable[_Instance]) -> str:
+    numbers = [str(btid) for _, btid in instances]
+    if len(numbers) == 1:
+        return f"instance {numbers[0]}"
+    return f"instances {', '.join(numbers[:-1])} and {numbers[-1]}"

@@ -10,19 +10,20 @@ treat the address as the ordinary string that it is, and to readers in the launc
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
 import socket
 import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
-from urllib.parse import quote
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote, unquote
 
 import msgspec
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, SocketNotFound
 from .keys import ClientKeys, ServerKeys
 
 ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"
@@ -35,6 +36,8 @@ SHARED_MEMORY = "/dev/shm"
 MAX_SOCKET_NAME = 48
 """Longest name of a socket as part of a file's name; the path of an inbox has 107 bytes at most."""
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
+_ENDPOINT = re.compile(r"tcp://[^\s/:\[\]]+:[0-9]{1,5}")
+_AddressOrMany = TypeVar("_AddressOrMany")
 _CONNECT_S = 1.0
 """For a connection within this host, which is there or refused at once."""
 
@@ -98,6 +101,17 @@ class Twin:
     def _file_name(self) -> str:
         """Another one for each socket and instance: what follows the last ``-`` is the number, and ``%`` is escaped, too."""
         return f"{_escaped(self.name)}-{self.btid}"
+
+    def sockets(self) -> list[Twin]:
+        """Those of the same instance that somebody has opened, this one included, by name."""
+        found = []
+        with contextlib.suppress(OSError):  # the launch is over
+            for entry in sorted(os.listdir(self.streams)):
+                escaped, _, btid = entry.removesuffix(".lock").rpartition("-")
+                name = unquote(escaped)
+                if entry.endswith(".lock") and btid == str(self.btid) and is_socket_name(name):
+                    found.append(replace(self, name=name))
+        return found
 
     def is_here(self) -> bool:
         """Whether this process sees the shared memory in which the launch lives, and the launch lives.
@@ -163,6 +177,22 @@ def leads_nowhere(endpoint: str, launch: str) -> bool:
         return False
 
 
+def check_endpoint(endpoint: str) -> None:
+    """See whether a reader can connect to `endpoint`.
+
+    Raises:
+        ConfigurationError: it cannot. Says what an endpoint looks like.
+    """
+    if not _ENDPOINT.fullmatch(endpoint):
+        hint = f" Is it 'tcp://{endpoint}'?" if _ENDPOINT.fullmatch(f"tcp://{endpoint}") else ""
+        if endpoint.endswith(".json"):
+            hint = f" If it is launch information, pass LaunchInfo.load_json({endpoint!r}).addresses['DATA']."
+        raise ConfigurationError(
+            f"{str(endpoint)!r} is not an address of an instance. Expected tcp://ADDRESS:PORT, with an IPv4 address or the name "
+            f"of a host.{hint}"
+        )
+
+
 def is_socket_name(name: str) -> bool:
     """Whether a socket may be called `name`: it stands in ``-btsockets NAME=ADDRESS``, and in names of files."""
     if not name.isprintable() or name.startswith("-") or "=" in name:
@@ -220,6 +250,20 @@ class Address(str):
 
     def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
         return Address, (str(self), self.twin, self.keys, self.unauthenticated)
+
+
+class NamedSockets(dict[str, _AddressOrMany]):
+    """Addresses by the names of their sockets. A name that is not there is an error that lists those that are."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        there = f"it has {', '.join(map(repr, self))}" if self else "it has none"
+        raise SocketNotFound(
+            f"This launch has no socket {name!r}: {there}. Sockets are named where instances are launched:"
+            f" BlenderLauncher(..., named_sockets=[{name!r}])."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # wherever it is sent, for whom these names are no sockets
 
 
 class ForInstances(msgspec.Struct, forbid_unknown_fields=True):

@@ -14,7 +14,8 @@ import msgspec
 
 from ..errors import ConfigurationError, InstanceDied
 from ..memory.layout import VERSION
-from .address import Address, ForReaders, describe, is_loopback, leads_nowhere
+from ..wording import counted
+from .address import Address, ForReaders, NamedSockets, describe, is_loopback, leads_nowhere
 from .directory import is_abandoned
 
 
@@ -23,7 +24,8 @@ class LaunchInfo:
     """Addresses of running instances.
 
     Args:
-        addresses: name of a socket -> its address at each instance, in the order of ``btid``.
+        addresses: name of a socket -> its address at each instance, in the order of ``btid``. Another name is an error that lists
+            those that are there.
         commands: the command line of each instance, ready to copy into a shell.
         processes: the current process of each instance, where this process started them; None otherwise.
     """
@@ -32,9 +34,12 @@ class LaunchInfo:
     commands: list[str]
     processes: list[subprocess.Popen[bytes]] | None = None
 
+    def __post_init__(self) -> None:
+        self.addresses = NamedSockets(self.addresses)
+
     def __repr__(self) -> str:
         sockets = "".join(f", {name} at {', '.join(addresses)}" for name, addresses in self.addresses.items())
-        return f"<LaunchInfo of {len(self.commands)} instance{'' if len(self.commands) == 1 else 's'}{sockets}>"
+        return f"<LaunchInfo of {counted(len(self.commands), 'instance')}{sockets}>"
 
     @staticmethod
     def save_json(file: str | os.PathLike[str] | IO[str], launch_info: LaunchInfo) -> None:

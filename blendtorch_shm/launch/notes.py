@@ -3,7 +3,8 @@
 All files of one instance begin with the same path, ``{directory}/instance-00``. The instance finds it in the environment variable
 :data:`INSTANCE_VARIABLE`. The launcher writes the status (``.json``), and the instance's output goes to the log (``.log``). The
 instance leaves a note when something is wrong with the scene (``.warnings``), when its script begins (``.started``), when it
-knows what it renders with (``.renderer``) and when it ends to be started afresh (``.recycled``).
+knows what it renders with (``.renderer``), when it ends to be started afresh (``.recycled``) and when an exception ends it
+(``.error``).
 
 Standard library only: every instance imports this before its script runs, also one whose script imports nothing else of ours.
 """
@@ -32,9 +33,10 @@ RESTARTS_VARIABLE = "BLENDTORCH_RESTARTS"
 """Environment variable that says how often an instance was started again."""
 
 InstanceState = Literal["starting", "running", "restarting", "exited"]
-Note = Literal["started", "renderer", "recycled", "warnings"]
+Note = Literal["started", "renderer", "recycled", "warnings", "error"]
 """What an instance can tell its launcher. ``started`` holds the path of Blender's own temporary directory, if there is one;
-``warnings``, which comes before it, what is wrong with the scene, one line each.
+``warnings``, which comes before it, what is wrong with the scene, one line each; ``error`` the exception that ended the script,
+and where in it that was raised.
 """
 
 _BLENDERS_FOLDER = re.compile(r"blender_[A-Za-z0-9]{6}")
@@ -103,12 +105,14 @@ class InstanceReport(_Status):
         exit_code: of the process that exited last, negative for a signal.
         log_tail: the last lines of its standard output and error.
         renderer: what it renders with, in its own words; empty until it told.
+        error: the exception that ended its script, and where that was raised; empty if none did.
         pid: of its process.
         restarts: how often it was started again.
     """
 
     log_tail: str
     renderer: str
+    error: str = ""
 
     def is_stopped(self) -> bool:
         """Whether its process is stopped, by SIGSTOP or a debugger, so that nothing happens in it."""
@@ -202,6 +206,7 @@ def instance_reports(directory: str) -> list[InstanceReport]:
             **vars(status),
             log_tail=log_tail(directory, status.btid),
             renderer=read_note(directory, status.btid, "renderer"),
+            error=read_note(directory, status.btid, "error"),
         )
         for status in sorted(statuses, key=lambda status: status.btid)
     ]
@@ -230,8 +235,16 @@ def read_log(directory: str, btid: int, nbytes: int) -> bytes:
 
 def is_stopped(pid: int) -> bool:
     """Whether the process is one that SIGSTOP, or a debugger, has stopped."""
+    return state_of(pid) in ("T", "t")
+
+
+def state_of(pid: int) -> str:
+    """What the kernel says that a process does, one letter: ``T`` is stopped, ``D`` waits for a disk; "" if there is none.
+
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    """
     try:
         status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] in "Tt"
+        return ""
+    return status.rpartition(")")[2].split()[0]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-VERSION = 3
+VERSION = 4
 """Of the memory layout and of the wire format: one number for both."""
 CACHE_LINE = 64
 PAGE = 4096
@@ -53,6 +53,7 @@ STREAM_HEADER = _words(
         24: "epoch",  # how many producers have owned this stream
         32: "first_ring",  # rings first_ring .. next_ring-1 may exist
         40: "next_ring",
+        48: "lock_file",  # its inode: by whose locks the members of this stream tell who lives
         64: "waiting",  # the producer sleeps until fewer messages than this are READY (FOR_A_SLOT: one is FREE); 0: it is awake
         72: "closed",  # the producer finished in good order
         128: "published",  # messages committed = the next sequence number

@@ -57,10 +57,11 @@ def is_locked(fd: int, number: int, count: int = 1) -> bool:
 
 
 class Locks(Closable):
-    """One member's open file description of a stream's lock file, created if missing.
+    """One member's open file description of a stream's lock file.
 
     Args:
         path: of the lock file.
+        create: make it if it is missing.
 
     Attributes:
         fd: for the hot path, which asks the kernel itself; -1 when closed.
@@ -76,10 +77,10 @@ class Locks(Closable):
 
     fd = -1
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, create: bool = True) -> None:
         self.path = path
         self._held: set[int] = set()  # members' bytes; a description does not see its own locks
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         if not path.startswith("/proc/"):
             flags |= os.O_NOFOLLOW
         try:
@@ -87,6 +88,10 @@ class Locks(Closable):
         except OSError as error:
             raise SegmentError.cannot_open("lock file", path, error) from error
         forks.register(self)
+
+    def inode(self) -> int:
+        """Which file this is, whatever has its name now."""
+        return os.fstat(self.fd).st_ino
 
     def hold(self, number: int) -> bool:
         """Lock a member's byte for as long as the member lives; False if somebody has it."""

@@ -26,6 +26,7 @@ class Segment:
 
     Attributes:
         name: its POSIX name, or "" for private memory.
+        inode: which segment this is, whatever has its name now; 0 for private memory.
         view: ``memoryview`` of bytes, writable.
         words: ``memoryview`` of unsigned 64-bit integers over the same memory.
 
@@ -35,8 +36,9 @@ class Segment:
         segment.words[0] = 7
     """
 
-    def __init__(self, name: str, mapping: mmap.mmap) -> None:
+    def __init__(self, name: str, mapping: mmap.mmap, inode: int = 0) -> None:
         self.name = name
+        self.inode = inode
         self.nbytes = len(mapping)
         self.view = memoryview(mapping)
         self.words = self.view[: self.nbytes & ~7].cast("Q")
@@ -72,7 +74,7 @@ def create(name: str, nbytes: int) -> Segment:
         raise _creation_error(name, nbytes, error) from error
     try:
         os.posix_fallocate(shared.fd, 0, nbytes)
-        return Segment(name, mmap.mmap(shared.fd, nbytes))
+        return Segment(name, mmap.mmap(shared.fd, nbytes), os.fstat(shared.fd).st_ino)
     except OSError as error:
         unlink(name)
         raise _creation_error(name, nbytes, error) from error
@@ -101,7 +103,7 @@ def attach(name: str) -> Segment:
         nbytes = status.st_size
         if nbytes == 0:
             raise SegmentMissing(f"The shared-memory segment {name} is empty.")
-        return Segment(name, mmap.mmap(shared.fd, nbytes))
+        return Segment(name, mmap.mmap(shared.fd, nbytes), status.st_ino)
     except OSError as error:
         raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
     finally:

@@ -9,7 +9,9 @@ An array that is larger than :data:`SMALL_NBYTES` is not in the msgpack: only it
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ..errors import PublishError, WireError
-from .dtypes import Array, dtype_name, dtype_of, extent
+from .dtypes import UNREADABLE, Array, dtype_name, dtype_of, extent
 
 SMALL_NBYTES = 2048
 """Arrays up to this many bytes travel among the fields, and arrive as copies."""
@@ -121,8 +123,29 @@ class ValueWriter:
             data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             raise PublishError(f"{what}, which cannot be pickled: {error}.") from error
+        if b"__main__" in data and (name := _name_from_main(data)):
+            raise PublishError(
+                f"{what}, which no reader can open: {name!r} is defined in the script itself, which nobody else can import. "
+                f"Define it in a module that both sides import (a file beside the script, for example), or publish arrays, "
+                f"numbers, strings, bytes, lists, tuples and dicts of them."
+            )
         self.pickled = True
         return _Ext(_PICKLE, data)
+
+
+def _name_from_main(pickled: bytes) -> str:
+    """The first class, function or the like that a pickle takes from the module ``__main__``; "" if there is none."""
+    memo: dict[Any, Any] = {}
+    before = last = None  # what was pushed: for a name, first the module
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = last
+        elif opcode.name == "STACK_GLOBAL":
+            if before == "__main__":
+                return str(last)
+        else:
+            before, last = last, memo[argument] if opcode.name in ("BINGET", "LONG_BINGET") else argument
+    return ""
 
 
 def blender_array(value: Any) -> Array | None:
@@ -143,6 +166,38 @@ def blender_array(value: Any) -> Array | None:
 _decode_small_array = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...], bytes]).decode
 _decode_scalar = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 _decode_number = msgspec.msgpack.Decoder(int).decode
+decode_one_by_one = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+"""Of a message's fields, the encoded value of each."""
+
+
+class NotUnpickled(WireError):
+    """An object that another process pickled cannot be made here. Says why, and what to do.
+
+    Args:
+        what: it is, for people.
+        encoded: the object, as it stands among the fields of its message.
+        error: what was raised.
+    """
+
+    def __init__(self, what: str, encoded: bytes, error: Exception) -> None:
+        why = f"{error!r}."
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            why = (
+                f"it needs the module {error.name!r}, which this Python does not find. Install it (pip install "
+                f"{error.name.partition('.')[0]}, as a rule), or, if it is your own, have it where this program finds it."
+            )
+        elif isinstance(error, AttributeError):
+            why = f"{error}. Is that module the same on both sides?"
+        super().__init__(f"{what} cannot be unpickled here: {why}")
+        self._encoded = encoded
+
+    def said_with_its_field(self, decode_one_by_one: Callable[[bytes], dict[str, msgspec.Raw]], fields: bytes) -> str:
+        """What there is to say, with the key of the field that the object is in, of these fields of its message."""
+        with contextlib.suppress(*UNREADABLE):  # what comes behind the object may be no message at all
+            for key, value in decode_one_by_one(fields).items():
+                if self._encoded in bytes(value):
+                    return f"Field {key!r}: {self}"
+        return str(self)
 
 
 class ValueReader:
@@ -199,5 +254,5 @@ class ValueReader:
             try:
                 return pickle.loads(data)
             except Exception as error:
-                raise WireError(f"A published object cannot be unpickled here: {error!r}") from error
+                raise NotUnpickled("an object", bytes(data), error) from error
         raise WireError(f"Extension type {code} is unknown.")

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from ..errors import PublishError, WireError
 from ..memory.layout import VERSION, align
 from .dtypes import UNREADABLE, Array, dtype_name, extent
-from .values import AS_IT_IS, SMALL_NBYTES, ValueReader, ValueWriter, encode
+from .values import AS_IT_IS, SMALL_NBYTES, NotUnpickled, ValueReader, ValueWriter, decode_one_by_one, encode
 
 _PREFIX = struct.Struct("<II")
 _ArraySpec = tuple[str | None, str, tuple[int, ...], bool]
@@ -210,7 +210,10 @@ class _Form:
         self.nested: list[tuple[int, tuple[int, ...], np.dtype[Any], int]] = []
         self.small: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []
         for key, name, shape, is_large in _decode_specs(self.head[_PREFIX.size :]):
-            dtype, nbytes = extent(name, shape)
+            try:
+                dtype, nbytes = extent(name, shape)
+            except WireError as error:
+                raise WireError(f"Field {key!r}: {error}" if key is not None else str(error)) from error
             if is_large:
                 self.nbytes += nbytes
                 number = len(self.large) + len(self.nested)
@@ -276,6 +279,9 @@ class Decoder:
                     raise WireError(f"A {type(raw).__name__} is not the {nbytes} bytes of the small array {key!r:.80}.")
                 fields[key] = np.ndarray(shape, dtype, bytearray(raw))
             return fields
+        except NotUnpickled as error:
+            assert form is not None
+            raise WireError(error.said_with_its_field(decode_one_by_one, header[form.fields_at :])) from error
         except WireError:
             raise
         except UNREADABLE as error:

@@ -86,7 +86,7 @@ class Consumer(Closable):
         self._bell = place.open_bell()
         self._decoder = Decoder(trusted=True)
         self._leases: dict[int, Lease] = {}  # by id
-        self._closing = self._hoarding = self._complained = False
+        self._closing = self._hoarding = False
         self._last_reclaim = 0.0
         self._last_sequence, self._shared_until = -1, 0
         self.sleepers = Sleepers(place, self._control)
@@ -99,30 +99,29 @@ class Consumer(Closable):
     # -- taking messages ----------------------------------------------------------------------------------------
 
     def take(self) -> Message | None:
-        """The oldest READY message of the stream, or None if there is none. One that makes no sense is counted and dropped."""
-        while True:
-            ring, slot = None, -1
-            for candidate in self._rings.now():
-                oldest = candidate.oldest_ready()
-                if oldest >= 0 and (ring is None or candidate.sequence[oldest] < ring.sequence[slot]):
-                    ring, slot = candidate, oldest
-            if ring is None:
+        """The oldest READY message of the stream, or None if there is none, or if it cannot be opened: then it was noted."""
+        ring, slot = None, -1
+        for candidate in self._rings.now():
+            oldest = candidate.oldest_ready()
+            if oldest >= 0 and (ring is None or candidate.sequence[oldest] < ring.sequence[slot]):
+                ring, slot = candidate, oldest
+        if ring is None:
+            return None
+        member = self._member
+        claimed = ring.try_claim(slot, member.owner, member.locks.fd)
+        if not claimed:
+            found = self._claim_oldest(tells=claimed is False)
+            if found is None:
                 return None
-            member = self._member
-            claimed = ring.try_claim(slot, member.owner, member.locks.fd)
-            if not claimed:
-                found = self._claim_oldest(tells=claimed is False)
-                if found is None:
-                    return None
-                ring, slot = found
-            if self._words[_WAITING]:
-                self._wake_producer_if_few(ring)
-            message = self._open(ring, slot)
-            if message is not None:
-                if message.sequence != self._last_sequence + 1:
-                    self._shared_until = message.sequence + _SHARED_FOR
-                self._last_sequence = message.sequence
-                return message
+            ring, slot = found
+        if self._words[_WAITING]:
+            self._wake_producer_if_few(ring)
+        message = self._open(ring, slot)
+        if message is not None:
+            if message.sequence != self._last_sequence + 1:
+                self._shared_until = message.sequence + _SHARED_FOR
+            self._last_sequence = message.sequence
+        return message
 
     def take_many(self, count: int) -> list[Message]:
         """The oldest READY messages of the stream that lie in one ring, `count` at most. None of them is a copy: a third of the
@@ -214,7 +213,7 @@ class Consumer(Closable):
             self._bell.ring()
 
     def _open(self, ring: Ring, slot: int) -> Message | None:
-        """The message in a slot that was just claimed; None if it makes no sense."""
+        """The message in a slot that was just claimed; None if it cannot be opened: it is noted, and the slot is FREE again."""
         try:
             header, payload, sequence, lease, generation = self._open_raw(ring, slot)
             try:
@@ -229,7 +228,8 @@ class Consumer(Closable):
                 self._calls.note(message, functools.partial(self._release, ring, slot, generation))
             return message
         except (SegmentError, WireError) as error:
-            self._reject(error)
+            self.reject()
+            self._calls.note_unreadable(self.place.title, error)
             return None
 
     def _open_raw(
@@ -273,13 +273,6 @@ class Consumer(Closable):
         """Count what made no sense."""
         self._member.rejected.add(count)
 
-    def _reject(self, error: Exception) -> None:
-        self.reject()
-        if not self._complained:
-            self._complained = True
-            # As text: the frames of the error's traceback hold messages, and a log may keep it.
-            log.error("A message of %s was dropped (later ones are counted silently): %s", self.place.name, str(error))
-
     def _say_hoarding(self, ring: Ring) -> None:
         if not self._hoarding:
             self._hoarding = True
@@ -314,6 +307,14 @@ class Consumer(Closable):
         return any(
             local or not ring.flags[slot] & FLAG_LOCAL_ONLY for ring in self._rings.now() for slot in ring.ready()
         )
+
+    def delivered(self) -> int:
+        """How many messages of the stream have been received, by this consumer and all others."""
+        return self._control.delivered()
+
+    def unattached(self) -> str:
+        """Why not all memory of the stream could be attached; "" if it could."""
+        return self._rings.unattached
 
     def count_remote(self, consumers: int) -> None:
         """Say how many consumers elsewhere this one sends to."""
@@ -454,10 +455,14 @@ class Consumer(Closable):
         """The memory of the stream's rings."""
         return [ring.segment for ring in self._rings.now()]
 
+    def is_superseded(self) -> bool:
+        """Whether the stream was made anew, and nothing is left in this one."""
+        return not self.place.is_current(self._control.segment) and not self.has_ready()
+
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
-        state = self._control.explain(self.place.name, self._rings.now(), self._member.locks)
-        why = self._rings.unattached
+        state = self._control.explain(self.place.title, self._rings.now(), self._member.locks)
+        why = self.unattached()
         return state + (f"; not all of its memory could be attached: {why}" if why else "")
 
     def __repr__(self) -> str:

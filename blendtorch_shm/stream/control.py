@@ -18,8 +18,11 @@ from ..memory.locks import PRODUCER_LOCK, Locks
 from ..memory.ring import Ring, check_header
 from ..memory.segment import Segment
 from ..memory.states import State
+from ..wording import counted
 from .place import Place
 
+_RECORD_WORDS = layout.CONSUMER_RECORD.itemsize // 8
+_FIRST_DELIVERED = layout.consumer_word(0, "delivered")
 RECLAIM_EVERY_S = 0.5
 """How often whoever has nothing better to do looks for leases of dead consumers."""
 
@@ -42,6 +45,7 @@ class Control:
     Attributes:
         key: random; the stream's rings carry it.
         epoch: how many producers have owned the stream.
+        lock_file: inode of the lock file that the members have.
         first_ring, next_ring: rings first_ring .. next_ring-1 may exist.
         waiting: the producer sleeps until fewer messages than this are READY, or, with ``FOR_A_SLOT``, until a slot is FREE;
             0: it is awake.
@@ -62,6 +66,7 @@ class Control:
     epoch = _word("epoch")
     first_ring = _word("first_ring")
     next_ring = _word("next_ring")
+    lock_file = _word("lock_file")
     waiting = _word("waiting")
     closed = _word("closed")
     published = _word("published")
@@ -75,8 +80,12 @@ class Control:
         self.asleep = memory.view[ASLEEP_OFFSET : ASLEEP_OFFSET + 8 * MAX_CONSUMERS].cast("Q")
 
     @classmethod
-    def create(cls, place: Place) -> Control:
-        """Make the control segment of a new stream, in place of one that its creator never finished.
+    def create(cls, place: Place, locks: Locks) -> Control:
+        """Make the control segment of a new stream, in place of one that its creator never finished, or that nobody can use.
+
+        Args:
+            place: where.
+            locks: of its lock file.
 
         Raises:
             OutOfSharedMemory: no room for it.
@@ -84,6 +93,7 @@ class Control:
         place.unlink("")
         memory = place.create("", CONTROL_NBYTES)
         memory.words[word(layout.STREAM_HEADER, "key")] = secrets.randbits(64) | 1  # never 0
+        memory.words[word(layout.STREAM_HEADER, "lock_file")] = locks.inode()
         memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
         memory.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC  # last: a half-written header is no stream
         return cls(memory)
@@ -106,6 +116,14 @@ class Control:
         """Whether the stream has a producer: one that lives, one that closed it in good order, or one that died."""
         return "finished" if self.closed else "alive" if locks.is_held(PRODUCER_LOCK) else "gone"
 
+    def delivered(self) -> int:
+        """How many messages its consumers have received, all together; less what they put back."""
+        return sum(self.words[_FIRST_DELIVERED : _FIRST_DELIVERED + MAX_CONSUMERS * _RECORD_WORDS : _RECORD_WORDS])
+
+    def is_waited_in(self, locks: Locks) -> bool:
+        """Whether a producer lives that waits for room now."""
+        return self.waiting != 0 and locks.is_held(PRODUCER_LOCK)
+
     def explain(self, name: str, rings: Iterable[Ring], locks: Locks) -> str:
         """The state of the stream in one line, for messages to people."""
         seen = Activity.of(self)
@@ -116,10 +134,12 @@ class Control:
         pickled = sum(bool(ring.flags[slot] & FLAG_LOCAL_ONLY) for ring, slot in ready)
         state = self.producer_state(locks)
         producer = "has finished" if state == "finished" else f"is {state}"
+        if not slots:
+            return f"{name}: its producer {producer} and has published nothing yet"
         last = "" if silence_s is None else f", the last one {silence_s:.1f} s ago"
         return (
-            f"{name}: its producer {producer} and has published {seen.published} messages{last}; of {len(slots)} slots, "
-            f"{len(ready)} hold messages that nobody has taken"
+            f"{name}: its producer {producer} and has published {counted(seen.published, 'message')}{last}; of "
+            f"{counted(len(slots), 'slot')}, {len(ready)} hold messages that nobody has taken"
             f"{f' ({pickled} of them contain pickles, which only consumers on this host may take)' if pickled else ''} "
             f"and {leased} are in use by consumers"
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..errors import UnreadableMessage
 from ..memory.ring import Bytes, Ring
 from ..message.wire import Message
 
@@ -44,7 +46,7 @@ class Calls:
     here before it lets go of the original, and the next call hands it out first.
     """
 
-    __slots__ = ("cut", "given", "handed", "loose", "number", "source")
+    __slots__ = ("cut", "given", "handed", "loose", "number", "source", "unreadable")
 
     def __init__(self) -> None:
         self.number = 0
@@ -57,6 +59,8 @@ class Calls:
         """How many of these this call hands out."""
         self.source: Callable[[], object] | None = None
         """A weak reference to the source whose calls these are."""
+        self.unreadable: deque[UnreadableMessage] = deque()
+        """What could not be opened, and has let go of its slot. The source raises it in its turn."""
 
     def note(self, message: Message, let_go: Callable[[], object]) -> None:
         """Note a message that this call hands out and that holds no slot; then let go of the original.
@@ -68,6 +72,15 @@ class Calls:
         self.loose.append((message, let_go))
         self.given += 1
         let_go()
+
+    def note_unreadable(self, where: str, error: Exception) -> None:
+        """Note that a message could not be opened. Its slot is, or will be, FREE: it is lost.
+
+        Args:
+            where: it came from, for people.
+            error: why. As text: the frames of its traceback hold the message.
+        """
+        self.unreadable.append(UnreadableMessage(f"A message from {where} cannot be opened, and is lost. {error}"))
 
     def settle(self) -> None:
         """After a call that was cut short: let go of the original of the last message that it noted, perhaps once more."""

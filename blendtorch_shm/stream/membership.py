@@ -47,7 +47,8 @@ class Membership:
         delivered, released, copied, rejected, reclaimed, redelivered: its counters, see ``layout.CONSUMER_RECORD``.
 
     Raises:
-        SegmentError: the stream has :data:`~..memory.layout.MAX_CONSUMERS` consumers already.
+        SegmentError: the stream has :data:`~..memory.layout.MAX_CONSUMERS` consumers already; or its lock file was removed, so
+            that nobody can tell who of its members lives.
     """
 
     def __init__(self, place: Place, control: Control, rings: Rings) -> None:
@@ -57,6 +58,11 @@ class Membership:
         self.index = -1
         self.locks = place.open_locks()
         try:
+            if self.locks.inode() != control.lock_file:
+                raise SegmentError(
+                    f"The lock file {self.locks.path} is not the one that the members of {place.title} have: it was removed "
+                    f"while they used it, so nobody can tell who of them lives. Restart the instance, or launch anew."
+                )
             taken_back = self._join()
             self.owner = self.index + 1
             self.delivered, self.released, self.copied, self.rejected, self.reclaimed, self.redelivered = (

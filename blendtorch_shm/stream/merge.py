@@ -18,7 +18,7 @@ from typing import Protocol
 import zmq
 
 from ..closing import Closable
-from ..errors import BlendtorchError, SegmentError, StreamClosed
+from ..errors import BlendtorchError, SegmentError, SegmentMissing, StreamClosed
 from ..memory.segment import Segment
 from ..message.wire import Message
 from ..process import forks, interrupts, leaving
@@ -40,10 +40,10 @@ class Lane(Protocol):
     """One way messages come in. An interrupt may cut any of its calls short; it makes good what that left at its next call."""
 
     def take(self) -> Message | None:
-        """The next message, if one is here."""
+        """The next message, if one is here and can be opened. What cannot is noted in the source's :class:`~.lease.Calls`."""
 
     def take_many(self, count: int) -> list[Message]:
-        """Messages that are here, `count` at most."""
+        """Messages that are here, `count` at most, but for those that cannot be opened."""
 
     def explain(self) -> str:
         """What it is connected to, and how far that went; for messages to people."""
@@ -81,7 +81,7 @@ class Source(Closable):
     def __init__(
         self, places: Sequence[Place] = (), lanes: Sequence[RemoteLane] = (), calls: Calls | None = None
     ) -> None:
-        self._absent: dict[Place, str] = dict.fromkeys(places, "not looked for yet")  # and why
+        self._absent: dict[Place, str] = dict.fromkeys(places, "")  # and why, if it is not that nobody has made it yet
         self._streams: list[Consumer] = []
         self._elsewhere = list(lanes)
         self._lanes: list[Lane] = list(lanes)
@@ -121,6 +121,7 @@ class Source(Closable):
                 :meth:`close`: nobody may use it then.
 
         Raises:
+            UnreadableMessage: the next one cannot be opened here; the call after that gives the one behind it.
             StreamClosed: it was closed, perhaps by another thread meanwhile; or it was opened before a fork.
         """
         calls = self._calls
@@ -147,7 +148,11 @@ class Source(Closable):
         calls.handed = calls.number  # last, as in receive
 
     def receive_many(self, count: int, timeout_s: float) -> list[Message]:
-        """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds."""
+        """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds.
+
+        Raises:
+            UnreadableMessage, StreamClosed: as for :meth:`receive`. Where others arrived with it, the next call raises.
+        """
         calls = self._calls
         if calls.number != calls.handed:
             self._check_alone()
@@ -172,10 +177,25 @@ class Source(Closable):
         """The shared memory that messages lie in now, for who makes it known to a device."""
         return [segment for stream in self._streams for segment in stream.segments()]
 
-    def explain(self) -> str:
-        """What this source is connected to, and what it could not reach and why; for error messages."""
-        lines = [lane.explain() for lane in self._lanes]
-        lines += [f"{place.name}: not attached. {why}" for place, why in self._absent.items()]
+    def delivered(self) -> int:
+        """How many messages of its streams in shared memory have been received, here and by all other consumers. It changes
+        whenever anybody receives one.
+        """
+        return sum(stream.delivered() for stream in self._streams)
+
+    def explain(self, *, brief: bool = False) -> str:
+        """What this source is connected to, and what it could not reach and why; for messages to people.
+
+        Args:
+            brief: leave out streams in shared memory with which all is well, or that nobody has opened yet.
+        """
+        lines = [lane.explain() for lane in self._elsewhere]
+        lines += [stream.explain() for stream in self._streams if not brief or stream.unattached()]
+        for place, why in self._absent.items():
+            if why:
+                lines.append(f"{place.title}: not attached. {why}")
+            elif not brief:
+                lines.append(f"{place.title}: no publisher has opened it yet")
         if self._inbox is not None and self._inbox.rejected:
             lines.append(f"{self._inbox.rejected} messages at its inbox were no slot numbers")
         return "\n".join(lines)
@@ -231,6 +251,8 @@ class Source(Closable):
             raise StreamClosed(self._unusable)
         if interrupts.kept:
             interrupts.raise_kept()
+        if calls.unreadable:
+            raise calls.unreadable.popleft()
         if time.monotonic() - self._looked_after > _LOOK_AFTER_S:  # also while some lane always has something
             self._look_after()
 
@@ -282,6 +304,8 @@ class Source(Closable):
         while (remaining_s := until - time.monotonic()) > 0:
             if self._unusable:
                 raise StreamClosed(self._unusable)
+            if self._calls.unreadable:
+                raise self._calls.unreadable.popleft()
             if spins and self._spin.goes_on(naps=any(stream.is_shared() for stream in self._streams)):
                 message = self._take()
             else:
@@ -341,9 +365,21 @@ class Source(Closable):
 
     def _look_after(self) -> None:
         self._looked_after = time.monotonic()
+        for stream in self._streams:
+            if stream.is_superseded():
+                self._leave(stream)
         self._attach()
         for stream in self._streams:
             stream.look_after()
+
+    def _leave(self, stream: Consumer) -> None:
+        """Look for the stream that has come in place of this one. What an interrupt cut is done again: last, it is forgotten."""
+        log.warning("%s was made anew. Reading goes on there.", stream.place.title)
+        stream.close()
+        self._absent[stream.place] = ""
+        self._streams = [other for other in self._streams if other is not stream]
+        self._lanes = [*self._streams, *self._elsewhere]
+        self._turns = {other.key: number for number, other in enumerate(self._streams)}
 
     def _attach(self) -> None:
         """Join the streams that exist by now. A place counts as absent until all is done: what an interrupt cut is done again."""
@@ -355,7 +391,7 @@ class Source(Closable):
                     if self._inbox is not None:
                         self._inbox.bind(place, stream.key, stream.index)
                 except SegmentError as error:
-                    self._absent[place] = str(error)
+                    self._absent[place] = "" if isinstance(error, SegmentMissing) else str(error)
                     continue
                 self._streams.append(stream)
             self._lanes = [*self._streams, *self._elsewhere]
@@ -371,6 +407,8 @@ class Source(Closable):
             self._inbox.close()  # first: its paths are ours only while the lanes hold their locks
         if self._calls.cut:
             self._reconcile()
+        for error in self._calls.unreadable:
+            log.error("%s", error)  # nobody asks any more
         for lane in self._lanes:
             lane.close()
         self._lanes, self._streams, self._elsewhere = [], [], []

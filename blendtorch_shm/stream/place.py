@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from ..errors import SegmentMissing
-from ..launch.address import Twin
+from ..launch.address import SHARED_MEMORY, Twin
 from ..memory import segment
 from ..memory.locks import Locks
 from ..memory.segment import Segment
@@ -19,6 +19,8 @@ class SharedPlace:
     def __init__(self, twin: Twin) -> None:
         self.twin = twin
         self.name = twin.prefix
+        self.title = f"{twin.name} of instance {twin.btid}"
+        """For people."""
 
     def create(self, suffix: str, nbytes: int) -> Segment:
         """A new zeroed segment."""
@@ -32,9 +34,16 @@ class SharedPlace:
         """Forget a segment."""
         segment.unlink(self.name + suffix)
 
-    def open_locks(self) -> Locks:
+    def is_current(self, control: Segment) -> bool:
+        """Whether the stream's name still means this control segment, or nothing at all; False: the stream was made anew."""
+        try:
+            return os.stat(f"{SHARED_MEMORY}{self.name}").st_ino == control.inode
+        except OSError:
+            return True
+
+    def open_locks(self, *, create: bool = False) -> Locks:
         """A new description of the stream's lock file, for one member."""
-        return Locks(self.twin.lock_path)
+        return Locks(self.twin.lock_path, create=create)
 
     def open_bell(self) -> Bell:
         """The producer's bell."""
@@ -52,7 +61,7 @@ class PrivatePlace:
     """A stream in the memory of this process; see :class:`SharedPlace`."""
 
     def __init__(self, name: str = "private") -> None:
-        self.name = name
+        self.name = self.title = name
         self._segments: dict[str, Segment] = {}
         self._bell: Bell | None = None
         self._lock_fd = os.memfd_create(f"locks of {name}"[:200], os.MFD_CLOEXEC)
@@ -69,8 +78,11 @@ class PrivatePlace:
     def unlink(self, suffix: str) -> None:
         self._segments.pop(suffix, None)
 
-    def open_locks(self) -> Locks:
-        return Locks(f"/proc/self/fd/{self._lock_fd}")
+    def is_current(self, control: Segment) -> bool:
+        return True
+
+    def open_locks(self, *, create: bool = False) -> Locks:
+        return Locks(f"/proc/self/fd/{self._lock_fd}", create=create)
 
     def open_bell(self) -> Bell:
         if self._bell is None:

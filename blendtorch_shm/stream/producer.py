@@ -126,7 +126,7 @@ class Producer(Closable):
         self._running = threading.Lock()  # held while a call runs: a call by a signal's handler finds it locked
         self._closed = self._stopping = False
         self._spin = Spin()
-        self._locks = place.open_locks()
+        self._locks = place.open_locks(create=True)
         if not self._locks.hold(PRODUCER_LOCK):
             self._locks.close()
             raise SegmentError(
@@ -146,11 +146,26 @@ class Producer(Closable):
     def _adopt_or_create(self) -> Control:
         try:
             control = Control.attach(self.place)
+            if control.lock_file != self._locks.inode():
+                control = self._begin_anew(control)
         except SegmentMissing:  # none yet, or one that its creator never finished
-            control = Control.create(self.place)
+            control = Control.create(self.place, self._locks)
         control.epoch += 1
         control.closed = 0
         return control
+
+    def _begin_anew(self, control: Control) -> Control:
+        """A new stream in place of one whose lock file was removed: nobody can tell who of its members lives. Its consumers take
+        what is READY there, and then come here.
+        """
+        log.warning(
+            "The lock file of %s was removed while the stream was in use, so the stream begins anew. Readers that use the "
+            "old one take what it holds, and then follow.",
+            self.place.title,
+        )
+        for number in range(control.first_ring, control.next_ring):
+            self.place.unlink(f".{number}")
+        return Control.create(self.place, self._locks)
 
     def _adopt_rings(self) -> None:
         """The rings of an earlier producer, whose READY messages stay for the consumers.
@@ -424,7 +439,7 @@ class Producer(Closable):
 
     def explain(self) -> str:
         """The state of the stream in one line, for messages to people."""
-        return self._control.explain(self.place.name, self._rings, self._locks)
+        return self._control.explain(self.place.title, self._rings, self._locks)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ membership in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,8 +33,9 @@ class ConsumerStats:
         released: of these, how many are no longer in use.
         copied: handed out as copies, because too many slots were in use.
         redelivered: received after another consumer had them and did not finish.
-        rejected: messages (or, over TCP, connections) that made no sense.
+        rejected: messages that could not be opened (or, over TCP, connections that made no sense).
         reclaimed: messages taken back from dead consumers, by this one.
+        leased: messages that it holds now.
     """
 
     pid: int
@@ -45,6 +47,7 @@ class ConsumerStats:
     redelivered: int
     rejected: int
     reclaimed: int
+    leased: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class StreamStats:
         starts: how many producers have owned the stream, one after the other.
         published: messages; a clip is one.
         stalled_s: seconds for which publishing waited for room.
+        waits: whether publishing waits for room now.
         silence_s: seconds since the last message or frame of a clip; None before the first.
         ready: messages that wait to be taken.
         leased: messages that consumers hold.
@@ -73,6 +77,7 @@ class StreamStats:
     starts: int = 0
     published: int = 0
     stalled_s: float = 0.0
+    waits: bool = False
     silence_s: float | None = None
     ready: int = 0
     leased: int = 0
@@ -88,6 +93,11 @@ class StreamStats:
 
 
 _SUMS = ("delivered", "released", "copied", "redelivered", "rejected", "reclaimed")
+
+
+def stats_of_instance(twin: Twin) -> list[StreamStats]:
+    """The counters of all sockets of the instance that has this one, as they are now; of those that a publisher has opened."""
+    return [_stats(other) for other in twin.sockets()]
 
 
 def stats(addresses: str | Iterable[str]) -> list[StreamStats]:
@@ -115,11 +125,15 @@ def _stats(twin: Twin) -> StreamStats:
         words = control.words
         rings = Rings(place, control).now()
         seen = Activity.of(control)
+        holders = Counter(
+            ring.owner[slot] for ring in rings for slot, state in enumerate(ring.states()) if state == State.LEASED
+        )
         consumers = [
             ConsumerStats(
                 pid=pid,
                 alive=locks.is_held(consumer_lock(index)),
                 remote=words[consumer_word(index, "remote")],
+                leased=holders[index + 1],
                 **{name: words[consumer_word(index, name)] for name in _SUMS},
             )
             for index in range(MAX_CONSUMERS)
@@ -134,9 +148,10 @@ def _stats(twin: Twin) -> StreamStats:
             starts=control.epoch,
             published=seen.published,
             stalled_s=seen.stalled_ns / 1e9,
+            waits=control.is_waited_in(locks),
             silence_s=seen.silence_s(),
             ready=sum(ring.count(State.READY) for ring in rings),
-            leased=sum(ring.count(State.LEASED) for ring in rings),
+            leased=holders.total(),
             slots=sum(ring.num_slots for ring in rings),
             nbytes=control.segment.nbytes + sum(ring.segment.nbytes for ring in rings),
             consumers=consumers,

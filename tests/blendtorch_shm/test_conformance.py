@@ -1,15 +1,17 @@
 """What every transport does alike."""
 
 import os
+import re
 import signal
 import threading
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq.sugar.socket
 
-from blendtorch_shm.errors import BlendtorchError, PublishError, StreamClosed
+from blendtorch_shm.errors import BlendtorchError, PublishError, StreamClosed, UnreadableMessage
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.stream.inspection import inspect
@@ -372,6 +374,35 @@ def test_any_picklable_object_travels_where_the_connection_is_trusted_and_is_an_
             sink.publish({"ok": 1, "meta": {"deep": Custom(3)}})
         sink.publish({"i": 1})
         assert receive(source) == {"i": 1}
+
+
+class Missing:
+    """Needs a module that is not here when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, ("no_such_module",)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_message_that_cannot_be_opened_raises_in_its_place_and_costs_itself_alone(
+    transport: Transport, many: bool
+) -> None:
+    if not transport.trusted:
+        pytest.skip("objects do not travel here; what makes no sense is counted, see test_tcp.py")
+    sink, source = transport.open_sink(), transport.open_source()
+    for _ in range(10):  # more messages than there are slots
+        for i in range(4):
+            sink.publish({"i": i, "image": picture(i), "pose": Missing() if i == 2 else None})
+        outcomes: list[Any] = []
+        while len(outcomes) < 4:
+            try:
+                messages = source.receive_many(4, PATIENCE_S) if many else [source.receive(PATIENCE_S)]
+                outcomes += [message.fields["i"] for message in messages if message is not None]
+            except UnreadableMessage as error:
+                words = "(DATA of instance 0|tcp://127.0.0.1:|private).*Field 'pose'.*'no_such_module'"
+                outcomes.append("unreadable" if re.search(words, str(error)) else error)
+        assert sorted(outcomes, key=str) == [0, 1, 3, "unreadable"]
+        assert many or outcomes == [0, 1, "unreadable", 3]
 
 
 def test_an_object_that_cannot_be_pickled_is_an_error_that_names_its_key(transport: Transport) -> None:

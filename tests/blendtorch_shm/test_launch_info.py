@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from blendtorch_shm.errors import ConfigurationError, InstanceDied
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, SocketNotFound
 from blendtorch_shm.launch.address import Address, Twin, sign_of_launch, sign_of_port
 from blendtorch_shm.launch.info import LaunchInfo
 from blendtorch_shm.launch.keys import make_keys
@@ -120,7 +120,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     LaunchInfo.save_json(path, launch_info())
     with pytest.raises(TypeError):
         LaunchInfo.save_json(path, LaunchInfo({}, [b"not text"]))  # type: ignore[list-item]
-    assert LaunchInfo.load_json(path).addresses["DATA"] == ["tcp://10.0.0.1:11000"]
+    addresses = LaunchInfo.load_json(path).addresses
+    assert addresses["DATA"] == ["tcp://10.0.0.1:11000"]
+    with pytest.raises(SocketNotFound, match=r"no socket 'IMAGE': it has 'DATA'.*named_sockets=\['IMAGE'\]"):
+        addresses["IMAGE"]
     assert os.listdir(tmp_path) == ["info.json"]
 
 

@@ -1,8 +1,14 @@
 """What another process may write is checked before it is believed."""
 
+import functools
 import pickle
 import struct
+import sys
 import weakref
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -142,6 +148,62 @@ def test_a_pickle_from_an_untrusted_connection_is_not_executed() -> None:
             decode(header, np.zeros(0, np.uint8), trusted=False)
 
 
+@pytest.fixture
+def in_main(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A class and a function as the script that runs defines them."""
+
+    class Pose:
+        pass
+
+    def adjust() -> None:
+        pass
+
+    for found in (Pose, adjust):
+        found.__module__, found.__qualname__ = "__main__", found.__name__
+        monkeypatch.setattr(sys.modules["__main__"], found.__name__, found, raising=False)
+    return SimpleNamespace(Pose=Pose, adjust=adjust)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("Pose", lambda main: main.Pose()),
+        ("Pose", lambda main: main.Pose),
+        ("Pose", lambda main: {"deep": [{main.Pose()}]}),
+        ("Pose", lambda main: ("__main__", {"__main__": {1}}, np.array([None, main.Pose()]))),
+        ("adjust", lambda main: main.adjust),
+        ("adjust", lambda main: functools.partial(print, main.adjust)),
+    ],
+)
+def test_what_only_the_script_defines_is_an_error_that_names_it(
+    in_main: Any, name: str, make: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(PublishError, match=rf"publish\(pose=\.\.\.\).*'{name}' is defined in the script.*a module"):
+        Encoder(trusted=True).take_apart({"ok": 1, "pose": make(in_main)})
+
+
+def test_the_name_of_the_script_is_a_text_like_any_other(in_main: Any) -> None:
+    fields = {"a": {"__main__", "Pose"}, "b": Path("__main__"), "c": {"__main__", 1, Path("Pose")}}
+    assert travel(fields) == fields
+
+
+def test_an_object_that_cannot_be_made_here_is_an_error_that_names_its_field_and_what_is_missing() -> None:
+    fields = {"i": 1, "image": np.zeros(5000), "meta": {"deep": [np.zeros(5000), (Missing("no_such_module"),)]}}
+    parts = Encoder(trusted=True).take_apart(fields)
+    with pytest.raises(WireError, match=r"Field 'meta'.*the module 'no_such_module'.*pip install no_such_module"):
+        decode(parts.header(), np.zeros(parts.nbytes, np.uint8), trusted=True)
+
+
+class Missing:
+    """Needs a module where it is unpickled."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, (self.module,)
+
+
 def test_another_version_is_an_error_that_says_so() -> None:
     with pytest.raises(WireError, match=f"wire format 99, this program understands {VERSION}.*same version"):
         decode(header_of([], [], {}, version=99), np.zeros(0, np.uint8), trusted=True)
@@ -170,7 +232,7 @@ def test_a_header_is_byte_for_byte_as_documented() -> None:
     parts = Encoder(trusted=False).take_apart(fields)
     parts.place({}, 100)
     assert parts.header() == (
-        b"\x03\0\0\0" + b"\x1b\0\0\0"
+        b"\x04\0\0\0" + b"\x1b\0\0\0"
         b"\x92" + b"\x94\xa5image\xa3<f4\x92\x32\x3c\xc3" + b"\x94\xa2xy\xa3<i2\x91\x02\xc2"
         b"\x80\0\0\0\0\0\0\0"
         b"\x83" + b"\xa5image\xc0" + b"\xa2xy\xc4\x04\1\0\2\0" + b"\xa5frame\x03"

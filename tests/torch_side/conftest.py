@@ -1,13 +1,23 @@
 """What the tests share: scripts to run, instances that publish for ever, and waiting for what comes about by itself."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
+from blendtorch_shm.transport import open_sink
 from torch_side import BlenderLauncher, RemoteIterableDataset
+
+from ..blendtorch_shm.conftest import free_port
 
 COUNT = Path(__file__).parents[1] / "scripts" / "count.py"
 PATIENCE_S = 60.0
@@ -76,3 +86,38 @@ def script(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def stream() -> Iterator[tuple[Address, SharedPlace, Producer]]:
+    """A stream in shared memory, and its producer, in this process."""
+    with contextlib.ExitStack() as cleanup:
+        directory = LaunchDirectory()
+        cleanup.callback(directory.remove)
+        directory.create()
+        twin = directory.twin("DATA", 0)
+        address = Address(f"tcp://127.0.0.1:{free_port()}", twin)
+        yield address, SharedPlace(twin), cleanup.enter_context(open_sink(address))
+
+
+class Missing:
+    """Needs a module where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_module, ("no_such_module",)
+
+
+def publish_some(sink: Producer, bad: Any) -> None:
+    """Six messages, of which the third and the fifth are bad."""
+    for i in range(6):
+        sink.publish({"i": i, "image": np.full(9000, i, np.uint8), "pose": bad if i in (2, 4) else 0})
+
+
+def refuse(item: dict[str, Any]) -> dict[str, Any]:
+    if item["pose"] == "bad":
+        raise LookupError(f"no such pose in {item['i']}")
+    return item
+
+
+BAD = [(Missing(), None, "'pose'.*no_such_module"), ("bad", refuse, "no such pose")]
+"""What to publish, the transform of it, and what is raised."""

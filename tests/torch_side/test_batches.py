@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from blendtorch_shm.errors import FieldMissing
 from torch_side.batch_memory import HostMemory
 from torch_side.batches import Batch, collate_here
 from torch_side.dataset import to_tensors
@@ -108,7 +109,7 @@ def check_equal(found: Any, expected: Any) -> None:
         ([{"a": [np.zeros((40, 60))]}, {"a": [np.zeros(3000)]}], RuntimeError, [r"'a.0'", r"\(3000,\)"]),
         ([{"xy": np.zeros(3)}, {"xy": np.zeros(4)}], RuntimeError, [r"'xy'", r"\(3,\)", r"\(4,\)"]),
         ([{"names": ["a"]}, {"names": ["a", "b"]}], RuntimeError, [r"'names'", "equal size"]),
-        ([{"xy": np.zeros(3)}, {}], KeyError, ["'xy'", "missing"]),
+        ([{"xy": np.zeros(3)}, {}], KeyError, ["'xy' is in 1 of 2", "missing"]),
         ([{"xy": np.zeros(3000)}, {"xy": "none"}], TypeError, [r"'xy'", "str"]),
         ([{"xy": None}, {"xy": None}], TypeError, [r"'xy'", "NoneType"]),
         ([{"at": np.zeros(3000, "M8[s]")}] * 2, TypeError, [r"'at'", "datetime64"]),
@@ -125,6 +126,31 @@ def test_what_makes_no_batch_is_the_default_collations_error_with_the_name_of_th
         batch.collate()
     for word in words:
         raised.match(word)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([{"i": 1}, {"i": 2, "xy": np.zeros(3000)}], "Field 'xy' is in 1 of 2 items"),
+        ([{"i": 1}, {"i": 2, "xy": "text"}], "Field 'xy' is in 1 of 2 items"),
+        ([{"i": 1, "xy": 0}, {"xy": 0}], "Field 'i' is in 1 of 2 items"),
+        ([{"a": {"b": {}}}, {"a": {"b": {"xy": 3}}}], "In field 'a': Field 'xy' is in 1 of 2 items"),
+        ([[{"xy": 3}], [{"xy": 3, "z": 3}]], "Field 'z' is in 1 of 2 items"),
+    ],
+)
+def test_a_field_that_only_some_items_have_is_an_error_that_names_it(items: list[Any], words: str) -> None:
+    """The default collation leaves out what the first item lacks."""
+    batch = Batch(HostMemory(1, spares=2), size=2)
+    batch.add(items)
+    for collated in (batch.collate, lambda: collate_here([to_tensors(item) for item in items])):
+        with pytest.raises(FieldMissing, match=words):
+            collated()
+
+
+def test_batches_without_workers_name_the_field_too() -> None:
+    for value, words in ((None, "NoneType"), ({1}, "set"), ([1, 2], "equal size")):
+        with pytest.raises((TypeError, RuntimeError), match=f"Field 'xy' makes no batch: .*{words}.*transform"):
+            collate_here([{"xy": value}, {"xy": value if value != [1, 2] else [1]}])
 
 
 @pytest.mark.parametrize(

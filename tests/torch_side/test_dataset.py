@@ -1,10 +1,10 @@
 """RemoteIterableDataset over real instances, which here are plain Python processes."""
 
-import contextlib
 import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -18,21 +18,23 @@ import torch
 from torch.utils import data
 
 import torch_side.dataset
-from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout
-from blendtorch_shm.launch.address import Address
-from blendtorch_shm.launch.directory import LaunchDirectory
+import torch_side.waiting
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout, UnreadableMessage
+from blendtorch_shm.launch.address import Address, Twin
+from blendtorch_shm.launch.notes import log_path, write_status
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.stats import stats
-from blendtorch_shm.transport import open_sink
-from torch_side import RemoteIterableDataset
+from blendtorch_shm.transport import open_sink, open_source
+from torch_side import BlenderLauncher, RemoteIterableDataset
 from torch_side.dataset import to_tensors
+from torch_side.waiting import Watch
 
 from ..blendtorch_shm.conftest import free_port
 from ..interruption import everywhere
-from .conftest import launch
+from .conftest import BAD, PATIENCE_S, Missing, eventually, launch, publish_some
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +289,12 @@ def test_an_instance_that_raises_ends_the_iteration_with_its_log(tmp_path: Path)
     script = tmp_path / "broken.py"
     script.write_text("import sys\nprint('about to fail')\nraise RuntimeError('no such texture')\n")
     with launch(script=script, num_instances=1) as launcher:
-        with pytest.raises(InstanceDied, match=r"(?s)exited, exit code 1.*no such texture"):
+        with pytest.raises(InstanceDied, match=r"exited, exit code 1, after 0 messages.*instance-00.log") as raised:
             list(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4))
+        said = str(raised.value).splitlines()
+        assert said[0] == "instance 0: RuntimeError: no such texture (broken.py:3)"
+        assert "about to fail" not in said
+        assert len(said) <= 3
         loader = data.DataLoader(
             RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=4), num_workers=1
         )
@@ -299,9 +305,11 @@ def test_an_instance_that_raises_ends_the_iteration_with_its_log(tmp_path: Path)
 def test_all_messages_of_instances_that_have_ended_are_delivered_before_the_error() -> None:
     with launch("--stop-after", "7") as launcher:
         received = []
-        with pytest.raises(InstanceDied, match="14 of 20 items"):
+        with pytest.raises(InstanceDied, match=r"Instances 0 and 1.*end of their scripts.*14 of 20 items") as raised:
             for item in RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=20):
                 received.append(key(item))
+        assert "max_items=14" in str(raised.value)
+        assert "restart='always'" in str(raised.value)
         assert sorted(received) == [(btid, i) for btid in (0, 1) for i in range(7)]
 
 
@@ -402,18 +410,6 @@ def lose_a_worker(addresses: list[str], pipe: Any) -> None:
     pipe.send((errors, len({key(item) for item in again})))
 
 
-@pytest.fixture
-def stream() -> Iterator[tuple[Address, SharedPlace, Producer]]:
-    """A stream in shared memory, and its producer, in this process."""
-    with contextlib.ExitStack() as cleanup:
-        directory = LaunchDirectory()
-        cleanup.callback(directory.remove)
-        directory.create()
-        twin = directory.twin("DATA", 0)
-        address = Address(f"tcp://127.0.0.1:{free_port()}", twin)
-        yield address, SharedPlace(twin), cleanup.enter_context(open_sink(address))
-
-
 @pytest.mark.long
 def test_ctrl_c_anywhere_in_an_iteration_costs_no_item(stream: tuple[Address, SharedPlace, Producer]) -> None:
     address, place, sink = stream
@@ -459,6 +455,153 @@ def test_what_a_transform_was_given_is_its_own_even_if_it_raises(
     assert (kept[0] == 1).all()
 
 
+def all_that_comes(iterator: Iterator[Any]) -> tuple[list[int], list[str]]:
+    """The numbers of the items, and what was raised instead of some, by a user who goes on."""
+    numbers, errors = [], []
+    while True:
+        try:
+            item = next(iterator)
+            assert (item["image"] == int(item["i"])).all()
+            numbers.append(int(item["i"]))
+            del item
+        except StopIteration:
+            return numbers, errors
+        except (UnreadableMessage, LookupError) as error:
+            errors.append(str(error))
+
+
+@pytest.mark.parametrize("num_workers", [None, 0, 2])
+@pytest.mark.parametrize(("bad", "transform", "words"), BAD)
+def test_an_item_that_raises_costs_itself_alone_if_the_user_goes_on(
+    stream: tuple[Address, SharedPlace, Producer], num_workers: int | None, bad: Any, transform: Any, words: str
+) -> None:
+    address, place, sink = stream
+    publish_some(sink, bad)
+    dataset = RemoteIterableDataset(address, max_items=4, item_transform=transform)
+    iterator = iter(dataset)
+    if num_workers is not None:
+        iterator = iter(data.DataLoader(dataset, batch_size=None, num_workers=num_workers))
+    numbers, errors = all_that_comes(iterator)
+    assert sorted(numbers) == [0, 1, 3, 5]
+    assert num_workers or numbers == [0, 1, 3, 5]
+    assert len(errors) == 2
+    assert all(re.search(words, error) for error in errors)
+    assert transform or all("DATA of instance 0" in error for error in errors)
+    assert inspect(place).count(State.FREE) == 16
+
+
+def test_an_error_holds_no_slot_while_the_user_looks_at_it(stream: tuple[Address, SharedPlace, Producer]) -> None:
+    address, place, sink = stream
+    publish_some(sink, Missing())
+    iterator = iter(RemoteIterableDataset(address))
+    items = [next(iterator), next(iterator)]
+    with pytest.raises(UnreadableMessage) as raised:
+        next(iterator)
+    assert inspect(place).count(State.LEASED) == len(items)
+    assert next(iterator)["i"] == 3
+    assert len(raised.traceback) <= 3, "our own frames say nothing to the user"
+
+
+def test_after_a_time_out_the_user_may_go_on_waiting(stream: tuple[Address, SharedPlace, Producer]) -> None:
+    address, _, sink = stream
+    iterator = iter(RemoteIterableDataset(address, timeoutms=1))
+    for i in range(3):
+        with pytest.raises(StreamTimeout):
+            next(iterator)
+        sink.publish({"i": i})
+        assert next(iterator) == {"i": i}
+
+
+def test_patience_counts_from_the_last_message_that_anybody_took(
+    stream: tuple[Address, SharedPlace, Producer],
+) -> None:
+    address, _, sink = stream
+    with open_source([address]) as ours, open_source([address]) as theirs:
+        watch = Watch(RemoteIterableDataset(address, timeoutms=1), ours)
+        watch.begin("0 items")
+        for _ in range(3):
+            time.sleep(0.002)
+            sink.publish({"i": 0})
+            assert theirs.receive(60) is not None
+            watch.look()
+        time.sleep(0.002)
+        with pytest.raises(StreamTimeout):
+            watch.look()
+
+
+def test_over_tcp_patience_counts_from_the_last_message_that_any_worker_took() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with open_sink(Address(address)) as sink:
+        dataset = pickle.loads(pickle.dumps(RemoteIterableDataset(address, max_items=1)))
+        sink.publish({"i": 0})
+        before = dataset.heard_at()
+        assert list(data.DataLoader(dataset, batch_size=None, num_workers=1)) == [{"i": 0}]
+        assert dataset.heard_at() > before
+
+
+PUBLISH_ON_TWO = """
+import numpy as np
+import blendtorch.btb as btb
+args, _ = btb.parse_blendtorch_args()
+data, debug = (btb.DataPublisher(args.btsockets[name], args.btid, send_hwm=3) for name in ("DATA", "DEBUG"))
+while True:
+    data.publish(image=np.zeros(9000, np.uint8))
+    debug.publish(note=np.zeros(9000, np.uint8))
+"""
+
+
+def test_a_time_out_names_the_socket_that_an_instance_waits_for(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(PUBLISH_ON_TWO)
+    sockets = ["DATA", "DEBUG"]
+    with BlenderLauncher("", script, named_sockets=sockets, blender="python", progress=False) as launcher:
+        addresses = launcher.launch_info.addresses
+        (debug,) = addresses["DEBUG"]
+        list(RemoteIterableDataset(addresses["DATA"], max_items=4))
+        eventually(lambda: stats(debug)[0].waits)
+        dataset = RemoteIterableDataset(addresses["DATA"], timeoutms=10)
+        with pytest.raises(
+            StreamTimeout, match="Instance 0 waits for room on its socket 'DEBUG': 3 .*nobody"
+        ) as raised:
+            next(iter(dataset))
+        assert "raise timeoutms" not in str(raised.value)
+        with open_source([debug]) as idle:
+            assert idle.receive(PATIENCE_S) is not None  # and takes no more
+            list(RemoteIterableDataset(addresses["DATA"], max_items=1))
+            eventually(lambda: stats(debug)[0].waits)
+            with pytest.raises(StreamTimeout, match=f"on its socket 'DEBUG': 3 .*for process {os.getpid()}"):
+                next(iter(dataset))
+
+
+def test_reports_of_a_long_wait_are_short_and_repeat_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_side.waiting, "_TELL_EVERY_S", 0.0)
+    path = str(tmp_path)
+    address = Address("tcp://127.0.0.1:9", Twin(path, "0" * 8, "nonce", "DATA", 0))
+    log = Path(log_path(path, 0))
+    write_status(path, 0, os.getpid(), "starting", None)
+    log.write_text("Blender 5.2\n\nloading textures\n")
+    dataset = RemoteIterableDataset(address, max_items=1)
+    with open_source([address]) as source:
+        watch = Watch(dataset, source)
+        watch.begin("0 of 1 item")
+        watch.look()
+        (first,) = caplog.messages
+        assert "0 of 1 item had arrived" in first
+        assert "instance 0: still starting" in first
+        assert "instance 0 logged: loading textures" in first
+        assert "/bt-" not in first
+        write_status(path, 0, os.getpid(), "running", None)
+        watch.begin("0 of 1 item")
+        watch.look()
+        assert len(caplog.messages[1].splitlines()) == 1
+        assert "instance 0: running; DATA: no message yet" in caplog.messages[1]
+        log.write_text("loading textures\ncompiling shaders\n")
+        watch.look()
+        assert caplog.messages[2].splitlines()[1:] == ["instance 0 logged: compiling shaders"]
+
+
 def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(addresses: list[str]) -> None:
     process, (errors, distinct) = answer_of_another_process(lose_a_worker, addresses)
     process.join()
@@ -471,6 +614,7 @@ def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(add
     [
         dict(addresses=[]),
         dict(addresses=[1]),
+        dict(addresses={"DATA": ["tcp://127.0.0.1:11000"]}),
         dict(addresses="x", max_items=-1),
         dict(addresses="x", max_items=2.5),
         dict(addresses="x", queue_size="8"),
@@ -482,6 +626,19 @@ def test_a_killed_worker_gives_torchs_own_error_and_the_next_iteration_works(add
 def test_arguments_that_cannot_work_are_errors_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         RemoteIterableDataset(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "words"),
+    [
+        ("launch_info.json", r"LaunchInfo\.load_json\('launch_info\.json'\)"),
+        ("127.0.0.1:11000", r"'tcp://127\.0\.0\.1:11000'"),
+        (["tcp://127.0.0.1:11000", "tcp://127.0.0.1"], r"'tcp://127\.0\.0\.1' is not an address.*tcp://ADDRESS:PORT"),
+    ],
+)
+def test_what_is_no_address_is_refused_at_once_with_what_was_meant(addresses: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        RemoteIterableDataset(addresses)
 
 
 def test_to_tensors_reaches_into_containers_and_leaves_the_rest() -> None:

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import signal
 import threading
 import traceback
@@ -18,15 +19,21 @@ import numpy as np
 import pytest
 import torch
 from torch.utils import data
+from torch.utils.data import default_collate
 
-from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout, UnreadableMessage
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.launch.info import LaunchInfo
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.stats import stats
 from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, batch_memory, frame_loader
 from torch_side.batch_memory import HostMemory, Mark, Rows
 
 from ..integration.programs import PATIENCE_S, Workshop
-from .conftest import check, eventually, keys, launch
+from .conftest import BAD, check, eventually, keys, launch, publish_some
 
 
 @pytest.fixture(scope="module")
@@ -251,9 +258,46 @@ def test_an_error_that_was_dropped_is_gone(addresses: list[str]) -> None:
     try:
         with contextlib.suppress(NoSuchMaterial):
             list(FrameLoader(addresses, 4, max_items=80, transform=transform))
-        assert [reference() for reference in alive] == [None]
+        assert alive
+        assert not any(reference() for reference in alive)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("collate_fn", [None, default_collate])
+@pytest.mark.parametrize(("bad", "transform", "words"), BAD)
+def test_an_item_that_raises_costs_itself_alone_if_the_user_goes_on(
+    stream: tuple[Address, SharedPlace, Producer], bad: Any, transform: Any, words: str, collate_fn: Any
+) -> None:
+    address, place, sink = stream
+    publish_some(sink, bad)
+    loader = FrameLoader(address, 2, max_items=4, transform=transform, collate_fn=collate_fn)
+    batches = iter(loader)
+    outcomes: list[Any] = []
+    for _ in range(4):
+        try:
+            batch = next(batches)
+            assert (batch["image"] == batch["i"][:, None]).all()
+            outcomes.append(batch["i"].tolist())
+        except (UnreadableMessage, LookupError) as error:
+            outcomes.append("error" if re.search(words, str(error)) else error)
+            if collate_fn is None:
+                assert inspect(place).count(State.LEASED) == 0, "nothing is received before the user goes on"
+    assert outcomes == [[0, 1], "error", "error", [3, 5]]
+    assert list(batches) == []
+    del batch
+    assert inspect(place).count(State.FREE) == 16
+
+
+def test_after_a_time_out_the_user_may_go_on_waiting(stream: tuple[Address, SharedPlace, Producer]) -> None:
+    address, _, sink = stream
+    batches = iter(FrameLoader(address, 2, timeoutms=1))
+    for i in (0, 2):
+        sink.publish({"i": i})
+        with pytest.raises(StreamTimeout):
+            next(batches)
+        sink.publish({"i": i + 1})
+        assert next(batches)["i"].tolist() == [i, i + 1]
 
 
 # -- instances that end, are silent, or come back ---------------------------------------------------------------

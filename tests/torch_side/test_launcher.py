@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -164,6 +165,32 @@ def test_a_script_that_raises_ends_its_instance_and_is_reported_with_its_traceba
         assert "ValueError: the cube is gone" in message
         assert "bootstrap.py" not in message
         assert eventually(lambda: caplog.messages) == [message]
+        (report,) = launcher.reports()
+        assert report.error == "ValueError: the cube is gone (instance.py:2)"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "line"),
+    [
+        ("signal = btb.Signal()\nsignal.add(lambda: cub)\nsignal.invoke()", "NameError", 3),
+        ("class Pose: pass\nbtb.DataPublisher(data).publish(pose=Pose())", "PublishError", 3),
+        ("numbers = [\n", "SyntaxError", 2),
+        ("btb.parse_blendtorch_args()[0].btsockets['DAT']", "SocketNotFound", 2),
+        ("try: cub\nexcept NameError as error: raise ValueError('no cube') from error", "ValueError", 3),
+    ],
+)
+def test_the_traceback_of_a_script_has_no_frames_of_ours(
+    script: Callable[[str], Path], text: str, error: str, line: int
+) -> None:
+    begin = "import blendtorch.btb as btb; data = btb.parse_blendtorch_args()[0].btsockets.get('DATA')\n"
+    with launched(script(begin + text)) as (launcher, directory):
+        assert launcher.wait() == [1]
+        log = Path(directory, "instance-00.log").read_text()
+        (report,) = launcher.reports()
+    assert re.match(rf"{error}: .* \(instance.py:{line}\)$", report.error)
+    assert "blender_side" not in log
+    assert "blendtorch_shm/" not in log
+    assert log.count("Traceback") <= 1 + (" from error" in text)
 
 
 def test_a_killed_instance_is_noticed_while_the_others_go_on(script: Callable[[str], Path]) -> None:

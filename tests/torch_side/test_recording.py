@@ -38,7 +38,7 @@ from torch_side import (
 )
 from torch_side import recording as recording_module
 
-from .conftest import launch
+from .conftest import Missing, launch
 
 
 def item_number(i: int, shape: tuple[int, ...] = (10, 12, 3)) -> dict[str, Any]:
@@ -923,3 +923,20 @@ def test_many_small_arrays_are_written_in_more_than_one_piece(tmp_path: Path) ->
         recorder.save({"all": [np.full(5000, i, np.uint16) for i in range(count)]})
     found = FileReader(tmp_path / "a_00.tar")[0]["all"]
     assert [int(array[-1]) for array in found] == list(range(count))
+
+
+def test_who_records_is_told_once_that_training_waits_for_the_disk(
+    addresses: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording_module, "_SLOW_S", -1.0)
+    list(RemoteIterableDataset(addresses, max_items=3, record_path_prefix=tmp_path / "a"))
+    (told,) = [message for message in caplog.messages if "Training waits for the disk" in message]
+    assert str(tmp_path / "a_00.tar") in told
+
+
+def test_an_object_that_cannot_be_made_here_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with FileRecorder(tmp_path / "a_00.tar") as recorder:
+        recorder.save({"image": np.zeros(9000), "pose": {"of": [Missing()]}})
+    words = r"Item 0 of .*a_00.tar.*Field 'pose': a .*\bMissing cannot.*'no_such_module'.*pip install"
+    with pytest.raises(RecordingError, match=words):
+        FileDataset(tmp_path / "a", allow_pickle=True)[0]

@@ -11,7 +11,7 @@ import zmq
 
 from ...closing import Closable
 from ...errors import ConfigurationError, WireError
-from ...launch.address import Address
+from ...launch.address import Address, check_endpoint
 from ...launch.keys import ClientKeys
 from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
@@ -99,7 +99,8 @@ class TcpLane(Closable):
         self._address = address
         self._demand = demand
         self._calls = calls
-        self._decoder = Decoder(trusted=isinstance(address.keys, ClientKeys))
+        self._is_trusted = isinstance(address.keys, ClientKeys)
+        self._decoder = Decoder(trusted=self._is_trusted)
         self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size)
         self._frames = Frames()
         self._rejected = 0
@@ -127,17 +128,16 @@ class TcpLane(Closable):
         demand.lanes += 1
 
     def _connect(self) -> None:
+        check_endpoint(self._address)
         try:
-            if not self._address.startswith("tcp://") or "[" in self._address:
-                raise ValueError("not a TCP endpoint")
             self._socket.connect(self._address)
-        except (zmq.ZMQError, ValueError) as error:
-            raise ConfigurationError(
-                f"{str(self._address)!r} is not an address: {error}. Expected tcp://ADDRESS:PORT, with an IPv4 address."
-            ) from error
+        except zmq.ZMQError as error:
+            raise ConfigurationError(f"{str(self._address)!r} is not an address: {error}.") from error
 
     def take(self) -> Message | None:
-        """The next message, if it is here already. What raised in the last call, such as Ctrl-C, cost no message."""
+        """The next message, if it is here already and can be opened; what cannot is noted, see :class:`~...stream.lease.Calls`.
+        What raised in the last call, such as Ctrl-C, cost no message.
+        """
         self._frames.free()
         if self._is_inside:
             self._drain()
@@ -187,8 +187,12 @@ class TcpLane(Closable):
                 try:
                     message = Message(step.sequence, self._decoder.decode(step.header, step.payload))
                 except WireError as error:
-                    self._reject(str(error))
                     self._accept(step)  # else it would come again, for ever
+                    if self._is_trusted:
+                        self._rejected += 1
+                        self._calls.note_unreadable(self._address, error)
+                        return None
+                    self._reject(str(error))  # of a stranger, perhaps
                     continue
                 self._calls.note(message, functools.partial(self._accept, step))
                 self._demand.remaining -= 1

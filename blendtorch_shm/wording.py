@@ -1,0 +1,12 @@
+"""What messages to people have in common."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "message"), counted(0, "message")
+    ('1 message', '0 messages')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
