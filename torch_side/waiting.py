@@ -180,7 +180,9 @@ class Watch:
         lines.append(f"{'It has' if len(reports) == 1 else 'All have'} ended; {arrived}")
         for instance, report in reports.items():
             state, after = self._state(instance, report), counted(self._published(instance), "message")
-            lines.append(f"instance {report.btid}: {state}, after {after}. Its log: {log_path(*instance)}")
+            lines.append(
+                f"instance {report.btid}: {state}, after {after}. Its log: {report.kept_log or log_path(*instance)}"
+            )
             if not report.error:
                 lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR)]
         return "\n".join([*lines, *self._source.explain(brief=True).splitlines()])

@@ -92,6 +92,7 @@ class _Status:
     state: InstanceState
     exit_code: int | None
     restarts: int
+    kept_log: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class InstanceReport(_Status):
         error: the exception that ended its script, and where that was raised; empty if none did.
         pid: of its process.
         restarts: how often it was started again.
+        kept_log: where its log lies when the launch is over; empty as long as it has not failed.
     """
 
     log_tail: str
@@ -186,15 +188,23 @@ def _read_status(path: Path) -> _Status | None:
         return None
     numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
     fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
+    fits = fits and type(status.kept_log) is str
     return status if fits else None
 
 
 def write_status(
-    directory: str, btid: int, pid: int, state: InstanceState, exit_code: int | None, *, restarts: int = 0
+    directory: str,
+    btid: int,
+    pid: int,
+    state: InstanceState,
+    exit_code: int | None,
+    *,
+    restarts: int = 0,
+    kept_log: str = "",
 ) -> None:
     """Replace the status of an instance, atomically: a reader sees the old or the new one."""
     path = f"{instance_path(directory, btid)}.json"
-    Path(f"{path}.new").write_text(json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts))))
+    Path(f"{path}.new").write_text(json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts, kept_log))))
     os.replace(f"{path}.new", path)
 
 

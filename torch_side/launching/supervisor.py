@@ -124,6 +124,8 @@ class Instance:
     renderer: str = ""
     obituary: str = ""
     """How it ended: exit code, age, and the tail of its log."""
+    kept_log: str = ""
+    """Where its log lies when the launch is over, if it failed."""
     restarts: int = 0
     failures: int = 0
     """Ends in a row that were answered by a restart."""
@@ -417,7 +419,9 @@ class Supervisor:
         self._logs.end(instance.btid)
         headline = f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate}"
         failed = code not in (0, -signal.SIGTERM, -signal.SIGINT) and not self._ending
-        where = f", {self._logs.keep(instance.btid)}" if failed else ""  # an error names what is there afterwards, too
+        if failed:
+            instance.kept_log = self._logs.keep(instance.btid)
+        where = f", {instance.kept_log}" if failed else ""  # an error names what is there afterwards, too
         tail = log_tail(self._directory.path, instance.btid)
         quoted = "\n".join(f"    {line}" for line in tail.splitlines()) or "    (it is empty)"
         instance.obituary = f"{headline} The end of its log{where}:\n{quoted}"
@@ -502,7 +506,15 @@ class Supervisor:
         pid = instance.process.pid if instance.process is not None else 0
         try:
             code, restarts = instance.exit_code, instance.restarts
-            write_status(self._directory.path, instance.btid, pid, instance.state, code, restarts=restarts)
+            write_status(
+                self._directory.path,
+                instance.btid,
+                pid,
+                instance.state,
+                code,
+                restarts=restarts,
+                kept_log=instance.kept_log,
+            )
         except OSError as error:  # a full disk must not end the launch
             log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
 
