@@ -46,7 +46,7 @@ class DataPublisher:
             keys for it.
 
     A publisher that is forgotten (``del publisher``, say) gives its socket to the next one that asks for it. What it has
-    published still arrives, before what the next one publishes.
+    published still arrives, before what the next one publishes; without a launcher, only what consumers that are connected take.
 
     Raises:
         PortInUse: another program listens on that port.
