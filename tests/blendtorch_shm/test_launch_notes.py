@@ -68,7 +68,7 @@ def test_there_is_nothing_to_report_once_a_launch_is_over(directory: LaunchDirec
     assert instance_reports(directory.path) == []
 
 
-STATUS = {"btid": 0, "pid": 4711, "state": "running", "exit_code": None, "restarts": 0}
+STATUS = {"btid": 0, "pid": 4711, "state": "running", "exit_code": None, "restarts": 0, "kept_log": ""}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ STATUS = {"btid": 0, "pid": 4711, "state": "running", "exit_code": None, "restar
         {**STATUS, "pid": "4711"},
         {**STATUS, "btid": True},
         {**STATUS, "exit_code": []},
+        {**STATUS, "kept_log": 1},
         {**STATUS, "more": 1},
     ],
 )
