@@ -550,7 +550,9 @@ while True:
 """
 
 
-def test_a_time_out_names_the_socket_that_an_instance_waits_for(tmp_path: Path) -> None:
+def test_a_time_out_names_the_socket_that_an_instance_waits_for_and_who_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "two.py"
     script.write_text(PUBLISH_ON_TWO)
     sockets = ["DATA", "DEBUG"]
@@ -569,8 +571,23 @@ def test_a_time_out_names_the_socket_that_an_instance_waits_for(tmp_path: Path) 
             assert idle.receive(PATIENCE_S) is not None  # and takes no more
             list(RemoteIterableDataset(addresses["DATA"], max_items=1))
             eventually(lambda: stats(debug)[0].waits)
-            with pytest.raises(StreamTimeout, match=f"on its socket 'DEBUG': 3 .*for process {os.getpid()}"):
+            with pytest.raises(StreamTimeout, match=rf"on its socket 'DEBUG': 3 .*for process {os.getpid()}\."):
                 next(iter(dataset))
+            monkeypatch.setattr(torch_side.waiting, "state_of", lambda pid: "D")
+            with pytest.raises(StreamTimeout, match=f"for process {os.getpid()}, which waits for a disk"):
+                next(iter(dataset))
+        items = iter(dataset)
+
+        def what_is_said() -> str:
+            try:
+                next(items)
+                return ""
+            except StreamTimeout as error:
+                return str(error)
+
+        with open_source([Address(debug)]) as idle:
+            eventually(lambda: idle.receive(1) is not None)
+            eventually(lambda: "on its socket 'DEBUG': 3 messages wait there for 1 reader over TCP." in what_is_said())
 
 
 def test_reports_of_a_long_wait_are_short_and_repeat_nothing(
