@@ -348,6 +348,7 @@ class _Receiver:
         errors: list[BaseException] = []
         for message in messages:
             if self._stop:
+                errors.clear()  # each is in a cycle with this frame, which holds messages
                 raise _Stopped
             try:
                 items.append(self._dataset._item(message.fields))
@@ -366,6 +367,7 @@ class _Receiver:
             self._ready.put(_Failure(errors.pop(0), goes_on=True))
             self._wish.get()
             if self._stop:
+                errors.clear()  # or they would be kept for as long as what is raised here
                 raise _Stopped
 
     def _next(self, source: Source, wanted: int, received: int, count: int) -> list[Message]:

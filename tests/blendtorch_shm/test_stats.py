@@ -55,7 +55,8 @@ def test_counters_follow_a_message_from_publish_to_release(twin: Twin) -> None:
     assert seen.nbytes > 16 * PICTURE.nbytes
     held = take(source)
     seen = look(twin)
-    assert (seen.ready, seen.leased, seen.delivered, seen.released) == (2, 1, 1, 0)
+    assert (seen.ready, seen.leased, seen.delivered, seen.released, seen.waits) == (2, 1, 1, 0, False)
+    assert [consumer.leased for consumer in seen.consumers if consumer.pid == os.getpid() and consumer.delivered] == [1]
     del held
     seen = look(twin)
     assert (seen.leased, seen.delivered, seen.released) == (0, 1, 1)

@@ -259,7 +259,7 @@ def test_an_error_that_was_dropped_is_gone(addresses: list[str]) -> None:
         with contextlib.suppress(NoSuchMaterial):
             list(FrameLoader(addresses, 4, max_items=80, transform=transform))
         assert alive
-        assert not any(reference() for reference in alive)
+        eventually(lambda: not any(reference() for reference in alive))  # the thread may be about to let go of one
     finally:
         gc.enable()
 
