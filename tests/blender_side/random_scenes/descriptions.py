@@ -150,11 +150,14 @@ def sensible(description: Description) -> Description:
         for obj in (*description["objects"], description["camera"]):
             if obj["parent"] is not None and description["objects"][obj["parent"]]["kind"] in ("vertices", "faces"):
                 obj["parent"] = None
-    if description["renderer"] != SOLID:
-        for obj in description[
-            "objects"
-        ]:  # after a final render of a grease pencil Blender has no OpenGL context any more
-            obj["kind"] = "plane" if obj["kind"] == "grease pencil" else obj["kind"]
+    has_strokes = any(obj["kind"] == "grease pencil" for obj in description["objects"])
+    for obj in description["objects"]:
+        # After a final render of a grease pencil Blender has no OpenGL context any more.
+        if description["renderer"] != SOLID and obj["kind"] == "grease pencil":
+            obj["kind"] = "plane"
+        # What is In Front only pictures tell, by their colours, and strokes have others.
+        elif has_strokes and obj["visibility"] == "in front":
+            obj["visibility"] = ""
     if any(obj["motion"] == "falls" for obj in description["objects"]):  # what is simulated begins at the first frame
         description["frames"] = (1, *description["frames"][-1:]) if description["frames"][-1] > 1 else (1,)
         for obj in description["objects"]:  # a final render would simulate with what was touched
