@@ -59,7 +59,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     Iterating raises :class:`~blendtorch_shm.errors.UnreadableMessage` for a message that cannot be opened here,
     :class:`~blendtorch_shm.errors.StreamTimeout` and :class:`~blendtorch_shm.errors.InstanceDied` if none comes, and whatever a
     transform raises. Who catches that and asks for the next item gets it. What raised is no item: it does not count towards
-    `max_items`.
+    `max_items`. A DataLoader that makes batches drops, with an error, the items that it had gathered for that batch; a
+    :class:`~.frame_loader.FrameLoader` keeps them.
     """
 
     def __init__(

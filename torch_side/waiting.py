@@ -11,6 +11,7 @@ from torch.utils import data
 
 from blendtorch_shm.errors import InstanceDied, StreamTimeout
 from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.launch.directory import is_abandoned
 from blendtorch_shm.launch.notes import InstanceReport, instance_reports, log_path, state_of
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
 from blendtorch_shm.stream.merge import Source
@@ -102,7 +103,7 @@ class Watch:
     def _all_exited(self, reports: dict[_Instance, InstanceReport]) -> bool:
         """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
         return all(a.twin is not None for a in self._dataset.addresses) and all(
-            reports[twin.directory, twin.btid].state == "exited"
+            reports[twin.directory, twin.btid].state == "exited" or is_abandoned(twin.launch)
             if (twin.directory, twin.btid) in reports
             else not twin.is_here()
             for twin in self._twins
@@ -167,6 +168,8 @@ class Watch:
         arrived = f"{self._progress} had arrived."
         if not reports:
             return f"Their launch is over: its directory was removed. {arrived}"
+        if any(report.state != "exited" for report in reports.values()):
+            return f"{_name(reports).capitalize()} ended with their launcher, which was killed. {arrived} Launch again."
         published = sum(map(self._published, reports))
         if not any(report.exit_code for report in reports.values()):
             whose, them = ("its script", "it") if len(reports) == 1 else ("their scripts", "them")

@@ -80,12 +80,13 @@ class Control:
         self.asleep = memory.view[ASLEEP_OFFSET : ASLEEP_OFFSET + 8 * MAX_CONSUMERS].cast("Q")
 
     @classmethod
-    def create(cls, place: Place, locks: Locks) -> Control:
+    def create(cls, place: Place, locks: Locks, first_ring: int = 0) -> Control:
         """Make the control segment of a new stream, in place of one that its creator never finished, or that nobody can use.
 
         Args:
             place: where.
             locks: of its lock file.
+            first_ring: number of its first ring; those below are another stream's.
 
         Raises:
             OutOfSharedMemory: no room for it.
@@ -94,6 +95,8 @@ class Control:
         memory = place.create("", CONTROL_NBYTES)
         memory.words[word(layout.STREAM_HEADER, "key")] = secrets.randbits(64) | 1  # never 0
         memory.words[word(layout.STREAM_HEADER, "lock_file")] = locks.inode()
+        for name in ("first_ring", "next_ring"):
+            memory.words[word(layout.STREAM_HEADER, name)] = first_ring
         memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
         memory.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC  # last: a half-written header is no stream
         return cls(memory)

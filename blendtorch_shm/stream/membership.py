@@ -56,7 +56,13 @@ class Membership:
         self._control = control
         self._rings = rings
         self.index = -1
-        self.locks = place.open_locks()
+        try:
+            self.locks = place.open_locks()
+        except SegmentError as error:
+            raise SegmentError(
+                f"{error} But the stream is there: if its launch lives, the file alone was removed, so nobody can tell who of "
+                f"its members lives. Restart the instance, or launch anew."
+            ) from error
         try:
             if self.locks.inode() != control.lock_file:
                 raise SegmentError(

@@ -156,16 +156,16 @@ class Producer(Closable):
 
     def _begin_anew(self, control: Control) -> Control:
         """A new stream in place of one whose lock file was removed: nobody can tell who of its members lives. Its consumers take
-        what is READY there, and then come here.
+        what is READY there, and then come here. Its rings stay for them until the launch ends.
         """
+        ready = sum(ring.count(State.READY) for ring in Rings(self.place, control).now())
         log.warning(
-            "The lock file of %s was removed while the stream was in use, so the stream begins anew. Readers that use the "
-            "old one take what it holds, and then follow.",
+            "The lock file of %s was removed while the stream was in use, so the stream begins anew. %d messages wait in the old "
+            "one: readers that use it take them, and then follow. Without such a reader, they are lost.",
             self.place.title,
+            ready,
         )
-        for number in range(control.first_ring, control.next_ring):
-            self.place.unlink(f".{number}")
-        return Control.create(self.place, self._locks)
+        return Control.create(self.place, self._locks, first_ring=control.next_ring)
 
     def _adopt_rings(self) -> None:
         """The rings of an earlier producer, whose READY messages stay for the consumers.

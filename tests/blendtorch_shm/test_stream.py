@@ -284,6 +284,24 @@ def test_a_stream_whose_files_were_removed_begins_anew_and_its_readers_take_what
         assert inspect(place).published == 3
 
 
+@pytest.mark.parametrize("nbytes", [NBYTES, 20 * NBYTES])
+def test_readers_take_what_is_left_of_a_stream_that_began_anew_also_from_rings_that_they_had_not_seen(
+    place: SharedPlace, twin: Twin, sink: Producer, nbytes: int
+) -> None:
+    with Source([place]) as source:
+        sink.publish({"i": 0, "image": picture(0)})
+        received = [source.receive(PATIENCE_S)]
+        for i in (1, 2):
+            sink.publish({"i": i, "image": np.full(nbytes, i, np.uint8)})
+        os.unlink(twin.lock_path)
+        sink.close()
+        with Producer(place, trusted=True) as successor:
+            successor.publish({"i": 3, "image": picture(3)})
+            received += [source.receive(PATIENCE_S) for _ in range(3)]
+    assert [message.fields["i"] for message in received if message is not None] == [0, 1, 2, 3]
+    assert all((message.fields["image"] == message.fields["i"]).all() for message in received if message is not None)
+
+
 # -- what makes no sense --------------------------------------------------------------------------------------
 
 

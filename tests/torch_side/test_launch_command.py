@@ -154,8 +154,14 @@ def test_the_launch_information_of_a_killed_program_is_an_error_at_once(
     program = start(counting())
     info = tmp_path / "launch_info.json"
     program.until(info.exists)
+    addresses = LaunchInfo.load_json(info).addresses["DATA"]
+    items = iter(torch_side.RemoteIterableDataset(addresses, timeoutms=int(PATIENCE_S * 1000)))
+    next(items)
     program.process.kill()
     program.process.wait()
+    with pytest.raises(InstanceDied, match=r"[Ii]nstances 0 and 1 ended with their launcher, which was killed"):
+        for _ in items:
+            pass
     for _ in range(2):  # the second time, nothing of it is left
         with pytest.raises(InstanceDied, match="not running on this host any more"):
             LaunchInfo.load_json(info)

@@ -179,7 +179,8 @@ def cache_folder() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
-        base = os.path.expanduser("~/.cache")
+        # An empty HOME would be the root directory.
+        base = os.path.expanduser("~/.cache") if os.environ.get("HOME", "~") else ""
     if not os.path.isabs(base):
         raise OSError("there is no home directory, and XDG_CACHE_HOME is not set")
     return Path(base, "blendtorch-shm")
