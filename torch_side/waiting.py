@@ -134,7 +134,7 @@ class Watch:
             "If the instances only need longer (a first EEVEE frame compiles shaders), raise timeoutms."
         ]
         lines = [
-            f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had.",
+            f"No message arrived for {waited_s:.1f} s (timeoutms={self._timeout_s * 1000:.0f}), {self._progress} had arrived.",
             *advice,
             self._source.explain(),
         ]

@@ -11,6 +11,7 @@ treat the address as the ordinary string that it is, and to readers in the launc
 from __future__ import annotations
 
 import contextlib
+import difflib
 import ipaddress
 import os
 import re
@@ -257,8 +258,10 @@ class NamedSockets(dict[str, _AddressOrMany]):
 
     def __missing__(self, name: object) -> NoReturn:
         there = f"it has {', '.join(map(repr, self))}" if self else "it has none"
+        nearest = difflib.get_close_matches(str(name), self, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise SocketNotFound(
-            f"This launch has no socket {name!r}: {there}. Sockets are named where instances are launched:"
+            f"This launch has no socket {name!r}: {there}.{hint} Sockets are named where instances are launched:"
             f" BlenderLauncher(..., named_sockets=[{name!r}])."
         )
 

@@ -98,8 +98,9 @@ class LaunchInfo:
                 content = json.load(file)
         except OSError as error:
             raise ConfigurationError(
-                f"Cannot read the launch information {name}: {error.strerror}. It is written where the instances are launched."
-            ) from error
+                f"Cannot read the launch information {name}: {error.strerror}. It is written where the "
+                f"instances are launched, and removed when blendtorch-launch ends: does it run?"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: it is not JSON ({error}).") from error
         # blendtorch writes neither a version nor details

@@ -48,7 +48,7 @@ SOFTWARE_WARNING = (
 )
 """Said once by the launcher, or by an instance that has none."""
 _SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software")
-_NOISE = re.compile(r"EGL Error \(0x3009\): EGL_BAD_MATCH|libEGL warning: ")
+NOISE = re.compile(r"EGL Error \(0x3009\): EGL_BAD_MATCH|libEGL warning: ")
 """Lines that are no reason for anything: Blender tries one kind of OpenGL context after the other, until one fits."""
 
 
@@ -223,9 +223,9 @@ def instance_reports(directory: str) -> list[InstanceReport]:
 
 
 def log_tail(directory: str, btid: int, lines: int = 20, nbytes: int = 8192) -> str:
-    """The last lines of an instance's log, without those that mean nothing (:data:`_NOISE`)."""
+    """The last lines of an instance's log, without those that mean nothing (:data:`NOISE`)."""
     text = read_log(directory, btid, nbytes).decode("utf-8", "replace").rstrip()
-    return "\n".join([line for line in text.splitlines() if not _NOISE.search(line)][-lines:])
+    return "\n".join([line for line in text.splitlines() if not NOISE.search(line)][-lines:])
 
 
 def read_log(directory: str, btid: int, nbytes: int) -> bytes:

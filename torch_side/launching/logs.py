@@ -23,7 +23,7 @@ from typing import IO
 
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch.directory import LaunchDirectory
-from blendtorch_shm.launch.notes import log_path, previous_log_path, read_log
+from blendtorch_shm.launch.notes import NOISE, log_path, previous_log_path, read_log
 
 from .config import LaunchConfig
 
@@ -168,6 +168,8 @@ class Logs:
     def _show_line(self, btid: int, line: bytes) -> None:
         if self._show is not None:
             text = line.decode("utf-8", "replace").rstrip("\r")
+            if NOISE.search(text):
+                return
             self._show(text if self._is_one else f"[{btid}] {text}")
 
 
