@@ -145,7 +145,7 @@ class Sides:
 
     def __init__(self) -> None:
         this = psutil.Process()
-        children = this.children(recursive=True)
+        children = [child for child in this.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
         self._producers = [child for child in children if _is_producer(child)]
         self._trainer = [this, *(child for child in children if child not in self._producers)]
 
