@@ -761,3 +761,21 @@ def test_of_instances_here_and_elsewhere_none_keeps_the_other_waiting(
         source.receive(0.01)
     for first in firsts:
         assert received[first] == list(range(first, first + len(received[first])))
+
+
+@pytest.mark.parametrize("value", [1, {1}], ids=["anywhere", "on this host only"])
+def test_closing_lingers_for_what_a_reader_on_this_host_has_not_taken_yet(
+    address: Address, twin: Twin, value: object
+) -> None:
+    sink = open_sink(Address(address, twin), lingerms=600_000)
+    sink.publish({"value": value})
+    closing = threading.Thread(target=sink.close)
+    closing.start()
+    closing.join(1.0)
+    assert closing.is_alive()
+    with Source([SharedPlace(twin)]) as source:
+        message = source.receive(PATIENCE_S)
+    assert message is not None
+    assert message.fields["value"] == value
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()

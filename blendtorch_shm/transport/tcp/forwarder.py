@@ -210,7 +210,7 @@ class TcpForwarder(Closable):
                 patience_s = _LAST_CHANCE_S
         elif any(peer.sent for peer in peers):
             patience_s = _CLOSING_PATIENCE_S
-        else:
+        elif not self._consumer.has_ready():  # nor what only readers on this host may take; they may still come
             return True
         return idle_s >= patience_s + self._lingerms / 1000
 
