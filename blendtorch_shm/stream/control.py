@@ -93,13 +93,13 @@ class Control:
         """
         place.unlink("")
         memory = place.create("", CONTROL_NBYTES)
-        memory.words[word(layout.STREAM_HEADER, "key")] = secrets.randbits(64) | 1  # never 0
-        memory.words[word(layout.STREAM_HEADER, "lock_file")] = locks.inode()
-        for name in ("first_ring", "next_ring"):
-            memory.words[word(layout.STREAM_HEADER, name)] = first_ring
+        control = cls(memory)
+        control.key = secrets.randbits(64) | 1  # never 0
+        control.lock_file = locks.inode()
+        control.first_ring = control.next_ring = first_ring
         memory.words[word(layout.STREAM_HEADER, "version")] = VERSION
         memory.words[word(layout.STREAM_HEADER, "magic")] = STREAM_MAGIC  # last: a half-written header is no stream
-        return cls(memory)
+        return control
 
     @classmethod
     def attach(cls, place: Place) -> Control:

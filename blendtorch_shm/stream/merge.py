@@ -378,8 +378,12 @@ class Source(Closable):
         stream.close()
         self._absent[stream.place] = ""
         self._streams = [other for other in self._streams if other is not stream]
+        self._line_up()
+
+    def _line_up(self) -> None:
+        """Put the streams, and then the other lanes, in the order in which they are asked."""
         self._lanes = [*self._streams, *self._elsewhere]
-        self._turns = {other.key: number for number, other in enumerate(self._streams)}
+        self._turns = {stream.key: number for number, stream in enumerate(self._streams)}
 
     def _attach(self) -> None:
         """Join the streams that exist by now. A place counts as absent until all is done: what an interrupt cut is done again."""
@@ -394,8 +398,7 @@ class Source(Closable):
                     self._absent[place] = "" if isinstance(error, SegmentMissing) else str(error)
                     continue
                 self._streams.append(stream)
-            self._lanes = [*self._streams, *self._elsewhere]
-            self._turns[stream.key] = self._streams.index(stream)
+            self._line_up()
             leaving.join(stream)
             del self._absent[place]
 

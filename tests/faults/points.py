@@ -61,7 +61,7 @@ def _table() -> list[Point]:
             "the control segment is zeroed",
             ours,
             f"{control}.create",
-            'memory.words[word(layout.STREAM_HEADER, "key")]',
+            "control.key = secrets.randbits(64)",
         ),
         Point(
             "the control segment lacks its magic",
