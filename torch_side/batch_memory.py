@@ -294,7 +294,7 @@ class DeviceMemory:
 
     def copy(self, rows: Rows, index: int, array: Array) -> None:
         assert rows.tensor is not None
-        self._registrations.cover(array)
+        array = self._registrations.cover(array)
         self._is_begun = True
         self._cuda.copy(rows.tensor[index], to_tensors(array))
 

@@ -144,6 +144,11 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         """
         return self.item_transform(item)
 
+    def has_transform(self) -> bool:
+        """Whether code of the user's sees an item before it becomes tensors."""
+        ours = getattr(self._item, "__func__", None) is RemoteIterableDataset._item
+        return not ours or self.item_transform is not _as_it_is
+
     def heard_at(self) -> int:
         """When this process, or another worker of this dataset, last received a message (monotonic, ns). 0: all instances share
         their memory, which says more.
@@ -169,8 +174,7 @@ class _Iteration(Iterator[Any]):
         self._received = 0
         self._recorder = recorder
         self._output = to_tensors if dataset.output == "torch" else _as_it_is
-        ours = getattr(dataset._item, "__func__", None) is RemoteIterableDataset._item
-        self._is_users = not ours or dataset.item_transform is not _as_it_is
+        self._is_users = dataset.has_transform()
         heard_at = dataset._heard_at
         self._heard_at = None if heard_at is None else heard_at.numpy()
         self._source: Source | None = None

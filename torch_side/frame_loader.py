@@ -288,7 +288,12 @@ class _Receiver:
         if loader.drop_last:
             count -= count % loader.batch_size
         received = 0
-        source = open_source(self._dataset.addresses, queue_size=self._dataset.queue_size, count=count)
+        source = open_source(
+            self._dataset.addresses,
+            queue_size=self._dataset.queue_size,
+            count=count,
+            changes=self._dataset.has_transform() or loader.collate_fn is not None,
+        )
         self._watch = Watch(self._dataset, source)
         try:
             memory = open_memory(source, self._device, loader.copy_threads, spares=loader.prefetch)

@@ -85,11 +85,33 @@ class Registrations:
         self._known: list[_Registered] = []
         self._has_warned = False
 
-    def cover(self, array: npt.NDArray[Any]) -> None:
-        """See to it that the memory of `array` is registered, if it is shared and can be."""
+    def cover(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """See to it that the memory of `array` is registered, if it is shared and can be.
+
+        Returns:
+            the array, at its address that is registered. One in a reader's own pages (see own_pages.py) has another address, for
+            to register those would make copies of them; if it was changed in place, it stays where it is.
+        """
         address = _address(array)
-        if not any(known.start <= address < known.end for known in self._known):
+        found = self._find(address)
+        if found is None:
             self._bring_up_to_date()
+            found = self._find(address)
+        if found is None or found.start <= address < found.end:
+            return array
+        own = found.segment.own
+        offset = None if own is None else own.offset_of(address)
+        if own is None or offset is None or not array.flags.c_contiguous or not own.is_as_shared(offset, array.nbytes):
+            return array
+        shared: npt.NDArray[Any] = np.ndarray(array.shape, array.dtype, found.segment.view, offset)
+        return shared
+
+    def _find(self, address: int) -> _Registered | None:
+        for known in self._known:
+            own = known.segment.own
+            if known.start <= address < known.end or (own is not None and own.offset_of(address) is not None):
+                return known
+        return None
 
     def close(self) -> None:
         """Undo all. No copy from here is under way."""

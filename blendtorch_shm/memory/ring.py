@@ -23,6 +23,7 @@ from ..errors import SegmentError, SegmentMissing
 from . import layout
 from .layout import CACHE_LINE, FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
 from .locks import SETLK, lock_request, slot_lock, unlock_request
+from .own_pages import Window, address_of
 from .segment import Segment
 from .states import SOURCE, TARGET, Event, State
 
@@ -80,8 +81,11 @@ class Ring:
             for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")
         )
         first = layout.slots_offset(num_slots)
-        self._slots = [segment.view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
+        self._own = segment.own
+        view = segment.view if self._own is None else self._own.view
+        self._slots = [view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
         self._faulted = bytearray(num_slots)
+        self._handed_out = bytearray(num_slots)  # to who may have written there; only of pages of our own
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
 
@@ -193,15 +197,31 @@ class Ring:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
+        if self._own is not None and self._handed_out[slot]:
+            self._own.renew(self._start(slot), header_at + header_nbytes)
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self.generation[slot], self.sequence[slot], self.flags[slot]
 
     def memory(self, slot: int) -> memoryview:
-        """The bytes of `slot`, writable; mapped as a whole at first use."""
+        """The bytes of `slot`, writable; mapped as a whole at first use. If the segment has pages of our own, these."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
-            self.segment.prefault(layout.slots_offset(self.num_slots) + slot * self.slot_nbytes, self.slot_nbytes)
+            (self._own or self.segment).prefault(self._start(slot), self.slot_nbytes)
+        if self._own is not None:
+            self._handed_out[slot] = 1  # before anybody can write there
         return self._slots[slot]
+
+    def window(self, slot: int) -> Window:
+        """The bytes of `slot` at an address of their own, for arrays that a script is lent.
+
+        Raises:
+            OSError: the process may not map so much, or has no file descriptor left.
+        """
+        start = self._start(slot)
+        return Window(self.segment, start, self.slot_nbytes, address_of(self.segment.view) + start)
+
+    def _start(self, slot: int) -> int:
+        return layout.slots_offset(self.num_slots) + slot * self.slot_nbytes
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""

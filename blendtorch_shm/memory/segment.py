@@ -12,10 +12,12 @@ import errno
 import mmap
 import os
 import platform
+import weakref
 
 import posix_ipc
 
 from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
+from .own_pages import OwnPages
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
 _KEEP_THE_ORDER_OF_STORES = ("x86_64", "amd64", "i386", "i686")
@@ -29,6 +31,8 @@ class Segment:
         inode: which segment this is, whatever has its name now; 0 for private memory.
         view: ``memoryview`` of bytes, writable.
         words: ``memoryview`` of unsigned 64-bit integers over the same memory.
+        own: the same memory, for who may change it without others seeing that; None if it was not asked for.
+        fd: of the memory; -1 where it is mapped with pages of our own.
 
     Example::
 
@@ -36,9 +40,15 @@ class Segment:
         segment.words[0] = 7
     """
 
-    def __init__(self, name: str, mapping: mmap.mmap, inode: int = 0) -> None:
+    def __init__(
+        self, name: str, mapping: mmap.mmap, inode: int = 0, *, own: OwnPages | None = None, fd: int = -1
+    ) -> None:
         self.name = name
         self.inode = inode
+        self.own = own
+        self.fd = fd
+        if fd >= 0:
+            weakref.finalize(self, os.close, fd).atexit = False
         self.nbytes = len(mapping)
         self.view = memoryview(mapping)
         self.words = self.view[: self.nbytes & ~7].cast("Q")
@@ -74,7 +84,7 @@ def create(name: str, nbytes: int) -> Segment:
         raise _creation_error(name, nbytes, error) from error
     try:
         os.posix_fallocate(shared.fd, 0, nbytes)
-        return Segment(name, mmap.mmap(shared.fd, nbytes), os.fstat(shared.fd).st_ino)
+        return _map_new(name, shared.fd, nbytes)
     except OSError as error:
         unlink(name)
         raise _creation_error(name, nbytes, error) from error
@@ -82,8 +92,12 @@ def create(name: str, nbytes: int) -> Segment:
         shared.close_fd()
 
 
-def attach(name: str) -> Segment:
+def attach(name: str, *, own: bool = False) -> Segment:
     """Map the existing shared segment `name`, whole.
+
+    Args:
+        name: its POSIX name.
+        own: map it once more, for who may change it without others seeing that; and keep no descriptor.
 
     Raises:
         SegmentMissing: there is none, or it is empty (its creator has not finished, or died).
@@ -103,7 +117,9 @@ def attach(name: str) -> Segment:
         nbytes = status.st_size
         if nbytes == 0:
             raise SegmentMissing(f"The shared-memory segment {name} is empty.")
-        return Segment(name, mmap.mmap(shared.fd, nbytes), status.st_ino)
+        pages = OwnPages(shared.fd, nbytes) if own else None
+        mapping = mmap.mmap(shared.fd, nbytes)
+        return Segment(name, mapping, status.st_ino, own=pages, fd=-1 if own else os.dup(shared.fd))
     except OSError as error:
         raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
     finally:
@@ -135,7 +151,18 @@ def unlink(name: str) -> None:
 
 def private(nbytes: int) -> Segment:
     """`nbytes` of zeroed memory that belongs to this process."""
-    return Segment("", mmap.mmap(-1, nbytes))
+    fd = os.memfd_create("blendtorch", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, nbytes)
+        return _map_new("", fd, nbytes)
+    finally:
+        os.close(fd)
+
+
+def _map_new(name: str, fd: int, nbytes: int) -> Segment:
+    """Map memory that was just made, and keep a descriptor of it."""
+    mapping = mmap.mmap(fd, nbytes)
+    return Segment(name, mapping, os.fstat(fd).st_ino if name else 0, fd=os.dup(fd))
 
 
 def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:

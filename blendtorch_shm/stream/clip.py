@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ..arguments import integer
 from ..closing import Closable
 from ..errors import StreamClosed
+from ..memory.own_pages import Window
 from ..message.dtypes import Array, dtype_name
 from ..message.values import SMALL_NBYTES, blender_array
 from ..message.wire import Decoder, Encoder
@@ -281,7 +282,7 @@ class _Clip:
     def _make_rows(self, kind: _Kind) -> _Rows:
         shape, dtype = (self._capacity, *kind[0]), kind[1]
         array = self._sink.lend(shape, dtype)
-        self._rows.append(_Rows(np.empty(shape, dtype) if array is None else array))
+        self._rows.append(_Rows(np.empty(shape, dtype) if array is None else array, self._sink))
         return self._rows[-1]
 
     def _is_once(self, path: _Path) -> bool:
@@ -295,22 +296,28 @@ class _Rows:
     published, all rows move to other memory.
     """
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, sink: Producer) -> None:
         self.kind: _Kind = array.shape[1:], array.dtype
         self._array = array
-        self._bytes: memoryview | None = memoryview(array.reshape(-1).view(np.uint8))  # None: lends no more
+        self._sink = sink
+        self._lends = True
         self._lent_at = -1
+        self._window: Window | None = None
+        """That the row lent last lies in."""
         self._row: weakref.ref[Array] | None = None
         self._root: weakref.ref[Array] | None = None
         """What the row lent last, and all views of it, are built on."""
 
     def lend(self, t: int) -> Array | None:
         """Row `t`, if nobody holds it."""
-        if self._bytes is None or self._is_held(t):
+        if not self._lends or self._is_held(t):
             return None
         shape, dtype = self.kind
-        nbytes = len(self._bytes) // len(self._array)
-        root = np.frombuffer(self._bytes[t * nbytes : (t + 1) * nbytes], np.uint8)
+        nbytes = self._array.nbytes // len(self._array)
+        part = self._sink.part(self._array, t * nbytes, nbytes)
+        if part is None:  # not in a slot: what is written late could not be kept from it
+            return None
+        self._window, root = part
         row: Array = np.ndarray(shape, dtype, root)
         self._lent_at, self._row, self._root = t, weakref.ref(row), weakref.ref(root)
         return row
@@ -326,12 +333,16 @@ class _Rows:
     def put(self, t: int, value: Array) -> None:
         """Make `value` row `t`."""
         if self._lent_at == t and self.has_lent(value):
-            value.flags.writeable = False  # as a message's: a late write is an error, not a torn frame
+            value.flags.writeable = (
+                False  # as a message's: a late write is an error, and has no effect by way of a view
+            )
+            if self._window is not None:
+                self._window.seal()
             return
         if self._is_held(t):
             array = np.empty(self._array.shape, self._array.dtype)
             np.copyto(array[:t], self._array[:t])
-            self._array, self._bytes, self._root = array, None, None
+            self._array, self._lends, self._root = array, False, None
         np.copyto(self._array[t : t + 1], value)
 
     def take(self, length: int, sink: Producer) -> Array:
@@ -340,7 +351,7 @@ class _Rows:
         if length < len(array):
             array = array[:length] if self._is_held(length) else sink.shorten(array, length)
         del self._array
-        self._bytes = None
+        self._lends = False
         return array
 
     def _is_held(self, t: int) -> bool:

@@ -59,6 +59,8 @@ class Consumer(Closable):
         place: where the stream lives.
         calls: those of the source that this is a lane of, so that messages of a call that was cut short are put back. None:
             whoever made the consumer ends or gives back the leases itself.
+        own: arrays lie in pages of our own, so that whoever gets a message after us gets it as it was published, whatever we
+            wrote to it in place.
 
     Attributes:
         place: where the stream lives.
@@ -76,13 +78,13 @@ class Consumer(Closable):
                 print(message.fields)
     """
 
-    def __init__(self, place: Place, calls: Calls | None = None) -> None:
+    def __init__(self, place: Place, calls: Calls | None = None, *, own: bool = False) -> None:
         self.place = place
         self._calls = calls if calls is not None else Calls()
         self._control = Control.attach(place)
         self._words = self._control.words
         self.key: int = self._control.key
-        self._rings = Rings(place, self._control)
+        self._rings = Rings(place, self._control, own=own)
         self._bell = place.open_bell()
         self._decoder = Decoder(trusted=True)
         self._leases: dict[int, Lease] = {}  # by id
@@ -253,7 +255,9 @@ class Consumer(Closable):
         except SegmentError:
             self._release(ring, slot, ring.generation[slot])
             raise
-        payload = np.frombuffer(ring.memory(slot), np.uint8, payload_nbytes)
+        payload = (
+            np.frombuffer(ring.memory(slot), np.uint8, payload_nbytes) if payload_nbytes else np.empty(0, np.uint8)
+        )
         if flags & FLAG_AGAIN:
             member.redelivered.add(1)
         hoarding = ring.count(_LEASED) > ring.num_slots - RESERVE

@@ -1,7 +1,8 @@
 """A slot in the producer's hands, and the arrays in it that a script was lent.
 
 A lent array lies in the slot that the next message is sent from, so to render into it is to render into shared memory. The
-message finds it *in place* and copies nothing.
+message finds it *in place* and copies nothing. It lies in a :class:`~..memory.own_pages.Window` on the slot, which the message
+seals: what is written to it later, through views that were kept, reaches nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..memory.layout import align
+from ..memory.own_pages import Window
 from ..memory.ring import Bytes, Ring
 from ..message.dtypes import Array
 from ..process import interrupts
@@ -47,6 +49,7 @@ class Loan:
         self.slot = slot
         self.used = 0
         self._pin: Pin | None = None
+        self._window: Window | None = None  # that the lent arrays lie in
         self._lent: list[tuple[weakref.ref[Array], int]] = []  # arrays, and where in the slot
 
     def root(self) -> Bytes | None:
@@ -54,12 +57,20 @@ class Loan:
         return None if self._pin is None else self._pin()
 
     def lend(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array | None:
-        """An uninitialised array in the slot, or None if there is not so much room."""
+        """An uninitialised array in the slot, or None if there is not so much room, or the process has used up what it may have
+        of the kernel.
+        """
         root = self.root()
         if root is None:  # what was lent before is gone
             self.used = 0
             self._lent = []
-            root = np.frombuffer(self.ring.memory(self.slot), np.uint8)
+            if self._window is None:
+                self.ring.memory(self.slot)  # mapped as a whole; the window takes that along
+                try:
+                    self._window = self.ring.window(self.slot)
+                except OSError:
+                    return None
+            root = np.frombuffer(self._window.view, np.uint8)
         offset = align(self.used)
         nbytes = math.prod(shape) * dtype.itemsize
         if offset + nbytes > self.ring.slot_nbytes:
@@ -74,6 +85,25 @@ class Loan:
         self._lent.append((weakref.ref(array), offset))
         return array
 
+    def part(self, lent: Array, start: int, nbytes: int) -> tuple[Window, Bytes] | None:
+        """A window of its own on some bytes of an array that :meth:`lend` gave, and these bytes, which keep that array alive.
+
+        None if the process has used up what it may have of the kernel, or it is no such array.
+        """
+        offset = next((offset for ref, offset in self._lent if ref() is lent), None)
+        if offset is None or self._window is None or lent.base is not self.root():
+            return None
+        try:
+            window, at = self._window.part(offset + start, nbytes)
+        except OSError:
+            return None
+        return window, window.array(at, nbytes, lent)
+
+    def seal(self) -> None:
+        """What was lent is the script's own from now on; the message has what was written until now."""
+        if self._window is not None:
+            self._window.seal()
+
     def shorten(self, lent: Array, length: int) -> Array:
         """The first rows of an array that :meth:`lend` gave, to be published in its stead; the others are not used any more."""
         rows = lent[:length]
@@ -87,8 +117,8 @@ class Loan:
     def in_place(self, arrays: Sequence[Array]) -> dict[int, int]:
         """Of a message's arrays, by number, the offsets of those that lie in the slot already.
 
-        Only the very array that was lent counts, and once: a view of it would stay writable, so views are copied. So is an array
-        whose strides were changed: its elements do not lie in their order any more.
+        Only the very array that was lent counts, and once; views are copied. So is an array whose strides were changed: its
+        elements do not lie in their order any more.
         """
         root = self.root()
         found: dict[int, int] = {}

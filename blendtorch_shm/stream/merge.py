@@ -69,6 +69,7 @@ class Source(Closable):
         places: of streams in shared memory, some of which may not exist yet.
         lanes: from elsewhere; closed with this source.
         calls: that those lanes note their messages in.
+        own: see :class:`~.consumer.Consumer`.
 
     Example::
 
@@ -79,12 +80,18 @@ class Source(Closable):
     """
 
     def __init__(
-        self, places: Sequence[Place] = (), lanes: Sequence[RemoteLane] = (), calls: Calls | None = None
+        self,
+        places: Sequence[Place] = (),
+        lanes: Sequence[RemoteLane] = (),
+        calls: Calls | None = None,
+        *,
+        own: bool = True,
     ) -> None:
         self._absent: dict[Place, str] = dict.fromkeys(places, "")  # and why, if it is not that nobody has made it yet
         self._streams: list[Consumer] = []
         self._elsewhere = list(lanes)
         self._lanes: list[Lane] = list(lanes)
+        self._own = own
         self._turn = 0
         self._turns: dict[int, int] = {}  # by key of a stream: its index in `_lanes`
         self._rejected = 0  # at the inbox, and counted
@@ -391,7 +398,7 @@ class Source(Closable):
             stream = next((stream for stream in self._streams if stream.place is place), None)
             if stream is None:
                 try:
-                    stream = Consumer(place, self._calls)
+                    stream = Consumer(place, self._calls, own=self._own)
                     if self._inbox is not None:
                         self._inbox.bind(place, stream.key, stream.index)
                 except SegmentError as error:

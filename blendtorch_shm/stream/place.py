@@ -26,9 +26,9 @@ class SharedPlace:
         """A new zeroed segment."""
         return segment.create(self.name + suffix, nbytes)
 
-    def attach(self, suffix: str) -> Segment:
-        """An existing segment; SegmentMissing if there is none."""
-        return segment.attach(self.name + suffix)
+    def attach(self, suffix: str, *, own: bool = False) -> Segment:
+        """An existing segment, with pages of our own if wanted; SegmentMissing if there is none."""
+        return segment.attach(self.name + suffix, own=own)
 
     def unlink(self, suffix: str) -> None:
         """Forget a segment."""
@@ -69,7 +69,7 @@ class PrivatePlace:
     def create(self, suffix: str, nbytes: int) -> Segment:
         return self._segments.setdefault(suffix, segment.private(nbytes))
 
-    def attach(self, suffix: str) -> Segment:
+    def attach(self, suffix: str, *, own: bool = False) -> Segment:
         try:
             return self._segments[suffix]
         except KeyError:

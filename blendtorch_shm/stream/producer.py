@@ -23,7 +23,8 @@ from ..closing import Closable
 from ..errors import BlendtorchError, ConfigurationError, OutOfSharedMemory, SegmentError, SegmentMissing, StreamClosed
 from ..memory.layout import FLAG_LOCAL_ONLY, FOR_A_SLOT, MAX_SLOTS, PAGE, RESERVE, align, ring_nbytes
 from ..memory.locks import PRODUCER_LOCK
-from ..memory.ring import Ring
+from ..memory.own_pages import Window
+from ..memory.ring import Bytes, Ring
 from ..memory.states import State
 from ..message.dtypes import Array
 from ..message.values import SMALL_NBYTES
@@ -195,8 +196,9 @@ class Producer(Closable):
                 if wait:
                     self._wait_for_room()
                 loan, in_place = self._find_slot(parts)
-                for i in in_place:  # its consumer's now: a late write is an error, not a torn frame
+                for i in in_place:  # its consumer's now: a late write is an error, and has no effect by way of a view
                     parts.large[i].flags.writeable = False
+                loan.seal()
                 parts.copy_into(loan.ring.memory(loan.slot))
                 self._commit(loan, parts)
             self._is_in_call = False
@@ -274,6 +276,11 @@ class Producer(Closable):
                 lent = None if self._loan is None else self._loan.lend(shape, dtype)
             self._is_in_call = False
         return lent
+
+    def part(self, lent: Array, start: int, nbytes: int) -> tuple[Window, Bytes] | None:
+        """A window of its own on some bytes of an array that :meth:`lend` gave, and these bytes; None if that cannot be."""
+        with self._lock:
+            return None if self._loan is None else self._loan.part(lent, start, nbytes)
 
     def shorten(self, lent: Array, length: int) -> Array:
         """The first rows of an array that :meth:`lend` gave, to be published in its stead; the others are not used any more."""

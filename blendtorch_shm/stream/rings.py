@@ -17,6 +17,7 @@ class Rings:
     Args:
         place: where they are.
         control: the stream's control segment.
+        own: attach their slots as pages of our own: others do not see what is changed there.
 
     Attributes:
         unattached: why the last of them that should exist could not be attached; "" if all could.
@@ -27,9 +28,10 @@ class Rings:
             print(ring)
     """
 
-    def __init__(self, place: Place, control: Control) -> None:
+    def __init__(self, place: Place, control: Control, *, own: bool = False) -> None:
         self._place = place
         self._control = control
+        self._own = own
         self._known: dict[int, Ring] = {}
         self._current: list[Ring] = []
         self.unattached = ""
@@ -58,7 +60,7 @@ class Rings:
         for number in range(first, following):
             if number not in self._known:
                 try:
-                    segment = self._place.attach(f".{number}")
+                    segment = self._place.attach(f".{number}", own=self._own)
                     self._known[number] = Ring.attach(segment, self._control.key, number)
                 except SegmentError as error:  # removed meanwhile, as all its messages have been consumed, or a failure
                     self.unattached = str(error)

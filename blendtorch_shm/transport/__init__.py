@@ -28,11 +28,11 @@ from .tcp import Demand, TcpForwarder, TcpLane
 
 __all__ = ["open_sink", "open_source"]
 
-_PER_SINK = 52
-"""File descriptors: 24 to begin with, and connections to some consumers, here and elsewhere."""
-_PER_TWIN, _FOR_TWINS = 7, 16
-"""Of each stream its lock file, bell, inbox, control segment and two rings (a mapping keeps its file open), and a connection;
-with the first stream ZeroMQ's threads.
+_PER_SINK = 64
+"""File descriptors: 28 to begin with, arrays that were lent, and connections to some consumers, here and elsewhere."""
+_PER_TWIN, _FOR_TWINS = 9, 16
+"""Of each stream its lock file, bell, inbox, control segment and two rings, mapped twice (a mapping keeps its file open), and a
+connection; with the first stream ZeroMQ's threads.
 """
 _PER_REMOTE, _FOR_REMOTE = 5, 24
 """Sockets of ZeroMQ's for each instance elsewhere, and with the first one its threads."""
@@ -71,13 +71,17 @@ def open_sink(
     return sink
 
 
-def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31) -> Source:
+def open_source(
+    addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31, changes: bool = True
+) -> Source:
     """A source of all `addresses`: shared memory for those with a twin, TCP for the others.
 
     Args:
         addresses: any mixture; the producers need not exist yet.
         queue_size: messages that may queue up here per instance, over TCP; in shared memory they wait in their slots.
         count: messages that will be taken in all: over TCP, no more are asked for than that, for others wait for them.
+        changes: arrays may be changed in place. False for who only reads them, which is a little faster: what it changed all the
+            same, another consumer could get, after this one was killed.
 
     Raises:
         ConfigurationError: not an endpoint.
@@ -98,14 +102,14 @@ def open_source(addresses: Sequence[Address], *, queue_size: int = 10, count: in
         f"reading from {len(addresses)} instances",
     )
     if not remote:
-        return Source(places)
+        return Source(places, own=changes)
     demand = Demand(len(remote), queue_size=queue_size, count=count)
     calls = Calls()
     lanes: list[TcpLane] = []
     try:
         for address in remote:
             lanes.append(TcpLane(address, demand, calls))
-        return Source(places, lanes, calls)
+        return Source(places, lanes, calls, own=changes)
     except BaseException as error:
         # To end a context waits for all its sockets, and an interrupt may have left one half made.
         demand.is_abandoned = not isinstance(error, ConfigurationError)

@@ -12,6 +12,7 @@ import pytest
 import zmq.sugar.socket
 
 from blendtorch_shm.errors import BlendtorchError, PublishError, StreamClosed, UnreadableMessage
+from blendtorch_shm.memory.own_pages import address_of
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.stream.inspection import inspect
@@ -123,7 +124,7 @@ def test_a_source_names_the_memory_that_its_messages_lie_in(transport: Transport
     ranges = [
         range(start, start + segment.nbytes)
         for segment in source.segments()
-        for start in [np.frombuffer(segment.view, np.uint8).ctypes.data]
+        for start in [address_of((segment.own or segment).view)]
     ]
     assert any(address in found for found in ranges) == (transport.name in ("shared", "local"))
 

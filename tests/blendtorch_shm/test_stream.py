@@ -146,10 +146,10 @@ def test_a_ring_that_could_not_be_attached_is_tried_again(
 ) -> None:
     attach = segment.attach
 
-    def fail_for_rings(name: str) -> segment.Segment:
+    def fail_for_rings(name: str, **kwargs: bool) -> segment.Segment:
         if name.endswith(".0"):
             raise SegmentError("too many open files")
-        return attach(name)
+        return attach(name, **kwargs)
 
     sink.publish({"i": 0})
     with monkeypatch.context() as patch:

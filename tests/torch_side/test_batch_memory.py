@@ -1,6 +1,7 @@
 """The memory that batches lie in: whose it is, and in which order a device is told what."""
 
 import gc
+import mmap
 import multiprocessing
 import threading
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from blendtorch_shm.memory import segment
+from blendtorch_shm.memory.own_pages import OwnPages, address_of
 from torch_side import batch_memory
 from torch_side.batch_memory import DeviceMemory, HostMemory
 from torch_side.pinned import Driver, Registrations
@@ -243,6 +245,27 @@ def test_memory_that_is_not_shared_is_not_registered() -> None:
     registrations.cover(np.zeros(3000, np.uint8))
     registrations.cover(in_segment(here))
     assert list(library.registered.values()) == [2**16]
+
+
+def test_a_frame_in_a_readers_own_pages_is_copied_from_registered_memory_unless_it_was_changed() -> None:
+    library = FakeLibrary()
+    made = segment.private(2**16)
+    made.view[:] = bytes(range(256)) * 256
+    shared = mmap.mmap(made.fd, made.nbytes)
+    here = segment.Segment("", shared, own=OwnPages(made.fd, made.nbytes))
+    registrations = Registrations(lambda: [here], Driver(library))
+    assert here.own is not None
+    frames = [np.frombuffer(here.own.view, np.uint8, 4000, offset) for offset in (0, 8192, 20000)]
+    frames[1][5] = 99
+    covered = [registrations.cover(frame) for frame in frames]
+    start = address_of(shared)
+    assert list(library.registered) == [start]
+    assert [address_of(memoryview(frame)) - start for frame in covered[::2]] == [0, 20000]
+    assert covered[1] is frames[1]
+    for frame, found in zip(frames, covered, strict=True):
+        np.testing.assert_array_equal(found, frame)
+    turned = frames[0][::-1]
+    assert registrations.cover(turned) is turned
 
 
 def test_a_ring_that_was_replaced_is_taken_back_and_unmapped() -> None:
