@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -179,7 +178,6 @@ class _Iteration(Iterator[Any]):
         self._heard_at = None if heard_at is None else heard_at.numpy()
         self._source: Source | None = None
         self._watch: Watch | None = None
-        self._end: Callable[[], object] = _nothing
 
     def __next__(self) -> Any:
         if self._received == self._count:
@@ -220,10 +218,8 @@ class _Iteration(Iterator[Any]):
             raise
 
     def _open(self) -> Source:
-        dataset, recorder = self._dataset, self._recorder
+        dataset = self._dataset
         source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=self._count - self._received)
-        self._end = end = weakref.finalize(self, _close, source, recorder)  # also of an iteration that is forgotten
-        end.atexit = False  # then, each closes itself
         self._source, self._watch = source, Watch(dataset, source)
         return source
 
@@ -241,19 +237,17 @@ class _Iteration(Iterator[Any]):
 
     def close(self) -> None:
         """Hold nothing: what was not handed over is put back. The next call, if there is one, begins anew."""
-        self._end()
-        self._source = self._watch = None
-        self._end = _nothing
+        source = self._source
+        self._source = self._watch = (
+            None  # a source that nobody has is closed by its streams, if an interrupt comes here
+        )
+        if source is not None:
+            source.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
-
-def _close(source: Source, recorder: WorkerRecorder | None) -> None:
-    source.close()
-    if recorder is not None:
-        recorder.close()
-
-
-def _nothing() -> None:
-    pass
+    def __del__(self) -> None:  # an iteration that is forgotten
+        self.close()
 
 
 class SingleFileDataset(data.Dataset[Any]):

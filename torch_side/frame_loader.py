@@ -43,6 +43,7 @@ _LONGEST_NAP_S = 0.002
 _MAX_COPY_THREADS = 4
 """One copies 3 GB/s and more, 400 frames of 1080x1920x4 bytes: four are ahead of most that renders. Other cores are Blender's."""
 _CLOSING_PATIENCE_S = 30.0
+_LOOK_AFTER_USER_S = 1.0
 
 CollateFn = Callable[[list[Any]], Any]
 
@@ -160,8 +161,7 @@ class _Batches(Iterator[Any]):
         return batches.pop()  # what is returned keeps the batch, and nothing in here does
 
     def _start(self) -> _Receiver:
-        self._receiver = receiver = _Receiver(self._loader)
-        weakref.finalize(self, receiver.close).atexit = False  # of an iteration that is forgotten
+        self._receiver = receiver = _Receiver(self._loader, weakref.ref(self))
         receiver.start()
         return receiver
 
@@ -170,6 +170,9 @@ class _Batches(Iterator[Any]):
         self._is_over = True
         if self._receiver is not None:
             self._receiver.close()
+
+    def __del__(self) -> None:  # an iteration that is forgotten
+        self.close()
 
 
 class _Failure(NamedTuple):
@@ -193,10 +196,16 @@ class _Stopped(Exception):
 
 
 class _Receiver:
-    """Fills batches, in a thread of its own, ahead of who takes them."""
+    """Fills batches, in a thread of its own, ahead of who takes them.
 
-    def __init__(self, loader: FrameLoader) -> None:
+    Args:
+        loader: what is to be in them.
+        user: a weak reference to who takes them.
+    """
+
+    def __init__(self, loader: FrameLoader, user: weakref.ref[_Batches]) -> None:
         self._loader = loader
+        self._user = user
         self._dataset = loader.dataset
         self._pid = os.getpid()
         self._stop = False
@@ -282,6 +291,22 @@ class _Receiver:
             _clear_frames(error)
             self._ready.put(_Failure(error, goes_on=False))
 
+    def _is_over(self) -> bool:
+        """Whether nobody takes batches any more. An interrupt may have kept who forgot them from saying so."""
+        return self._stop or self._user() is None
+
+    def _await(self, entries: queue.SimpleQueue[None]) -> None:
+        while True:
+            try:
+                entries.get(timeout=_LOOK_AFTER_USER_S)
+                is_there = True
+            except queue.Empty:
+                is_there = False
+            if self._is_over():
+                raise _Stopped
+            if is_there:
+                return
+
     def _receive(self) -> None:
         loader = self._loader
         count = self._dataset.max_items
@@ -299,7 +324,7 @@ class _Receiver:
             memory = open_memory(source, self._device, loader.copy_threads, spares=loader.prefetch)
             try:
                 while received < count:
-                    self._room.get()
+                    self._await(self._room)
                     size = min(loader.batch_size, count - received)
                     prepared = self._prepare(source, memory, received, size, count)
                     received += size
@@ -352,7 +377,7 @@ class _Receiver:
         items: list[Any] = []
         errors: list[BaseException] = []
         for message in messages:
-            if self._stop:
+            if self._is_over():
                 errors.clear()  # each is in a cycle with this frame, which holds messages
                 raise _Stopped
             try:
@@ -370,17 +395,18 @@ class _Receiver:
             while self._in_flight:
                 self._land()
             self._ready.put(_Failure(errors.pop(0), goes_on=True))
-            self._wish.get()
-            if self._stop:
+            try:
+                self._await(self._wish)
+            except _Stopped:
                 errors.clear()  # or they would be kept for as long as what is raised here
-                raise _Stopped
+                raise
 
     def _next(self, source: Source, wanted: int, received: int, count: int) -> list[Message]:
         """The next messages, one at least and `wanted` at most."""
         silent = 0
         errors: list[BaseException] = []
         while True:
-            if self._stop:
+            if self._is_over():
                 raise _Stopped
             while self._in_flight and (len(self._in_flight) == _IN_FLIGHT or self._in_flight[0][0].query()):
                 self._land()

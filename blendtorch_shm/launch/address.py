@@ -25,6 +25,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from ..errors import ConfigurationError, SocketNotFound
+from ..process.descriptors import opened
 from .keys import ClientKeys, ServerKeys
 
 ENVIRONMENT_VARIABLE = "BLENDTORCH_ADDRESSES"
@@ -121,20 +122,13 @@ class Twin:
         launch's beacon, and finds the nonce that it was told elsewhere, does.
         """
         try:
-            with open(beacon_path(self.launch), encoding="ascii", opener=_open_own) as file:
-                return file.read(len(self.nonce) + 1) == self.nonce
-        except (OSError, ValueError):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # at a pipe, one would wait
+            with opened(os.open, beacon_path(self.launch), flags) as file:
+                status = os.fstat(file.fileno())
+                is_own = status.st_uid == os.geteuid() and stat.S_ISREG(status.st_mode)  # else it is not to be trusted
+                return is_own and file.read(len(self.nonce) + 1) == self.nonce.encode()
+        except OSError:
             return False
-
-
-def _open_own(path: str, flags: int) -> int:
-    """Open a file of this user's. What another user left for us to read would be trusted: it may contain pickles."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # at a pipe, one would wait
-    status = os.fstat(fd)
-    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise PermissionError(f"{path} is not a file of this user.")
-    return fd
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -21,6 +21,7 @@ import struct
 from ..closing import Closable
 from ..errors import SegmentError
 from ..process import forks
+from ..process.descriptors import opened
 from .layout import MAX_CONSUMERS, MAX_SLOTS
 
 PRODUCER_LOCK = 0
@@ -84,9 +85,10 @@ class Locks(Closable):
         if not path.startswith("/proc/"):
             flags |= os.O_NOFOLLOW
         try:
-            self.fd = os.open(path, flags, 0o600)
+            self._file = opened(os.open, path, flags, 0o600)
         except OSError as error:
             raise SegmentError.cannot_open("lock file", path, error) from error
+        self.fd = self._file.fileno()
         forks.register(self)
 
     def inode(self) -> int:
@@ -134,13 +136,14 @@ class Locks(Closable):
 
     def close(self) -> None:
         """Close the file, which drops every lock of this description."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)  # no other call before: an interrupt there would leave the file open for good
+        if self.fd >= 0:
+            self.fd = -1
+            self._file.close()  # an interrupt before that leaves it to __del__
             self._held.clear()
 
     def __del__(self) -> None:  # nobody is left who could drop its locks
-        self.close()
+        self.fd = -1
+        self._file.close()
 
     def in_child(self) -> None:
         """A forked child closes its copy; the locks stay its parent's."""

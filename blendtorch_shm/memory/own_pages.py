@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import mmap
 import os
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..process import forks
+from ..process.descriptors import opened
 from .layout import PAGE
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class _PageTable:
     """What the kernel says of this process's pages, where it says it (not in every sandbox)."""
 
     def __init__(self) -> None:
-        self._fd: int | None = None
+        self._file: io.FileIO | None = None
         self._is_true: bool | None = None  # not tried yet
         forks.register(self)
 
@@ -116,30 +118,27 @@ class _PageTable:
 
     def _has_copies(self, first: int, count: int) -> bool:
         try:
-            if self._fd is None:
-                self._fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            entries = os.pread(self._fd, 8 * count, 8 * first)
-        except OSError:
+            if self._file is None:
+                self._file = open("/proc/self/pagemap", "rb", buffering=0)  # noqa: SIM115  # for as long as we live
+            entries = os.pread(self._file.fileno(), 8 * count, 8 * first)
+        except (OSError, ValueError):  # ValueError: another thread is just closing it
             return True
         return len(entries) != 8 * count or entries[7::8].strip(_AS_SHARED) != b""
 
     def _tells_copies(self) -> bool:
         """Whether a page that was written to looks different from one that was not."""
-        fd = os.memfd_create("a try", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, 2 * PAGE)
-            tried = mmap.mmap(fd, 2 * PAGE, flags=mmap.MAP_PRIVATE)
-        finally:
-            os.close(fd)
+        with opened(os.memfd_create, "blendtorch", os.MFD_CLOEXEC) as file:
+            file.truncate(2 * PAGE)
+            tried = mmap.mmap(file.fileno(), 2 * PAGE, flags=mmap.MAP_PRIVATE)
         tried[0] = tried[PAGE]  # one is written to, and both are read
         first = address_of(tried) // PAGE
         return self._has_copies(first, 1) and not self._has_copies(first + 1, 1)
 
     def in_child(self) -> None:
         """In a forked child: the open file shows the pages of its parent."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 _page_table = _PageTable()

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import mmap
 import os
 import platform
-import weakref
 
 import posix_ipc
 
 from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
+from ..process.descriptors import opened
 from .own_pages import OwnPages
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
@@ -32,7 +33,7 @@ class Segment:
         view: ``memoryview`` of bytes, writable.
         words: ``memoryview`` of unsigned 64-bit integers over the same memory.
         own: the same memory, for who may change it without others seeing that; None if it was not asked for.
-        fd: of the memory; -1 where it is mapped with pages of our own.
+        fd: a descriptor of the memory; -1 where it is mapped with pages of our own.
 
     Example::
 
@@ -41,18 +42,27 @@ class Segment:
     """
 
     def __init__(
-        self, name: str, mapping: mmap.mmap, inode: int = 0, *, own: OwnPages | None = None, fd: int = -1
+        self,
+        name: str,
+        mapping: mmap.mmap,
+        inode: int = 0,
+        *,
+        own: OwnPages | None = None,
+        file: io.FileIO | None = None,
     ) -> None:
         self.name = name
         self.inode = inode
         self.own = own
-        self.fd = fd
-        if fd >= 0:
-            weakref.finalize(self, os.close, fd).atexit = False
+        self._file = file
+        self.fd = -1 if file is None else file.fileno()
         self.nbytes = len(mapping)
         self.view = memoryview(mapping)
         self.words = self.view[: self.nbytes & ~7].cast("Q")
         self._mapping = mapping
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def __repr__(self) -> str:
         return f"<Segment {self.name or 'private'}, {mebibytes(self.nbytes)}>"
@@ -77,19 +87,17 @@ def create(name: str, nbytes: int) -> Segment:
     """
     _check_processor(name)
     try:
-        shared = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+        file = opened(posix_ipc.SharedMemory, name, posix_ipc.O_CREX, 0o600)
     except posix_ipc.ExistentialError as error:
         raise SegmentError(f"The shared-memory segment {name} exists already.") from error
     except (OSError, posix_ipc.Error) as error:
         raise _creation_error(name, nbytes, error) from error
     try:
-        os.posix_fallocate(shared.fd, 0, nbytes)
-        return _map_new(name, shared.fd, nbytes)
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+        return Segment(name, mmap.mmap(file.fileno(), nbytes), os.fstat(file.fileno()).st_ino, file=file)
     except OSError as error:
         unlink(name)
         raise _creation_error(name, nbytes, error) from error
-    finally:
-        shared.close_fd()
 
 
 def attach(name: str, *, own: bool = False) -> Segment:
@@ -105,25 +113,26 @@ def attach(name: str, *, own: bool = False) -> Segment:
     """
     _check_processor(name)
     try:
-        shared = posix_ipc.SharedMemory(name)
+        file = opened(posix_ipc.SharedMemory, name)
     except posix_ipc.ExistentialError as error:
         raise SegmentMissing(f"There is no shared-memory segment {name}.") from error
     except (OSError, posix_ipc.Error) as error:
         raise SegmentError(f"Cannot open the shared-memory segment {name}: {error}.") from error
     try:
-        status = os.fstat(shared.fd)
+        status = os.fstat(file.fileno())
         if status.st_uid != os.geteuid():  # its content would be trusted
             raise SegmentError(f"The shared-memory segment {name} belongs to another user (id {status.st_uid}).")
         nbytes = status.st_size
         if nbytes == 0:
             raise SegmentMissing(f"The shared-memory segment {name} is empty.")
-        pages = OwnPages(shared.fd, nbytes) if own else None
-        mapping = mmap.mmap(shared.fd, nbytes)
-        return Segment(name, mapping, status.st_ino, own=pages, fd=-1 if own else os.dup(shared.fd))
+        mapping = mmap.mmap(file.fileno(), nbytes)
+        if own:
+            own_pages = OwnPages(file.fileno(), nbytes)
+            file.close()
+            return Segment(name, mapping, status.st_ino, own=own_pages)
+        return Segment(name, mapping, status.st_ino, file=file)
     except OSError as error:
         raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
-    finally:
-        shared.close_fd()
 
 
 def _check_processor(name: str) -> None:
@@ -151,18 +160,9 @@ def unlink(name: str) -> None:
 
 def private(nbytes: int) -> Segment:
     """`nbytes` of zeroed memory that belongs to this process."""
-    fd = os.memfd_create("blendtorch", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, nbytes)
-        return _map_new("", fd, nbytes)
-    finally:
-        os.close(fd)
-
-
-def _map_new(name: str, fd: int, nbytes: int) -> Segment:
-    """Map memory that was just made, and keep a descriptor of it."""
-    mapping = mmap.mmap(fd, nbytes)
-    return Segment(name, mapping, os.fstat(fd).st_ino if name else 0, fd=os.dup(fd))
+    file = opened(os.memfd_create, "blendtorch", os.MFD_CLOEXEC)
+    file.truncate(nbytes)
+    return Segment("", mmap.mmap(file.fileno(), nbytes), file=file)
 
 
 def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:

@@ -1,11 +1,17 @@
-"""Whether this process may open enough file descriptors for a stream. Asked before the stream is opened: without free descriptors
-ZeroMQ aborts the process, and a source would look for ever for a stream that it cannot open.
+"""File descriptors: whether this process may open enough of them for a stream, and that none is lost to an interrupt.
+
+The former is asked before the stream is opened: without free descriptors ZeroMQ aborts the process, and a source would look for
+ever for a stream that it cannot open.
 """
 
 from __future__ import annotations
 
+import io
+import operator
 import os
 import resource
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import OutOfDescriptors
 
@@ -29,3 +35,23 @@ def require(count: int, purpose: str) -> None:
             f"{limit} that it may have. Raise the limit (ulimit -n {4 * limit}; docker run --ulimit "
             f"nofile=65536), or close files and connections."
         )
+
+
+def opened(opens: Callable[..., Any], *args: Any) -> io.FileIO:
+    """The descriptor that `opens(*args)` gives, or has as `fd`, as a file that closes itself when nobody has it.
+
+    A number would be lost for good if an interrupt came before it stood somewhere: Python looks for one after each call. Here is
+    one call.
+
+    Args:
+        opens: of C, such as ``os.open``.
+        args: its arguments.
+
+    Example::
+
+        file = opened(os.open, path, os.O_RDWR | os.O_CLOEXEC)
+    """
+    results = map(opens, *([argument] for argument in args))
+    if isinstance(opens, type):
+        results = map(operator.attrgetter("fd"), results)
+    return next(map(io.FileIO, results, ["r+"]))

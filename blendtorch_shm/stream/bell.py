@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import select
 import stat
 import sys
-from collections.abc import Callable
 
 from ..errors import SegmentError
 from ..memory.layout import PAGE
+from ..process.descriptors import opened
 
 _SIGNAL = (1).to_bytes(8, sys.byteorder)  # what an eventfd counts; a pipe takes anything
 
@@ -34,13 +35,15 @@ class Bell:
         bell.ring()  # elsewhere: bell.wait(timeout_s=0.1)
 
     Args:
-        fd: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
+        file: readable once the bell was rung, until that is cleared; does not block. Closed by this object.
+
+    Attributes:
+        fd: its descriptor.
     """
 
-    fd = -1  # of a bell whose making was interrupted
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.fd = file.fileno()
 
     def ring(self) -> None:
         """Wake who waits, now or the next time. Ringing twice does no harm."""
@@ -66,9 +69,9 @@ class Bell:
     def __repr__(self) -> str:
         return f"<Bell, fd {self.fd}>"
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone before
+    def __del__(self) -> None:
         with contextlib.suppress(OSError):  # somebody closed all files, as before an exec
-            close(self.fd)
+            self._file.close()
 
 
 def open_bell(path: str) -> Bell:
@@ -80,15 +83,15 @@ def open_bell(path: str) -> Bell:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkfifo(path, 0o600)
-        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = opened(os.open, path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         raise SegmentError.cannot_open("pipe", path, error) from error
-    bell = Bell(fd)
-    status = os.fstat(fd)
+    bell = Bell(file)
+    status = os.fstat(bell.fd)
     if not stat.S_ISFIFO(status.st_mode) or status.st_uid != os.geteuid():
         raise SegmentError(f"{path} is not a pipe of this user.")
     with contextlib.suppress(OSError):  # else it is larger than need be
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PAGE)
+        fcntl.fcntl(bell.fd, fcntl.F_SETPIPE_SZ, PAGE)
     return bell
 
 
@@ -99,6 +102,6 @@ def private_bell() -> Bell:
         SegmentError: this process has too many files open.
     """
     try:
-        return Bell(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        return Bell(opened(os.eventfd, 0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
     except OSError as error:
         raise SegmentError(f"Cannot make an eventfd: {error.strerror}.") from error

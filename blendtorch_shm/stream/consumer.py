@@ -394,13 +394,7 @@ class Consumer(Closable):
     def close(self) -> None:
         """Take no more messages. Arrays that are still alive stay valid, and the membership lasts as long as they do."""
         self._closing = True
-        if self._member.has_left():
-            return
-        self.say_asleep(0)
-        self.sleepers.close()
         self.mend()
-        if not self._leases:
-            self._leave()
 
     def finish(self) -> None:
         """Close, and end all leases at once: the process is about to exit in good order.
@@ -445,15 +439,23 @@ class Consumer(Closable):
 
     def mend(self) -> None:
         """Make good what an interrupt left that no later call will find: a source that is gone without having closed this
-        consumer, and leases whose arrays are gone and whose callback was cut short at its first instruction.
+        consumer, leases whose arrays are gone and whose callback was cut short at its first instruction, and a close that was cut
+        short.
         """
+        if self._member.has_left():
+            return
         source = self._calls.source
         if source is not None and source() is None and not self._closing:
             self.reconcile()
-            self.close()
+            self._closing = True
         for lease in list(self._leases.values()):
             if lease() is None and lease.call <= self._calls.handed:
                 self.end(lease)
+        if self._closing and not self._member.has_left():
+            self.say_asleep(0)
+            self.sleepers.close()
+            if not self._leases:
+                self._leave()
 
     def segments(self) -> list[Segment]:
         """The memory of the stream's rings."""

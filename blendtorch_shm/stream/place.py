@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from ..errors import SegmentMissing
 from ..launch.address import SHARED_MEMORY, Twin
 from ..memory import segment
 from ..memory.locks import Locks
 from ..memory.segment import Segment
+from ..process.descriptors import opened
 from .bell import Bell, open_bell, private_bell
 
 
@@ -64,7 +64,7 @@ class PrivatePlace:
         self.name = self.title = name
         self._segments: dict[str, Segment] = {}
         self._bell: Bell | None = None
-        self._lock_fd = os.memfd_create(f"locks of {name}"[:200], os.MFD_CLOEXEC)
+        self._lock_file = opened(os.memfd_create, f"locks of {name}"[:200], os.MFD_CLOEXEC)
 
     def create(self, suffix: str, nbytes: int) -> Segment:
         return self._segments.setdefault(suffix, segment.private(nbytes))
@@ -82,7 +82,7 @@ class PrivatePlace:
         return True
 
     def open_locks(self, *, create: bool = False) -> Locks:
-        return Locks(f"/proc/self/fd/{self._lock_fd}", create=create)
+        return Locks(f"/proc/self/fd/{self._lock_file.fileno()}", create=create)
 
     def open_bell(self) -> Bell:
         if self._bell is None:
@@ -92,8 +92,8 @@ class PrivatePlace:
     def inbox(self, consumer: int) -> str:
         return f"inproc://{id(self)}.{consumer}.inbox"
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self._lock_fd)
+    def __del__(self) -> None:
+        self._lock_file.close()
 
     def __repr__(self) -> str:
         return f"<PrivatePlace {self.name}>"

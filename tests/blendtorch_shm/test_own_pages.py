@@ -104,12 +104,12 @@ def test_own_pages_show_what_is_shared_but_for_pages_written_to_since_they_were_
 
 
 def test_where_the_page_table_cannot_be_read_all_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> int:
+    def fails(*_: Any, **__: Any) -> int:
         raise PermissionError
 
     table = own_pages._PageTable()
-    monkeypatch.setattr(os, "open", fails)
     shared = mmap.mmap(-1, PAGE)
+    monkeypatch.setattr("builtins.open", fails)
     assert table.has_copies(address_of(shared) // PAGE, 1)
 
 

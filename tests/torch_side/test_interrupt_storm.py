@@ -1,0 +1,97 @@
+"""Interrupts at any moment of opening, reading and closing: nothing is left in use."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+STORM = """
+import gc, os, random, signal, sys, threading, time
+import numpy as np
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.memory.states import State
+from blendtorch_shm.stream.inspection import inspect
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
+from torch_side.dataset import RemoteIterableDataset
+from torch_side.frame_loader import FrameLoader
+
+wanted, kind = int(sys.argv[1]), sys.argv[2]
+random.seed(0)
+directory = LaunchDirectory().create()
+twin = directory.twin("DATA", 0)
+place = SharedPlace(twin)
+sink = Producer(place, trusted=True)
+raised, armed = 0, False
+
+def interrupt(*_):
+    global raised
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
+    if armed:
+        raised += 1
+        raise KeyboardInterrupt
+
+def publish():
+    for i in range(10**9):
+        sink.publish({"n": i, "image": np.zeros(9000, np.uint8)})
+
+def read_some():
+    if kind == "dataset":
+        iterator = iter(RemoteIterableDataset(Address("tcp://127.0.0.1:1", twin), max_items=1000))
+    else:
+        iterator = iter(FrameLoader([Address("tcp://127.0.0.1:1", twin)], 2))
+    held = [next(iterator) for _ in range(random.randrange(6))]
+    if random.random() < 0.5:
+        iterator.close()
+
+def in_use():
+    read_some()  # whoever comes next looks after what was left
+    gc.collect()
+    seen = inspect(place)
+    files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    return {
+        "seats": len(seen.consumers),
+        "slots": seen.count(State.LEASED),
+        "threads": len(sys._current_frames()),
+        "files": sum("/dev/shm/" in file for file in files),
+        "sockets": len(files) // 16,  # ZeroMQ keeps some
+    }
+
+sys.unraisablehook = lambda _: None
+signal.signal(signal.SIGALRM, interrupt)
+threading.Thread(target=publish, daemon=True).start()
+for _ in range(5):
+    read_some()
+time.sleep(0.5)
+before = in_use()
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+while raised < wanted:
+    try:
+        armed = True
+        read_some()
+        armed = False
+    except KeyboardInterrupt:
+        armed = False
+    except RuntimeError as error:  # threading does not bear interrupts: see Condition.__exit__
+        armed = False
+        if "lock" not in str(error):
+            raise
+signal.setitimer(signal.ITIMER_REAL, 0)
+until = time.monotonic() + 20
+while (after := in_use()) != before and time.monotonic() < until:
+    time.sleep(0.5)
+print(raised, "interrupts:", before, "before,", after, "after", flush=True)
+directory.remove()
+os._exit(before != after)
+"""
+
+
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_after_interrupts_at_any_moment_no_slot_seat_thread_or_descriptor_is_in_use(kind: str) -> None:
+    interrupts = "10000" if os.environ.get("BLENDTORCH_TESTS") == "all" else "800"
+    storm = subprocess.run(
+        [sys.executable, "-c", STORM, interrupts, kind], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert storm.returncode == 0, storm.stdout + storm.stderr
