@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import SegmentError
+from ..errors import OutOfSharedMemory, SegmentError
 from ..memory.layout import MAX_RINGS_AT_ONCE, STREAM_HEADER, word
 from ..memory.ring import Ring
 from .control import Control
@@ -20,6 +20,7 @@ class Rings:
 
     Attributes:
         unattached: why the last of them that should exist could not be attached; "" if all could.
+        has_no_room: whether that is because this process may not map as much.
 
     Example::
 
@@ -33,6 +34,7 @@ class Rings:
         self._known: dict[int, Ring] = {}
         self._current: list[Ring] = []
         self.unattached = ""
+        self.has_no_room = False
         self._first = self._next = 0  # what the control segment said when those were attached
 
     def now(self) -> list[Ring]:
@@ -62,7 +64,9 @@ class Rings:
                     self._known[number] = Ring.attach(segment, self._control.key, number)
                 except SegmentError as error:  # removed meanwhile, as all its messages have been consumed, or a failure
                     self.unattached = str(error)
+                    self.has_no_room = isinstance(error, OutOfSharedMemory)
         self._current = [self._known[number] for number in sorted(self._known)]
         if len(self._current) == following - first:  # else try again: not every failure means that it was removed
             self._first, self._next = first, following
             self.unattached = ""
+            self.has_no_room = False
