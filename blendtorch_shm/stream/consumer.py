@@ -318,8 +318,8 @@ class Consumer(Closable):
         Raises:
             OutOfSharedMemory: it could not.
         """
-        if self._rings.has_no_room:
-            raise OutOfSharedMemory(f"{self.place.title} cannot be read. {self.unattached()}")
+        if self._rings.no_room:
+            raise OutOfSharedMemory(f"{self.place.title} cannot be read. {self._rings.no_room}")
 
     def unattached(self) -> str:
         """Why not all memory of the stream could be attached; "" if it could."""
