@@ -17,7 +17,7 @@
     ├── StreamClosed                        used after close, or closed while waiting
     ├── SegmentError                        shared memory could not be created, attached or understood
     │   ├── SegmentMissing                  ... because there is none (yet)
-    │   └── OutOfSharedMemory               ... because it is full
+    │   └── OutOfSharedMemory               ... because it is full, or a limit leaves no room for it
     ├── OutOfDescriptors (OSError)          this process may not open more files and connections
     ├── PublishError (TypeError)            a value that cannot be published here
     ├── FieldMissing (KeyError)             a field that only some items of a batch have
@@ -128,7 +128,9 @@ class SegmentMissing(SegmentError):
 
 
 class OutOfSharedMemory(SegmentError):
-    """The shared-memory file system has no room for a segment."""
+    """There is no room for a segment: the shared-memory file system is full, or a limit of this process, or of its control group,
+    leaves too little.
+    """
 
 
 class OutOfDescriptors(BlendtorchError, OSError):

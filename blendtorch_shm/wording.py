@@ -10,3 +10,8 @@ def counted(number: int, noun: str) -> str:
     ('1 message', '0 messages')
     """
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def mebibytes(nbytes: int) -> str:
+    """`nbytes` for people."""
+    return f"{nbytes / 2**20:.1f} MiB"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
     from .frame_loader import FrameLoader
     from .recording import FileReader, FileRecorder
+    from .verification import verify_recording
 
 __all__ = [
     "BlenderLauncher",
@@ -35,6 +36,7 @@ __all__ = [
     "discover_blender",
     "pooled_collate",
     "stats",
+    "verify_recording",
 ]
 __all__ += errors.__all__
 
@@ -46,6 +48,7 @@ _HOMES = {
     "RemoteIterableDataset": "dataset",
     "SingleFileDataset": "dataset",
     "pooled_collate": "collation",
+    "verify_recording": "verification",
 }
 _LATER = dict.fromkeys(
     ("DuplexChannel", "duplex", "env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),

@@ -253,7 +253,7 @@ class _Iteration(Iterator[Any]):
 class SingleFileDataset(data.Dataset[Any]):
     """The items of one recorded file, at random. Any number of workers, forked or spawned, may read it.
 
-    The arrays of an item are not read: they lie in a private mapping of the file, writable, and what is written there reaches
+    The arrays of an item are not copied: they lie in a private mapping of the file, writable, and what is written there reaches
     neither the file nor the same item when it is asked for again.
 
     Args:
@@ -262,12 +262,14 @@ class SingleFileDataset(data.Dataset[Any]):
         output: ``'torch'`` turns every ndarray of an item into a tensor over the same memory, ``'numpy'`` leaves them.
         allow_pickle: whether objects may be read that only pickle could carry. Such a file can run any program: do so only if you
             trust whoever made it.
+        verify: whether to compare each item with its checksum when it is read. That reads the whole item; without it, arrays that
+            nobody looks at are never read, and damage goes unnoticed.
 
     Raises:
         RecordingNotFound: there is no such file.
         ConfigurationError: it cannot be opened, or an argument that cannot work.
         RecordingError: it is not a recording, or one of blendtorch's and `allow_pickle` is not set; from ``[]``: the item
-            cannot be read, or contains a pickle.
+            is damaged, cannot be read, or contains a pickle.
     """
 
     def __init__(
@@ -277,18 +279,20 @@ class SingleFileDataset(data.Dataset[Any]):
         *,
         output: str = "torch",
         allow_pickle: bool = False,
+        verify: bool = True,
     ) -> None:
         _check_output(output)
         self.path = os.path.abspath(path)
         self.item_transform = item_transform or _as_it_is
         self.output = output
         self.allow_pickle = allow_pickle
+        self.verify = verify
         self._length = len(self.reader)
 
     @functools.cached_property
     def reader(self) -> FileReader:
         """What reads the file, in this process."""
-        return FileReader(self.path, allow_pickle=self.allow_pickle)
+        return FileReader(self.path, allow_pickle=self.allow_pickle, verify=self.verify)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "reader"}
@@ -312,7 +316,7 @@ class FileDataset(data.ConcatDataset[Any]):
 
     Args:
         record_path_prefix: as it was recorded, see :meth:`RemoteIterableDataset.enable_recording`.
-        item_transform, output, allow_pickle: as for :class:`SingleFileDataset`.
+        item_transform, output, allow_pickle, verify: as for :class:`SingleFileDataset`.
 
     Raises:
         RecordingNotFound: there is no such recording.
@@ -327,6 +331,7 @@ class FileDataset(data.ConcatDataset[Any]):
         *,
         output: str = "torch",
         allow_pickle: bool = False,
+        verify: bool = True,
     ) -> None:
         _check_output(output)
         prefix = absolute(record_path_prefix)
@@ -335,7 +340,9 @@ class FileDataset(data.ConcatDataset[Any]):
             raise not_trusted(paths, prefix)
         if not paths:
             raise RecordingNotFound(f"There is no recording {prefix}_00.tar, nor one with another number.")
-        super().__init__([SingleFileDataset(path, output="numpy", allow_pickle=allow_pickle) for path in paths])
+        super().__init__(
+            [SingleFileDataset(path, output="numpy", allow_pickle=allow_pickle, verify=verify) for path in paths]
+        )
         self.item_transform = item_transform or _as_it_is
         self.output = output
 

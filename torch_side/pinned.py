@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.memory.segment import Segment, mebibytes
+from blendtorch_shm.memory.segment import Segment
+from blendtorch_shm.wording import mebibytes
 
 log = logging.getLogger("blendtorch")
 

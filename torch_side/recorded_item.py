@@ -10,6 +10,9 @@ This is how WebDataset lays out samples, so it reads such files as they are; so 
 written last: where it is whole, the item is. A member of a tar archive starts at a multiple of 512 bytes and the header of a
 ``.npy`` fills a multiple of 64, so every array is aligned in the file, and can be used where it lies.
 
+The last 8 bytes of an item are the checksum (XXH3, 64 bits, as :func:`checksum`) of all its bytes before. They lie behind the
+``.json``, where a tar archive fills a block up, so other programs do not see them.
+
 What JSON cannot say is an object with a single key that begins with ``$``:
 
 =============================  ================================================================================================
@@ -42,6 +45,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from blendtorch_shm.errors import RecordingError
 from blendtorch_shm.message.dtypes import UNREADABLE, dtype_name, dtype_of
@@ -53,6 +57,7 @@ Bytes = npt.NDArray[np.uint8]
 BLOCK = 512
 """Unit of a tar archive: members start at its multiples. POSIX.1-2017, pax, "ustar Interchange Format"."""
 KEY_DIGITS = 8
+CHECKSUM_NBYTES = 8
 
 _LARGE_NBYTES = 4096
 """Larger members are written from where they lie, in an order of their own."""
@@ -93,8 +98,7 @@ def item_members(number: int, fields: Mapping[str, Any], mtime: int) -> tuple[li
         text = msgspec.json.encode(value)
     except UnicodeEncodeError as error:
         raise RecordingError(f"A text cannot be recorded: {error}.") from error
-    members.add("json", b"", text, len(text))
-    return members.finish()
+    return members.finish(text)
 
 
 class _Members:
@@ -193,15 +197,29 @@ class _Members:
         header = member_header(self._key, name, nbytes, self._mtime)
         pad = bytes(-nbytes % BLOCK)
         self._nbytes += BLOCK + nbytes + len(pad)
-        if body_nbytes > _LARGE_NBYTES:
+        if body_nbytes > _LARGE_NBYTES and name != "json":
             self._large += [b"".join([self._pad, header, head]), body]
             self._pad = pad
         else:
             self._small += [header, head, body, pad]
 
-    def finish(self) -> tuple[list[Any], int]:
-        """Everything that was added."""
-        return [*self._large, b"".join([self._pad, *self._small])], self._nbytes
+    def finish(self, text: bytes) -> tuple[list[Any], int]:
+        """Everything that was added, then the ``.json`` with this text, then the checksum."""
+        room = -len(text) % BLOCK
+        if room < CHECKSUM_NBYTES:  # JSON may end with spaces
+            text += b" " * (room + 1)
+        self.add("json", b"", text, len(text))
+        self._small[-1] = self._small[-1][:-CHECKSUM_NBYTES]
+        buffers = [*self._large, b"".join([self._pad, *self._small])]
+        hasher = xxhash.xxh3_64()
+        for buffer in buffers:
+            hasher.update(buffer)
+        return [*buffers, hasher.digest()], self._nbytes
+
+
+def checksum(data: bytes | bytearray | memoryview) -> bytes:
+    """Of some bytes, (8,)."""
+    return xxhash.xxh3_64_digest(data)
 
 
 def padded(nbytes: int) -> int:

@@ -7,6 +7,9 @@ A recording is one tar archive per worker, ``{prefix}_{worker:02d}.tar``. How an
 - ``__index__`` comes last: a ``.npy`` of uint64, first and end byte of each item, and at the end where this member itself begins.
   A file without it (its writer was killed, or still writes) is read from header to header instead.
 
+An item ends with a checksum of its bytes, and so does the first member. Zeros stand there in recordings of earlier versions, and
+in those that another program packed anew: they are read without a check.
+
 An item is one ``pwritev`` from the memory where its arrays lie, and what is written is never written again. So after
 ``kill -9`` the items that are whole are those that were saved, and arrays that a reader has mapped do not change.
 
@@ -50,8 +53,11 @@ from . import old_recordings
 from .recorded_item import (
     BAD_ITEM,
     BLOCK,
+    CHECKSUM_NBYTES,
     KEY_DIGITS,
+    READ_NBYTES,
     Bytes,
+    checksum,
     has_checksum,
     item_members,
     npy_header,
@@ -303,7 +309,7 @@ class WorkerRecorder:
 class FileReader:
     """Reads the items of a recorded file at random.
 
-    Large arrays are not read at all: they lie in a private mapping of the file, which goes with the last of them. They are
+    Large arrays are not copied: they lie in a private mapping of the file, which goes with the last of them. They are
     writable, and what is written there reaches neither the file nor the same item when it is asked for again. Arrays up to
     2 KiB are copies, as they are in a stream.
 
@@ -311,6 +317,11 @@ class FileReader:
         path: of the file. It may be incomplete, or still be written; what is in it now is what this reader has.
         allow_pickle: whether objects may be read that only pickle could carry, and files of blendtorch (``.btr``), which are
             pickles altogether. Such a file can run any program: do so only if you trust whoever made it.
+        verify: whether to compare each item with its checksum when it is read. That reads the whole item; without it, arrays that
+            nobody looks at are never read, and damage goes unnoticed.
+
+    Attributes:
+        has_checksums: whether the file has them.
 
     Raises:
         RecordingNotFound: there is no such file.
@@ -318,9 +329,10 @@ class FileReader:
         RecordingError: it is not a recording, or one of blendtorch's and `allow_pickle` is not set.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, allow_pickle: bool = False, verify: bool = True) -> None:
         self.path = os.path.abspath(path)
         self._allow_pickle = allow_pickle
+        self._verify = verify
         try:
             self._fd = os.open(self.path, os.O_RDONLY)
             self._close = weakref.finalize(self, os.close, self._fd)
@@ -328,6 +340,7 @@ class FileReader:
             if self._is_old and not allow_pickle:
                 raise old_recordings.not_trusted([self.path], self.path)
             self._ranges = (old_recordings.find_items if self._is_old else find_items)(self._fd, self.path)
+            self.has_checksums = not self._is_old and _has_checksums(self._fd)
             self._window: _Window | None = None
         except OSError as error:
             kind = RecordingNotFound if isinstance(error, FileNotFoundError) else ConfigurationError
@@ -352,16 +365,10 @@ class FileReader:
 
         Raises:
             IndexError: there is no such item.
-            RecordingError: its bytes make no sense, or contain a pickle and `allow_pickle` is not set.
+            RecordingError: its bytes are not those that were written, or make no sense, or contain a pickle and `allow_pickle`
+                is not set.
         """
-        index = operator.index(index)  # it may be a tensor, and two of the same value are not the same key of a dict
-        count = len(self._ranges)
-        if not -count <= index < count:
-            raise IndexError(f"item {index} of {count}")
-        index %= count
-        if not self._close.alive:
-            raise RecordingError(f"{self.path} has been closed.")
-        start, end = self._ranges[index].tolist()
+        index, start, end = self._find(index)
         if self._is_old:
             try:
                 fields: dict[str, Any] = old_recordings.read_item(self._fd, index, _read(self._fd, start, end - start))
@@ -369,9 +376,51 @@ class FileReader:
             except Exception as error:
                 raise RecordingError(f"Item {index} of {self.path} cannot be read: {error!r}") from error
         try:
-            return read_item(_Part(self, index, start, end - start), allow_pickle=self._allow_pickle)
-        except (RecordingError, *BAD_ITEM) as error:
+            part = _Part(self, index, start, end - start)
+            if self._verify and self.has_checksums:
+                part.verify()
+            return read_item(part, allow_pickle=self._allow_pickle)
+        except (RecordingError, OSError, *BAD_ITEM) as error:
             raise RecordingError(f"Item {index} of {self.path} cannot be read: {error}") from error
+
+    def _find(self, index: int) -> tuple[int, int, int]:
+        """Its number, counted from the beginning, and its first and end byte."""
+        index = operator.index(index)  # it may be a tensor, and two of the same value are not the same key of a dict
+        count = len(self._ranges)
+        if not -count <= index < count:
+            raise IndexError(f"item {index} of {count}")
+        if not self._close.alive:
+            raise RecordingError(f"{self.path} has been closed.")
+        start, end = self._ranges[index].tolist()
+        return index % count, start, end
+
+    def verify_item(self, index: int) -> None:
+        """Compare an item with its checksum, and make nothing of it.
+
+        Raises:
+            IndexError: there is no such item.
+            RecordingError: it differs, or cannot be read.
+        """
+        index, start, end = self._find(index)
+        try:
+            _Part(self, index, start, end - start).verify()
+        except (OSError, *BAD_ITEM) as error:
+            raise RecordingError(f"Item {index} of {self.path} cannot be read: {error}") from error
+
+    def damage_around_items(self) -> list[str]:
+        """What is not as a recorder leaves a file that it has closed, apart from the items."""
+        found = []
+        mark = os.pread(self._fd, _MARK_NBYTES, 0)
+        if self.has_checksums and checksum(mark[:-CHECKSUM_NBYTES]) != mark[-CHECKSUM_NBYTES:]:
+            found.append(f"{self.path} is damaged in its first {_MARK_NBYTES} bytes, which come before its items.")
+        size = os.fstat(self._fd).st_size
+        if _read_index(self._fd, size) is None:
+            end = int(self._ranges[-1, 1]) if len(self._ranges) else _MARK_NBYTES
+            found.append(
+                f"{self.path} has no index that fits it: its end is missing or damaged, or its writer was killed or still "
+                f"writes. Its {len(self)} whole items end at byte {end}, the file at byte {size}."
+            )
+        return found
 
     def _window_for(self, index: int) -> _Window:
         """A mapping in which nobody has had this item yet."""
@@ -397,7 +446,7 @@ class FileReader:
         self.close()
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.path, self._allow_pickle)
+        return _reopen, (self.path, self._allow_pickle, self._verify)
 
 
 class _Part:
@@ -408,21 +457,49 @@ class _Part:
         self._index = index
         self._start = start
         self.nbytes = nbytes
+        self._verified: bytearray | Bytes | None = None
+
+    def verify(self) -> None:
+        """Compare the item with its checksum. What is read of it from now on comes from the memory that was looked at.
+
+        Raises:
+            ValueError: it differs, or the file ends before.
+            OSError: the disk does not give its bytes.
+        """
+        piece = self.mapped() if self.nbytes > READ_NBYTES else None
+        content = piece if piece is not None and _populate(piece) else self._read(0, self.nbytes)
+        view = memoryview(content)
+        if checksum(view[:-CHECKSUM_NBYTES]) != view[-CHECKSUM_NBYTES:]:
+            raise ValueError(
+                f"bytes {self._start} to {self._start + self.nbytes} of the file are not those that were written: their checksum "
+                f"is another"
+            )
+        self._verified = content
 
     def read(self, start: int, nbytes: int) -> bytearray:
-        return _read(self._reader._fd, self._start + start, nbytes)
+        content = self._verified
+        if content is None:
+            return self._read(start, nbytes)
+        if type(content) is bytearray and nbytes == len(content):
+            return content
+        return bytearray(memoryview(content)[start : start + nbytes])
 
     def mapped(self) -> Bytes:
+        if self._verified is not None:
+            return np.frombuffer(self._verified, np.uint8)
         try:
             return self._reader._window_for(self._index).piece(self._start, self.nbytes)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-        return np.frombuffer(self.read(0, self.nbytes), np.uint8)  # this process may not map as much
+        return np.frombuffer(self._read(0, self.nbytes), np.uint8)  # this process may not map as much
+
+    def _read(self, start: int, nbytes: int) -> bytearray:
+        return _read(self._reader._fd, self._start + start, nbytes)
 
 
-def _reopen(path: str, allow_pickle: bool) -> FileReader:
-    return FileReader(path, allow_pickle=allow_pickle)
+def _reopen(path: str, allow_pickle: bool, verify: bool) -> FileReader:
+    return FileReader(path, allow_pickle=allow_pickle, verify=verify)
 
 
 def absolute(prefix: str | os.PathLike[str]) -> str:
@@ -578,7 +655,13 @@ def _say_replaced(paths: list[str]) -> None:
 
 def _write_mark(fd: int, recording: str) -> None:
     text = msgspec.json.encode(Mark(recording))
-    _write(fd, [_header(_MARK, len(text), int(time.time())), text, bytes(-len(text) % BLOCK)], 0)
+    content = _header(_MARK, len(text), int(time.time())) + text + bytes(-len(text) % BLOCK - CHECKSUM_NBYTES)
+    _write(fd, [content + checksum(content)], 0)
+
+
+def _has_checksums(fd: int) -> bool:
+    """Whether each item of a recording must have one: the mark has one."""
+    return any(os.pread(fd, CHECKSUM_NBYTES, _MARK_NBYTES - CHECKSUM_NBYTES))
 
 
 def _recording_at(path: str) -> str | None:
@@ -652,8 +735,9 @@ def _read_index(fd: int, size: int) -> Ranges | None:
         return None
     if words.dtype != np.dtype("<u8") or words.ndim != 1 or len(words) % 2 != 1:
         return None
-    edges = np.concatenate([np.array([_MARK_NBYTES], "<u8"), words])
-    return words[:-1].reshape(-1, 2) if (edges[1:] >= edges[:-1]).all() else None
+    starts, ends = np.append(words[:-1:2], words[-1]), np.append(np.array([_MARK_NBYTES], "<u8"), words[1::2])
+    fits = words[-1] == at and (starts == ends).all() and (starts[1:] > starts[:-1]).all()
+    return words[:-1].reshape(-1, 2) if fits else None
 
 
 def _scan(fd: int, size: int, path: str) -> Ranges:
@@ -733,7 +817,17 @@ _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _FAILED = ctypes.c_void_p(-1).value
+_MADV_POPULATE_READ = 22  # Linux 5.14, <linux/mman.h>
 _MAP_NORESERVE = 0x4000  # Linux; the mmap module has it from Python 3.13 on
+
+
+def _populate(piece: Bytes) -> bool:
+    """Map the pages of an item now, in one system call. Then bytes that the disk does not give are no crash. False if that
+    cannot be: those of a file that was cut off, or on a kernel before Linux 5.14.
+    """
+    start = piece.ctypes.data
+    first = start - start % mmap.PAGESIZE
+    return bool(_madvise(first, start + len(piece) - first, _MADV_POPULATE_READ) == 0)
 
 
 class _Window:

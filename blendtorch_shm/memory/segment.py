@@ -1,8 +1,9 @@
 """Pieces of memory: POSIX shared memory that other processes can map, and private memory with the same face.
 
 A segment is allocated before it is mapped (``posix_fallocate``): a full ``/dev/shm`` is an error message here, and never
-a SIGBUS in the middle of a frame. Nobody unmaps: a mapping goes when the last view of it has gone. Closing is not
-unlinking; :func:`unlink` belongs to the creator and to whoever sweeps after a dead one.
+a SIGBUS in the middle of a frame. Limits are looked at before (limits.py), for beyond those the kernel kills. Nobody
+unmaps: a mapping goes when the last view of it has gone. Closing is not unlinking; :func:`unlink` belongs to the creator and to
+whoever sweeps after a dead one.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import posix_ipc
 
 from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
 from ..process.descriptors import opened
+from ..wording import mebibytes
+from . import limits
 from .own_pages import OwnPages
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
+_AT_A_TIME = 2**25
+"""Bytes that are allocated before limits are looked at again: other producers may be allocating, too."""
 _KEEP_THE_ORDER_OF_STORES = ("x86_64", "amd64", "i386", "i686")
 
 
@@ -82,7 +87,7 @@ def create(name: str, nbytes: int) -> Segment:
     """Make the shared segment `name` of `nbytes` zero bytes, mode 0600.
 
     Raises:
-        OutOfSharedMemory: `/dev/shm` has no room for it.
+        OutOfSharedMemory: `/dev/shm` has no room for it, or a limit of this process or of its control groups leaves none.
         SegmentError: it exists already, or cannot be made, or this processor may reorder stores.
     """
     _check_processor(name)
@@ -93,11 +98,18 @@ def create(name: str, nbytes: int) -> Segment:
     except (OSError, posix_ipc.Error) as error:
         raise _creation_error(name, nbytes, error) from error
     try:
-        os.posix_fallocate(file.fileno(), 0, nbytes)
+        _require_room(name, nbytes, limits.short_of_file_size(nbytes))
+        # Twice, for the producer's forwarder maps its rings as any consumer does.
+        _require_room(name, nbytes, limits.short_of_address_space(2 * nbytes))
+        for start in range(0, nbytes, _AT_A_TIME):
+            _require_room(name, nbytes, limits.short_of_memory(nbytes - start))
+            os.posix_fallocate(file.fileno(), start, min(_AT_A_TIME, nbytes - start))
         return Segment(name, mmap.mmap(file.fileno(), nbytes), os.fstat(file.fileno()).st_ino, file=file)
-    except OSError as error:
+    except BaseException as error:
         unlink(name)
-        raise _creation_error(name, nbytes, error) from error
+        if isinstance(error, OSError):
+            raise _creation_error(name, nbytes, error) from error
+        raise
 
 
 def attach(name: str, *, own: bool = False) -> Segment:
@@ -109,6 +121,7 @@ def attach(name: str, *, own: bool = False) -> Segment:
 
     Raises:
         SegmentMissing: there is none, or it is empty (its creator has not finished, or died).
+        OutOfSharedMemory: this process may not map as much.
         SegmentError: it cannot be opened, is another user's, or this processor may reorder stores.
     """
     _check_processor(name)
@@ -132,6 +145,8 @@ def attach(name: str, *, own: bool = False) -> Segment:
             return Segment(name, mapping, status.st_ino, own=own_pages)
         return Segment(name, mapping, status.st_ino, file=file)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise _no_memory(name, nbytes) from error
         raise SegmentError(f"Cannot map the shared-memory segment {name}: {error}.") from error
 
 
@@ -159,24 +174,42 @@ def unlink(name: str) -> None:
 
 
 def private(nbytes: int) -> Segment:
-    """`nbytes` of zeroed memory that belongs to this process."""
+    """`nbytes` of zeroed memory that belongs to this process.
+
+    Raises:
+        OutOfSharedMemory: a limit of this process or of its control groups leaves no room.
+    """
+    _require_room("memory of this process", nbytes, limits.short_of_address_space(nbytes))
+    _require_room("memory of this process", nbytes, limits.short_of_memory(nbytes))
     file = opened(os.memfd_create, "blendtorch", os.MFD_CLOEXEC)
     file.truncate(nbytes)
     return Segment("", mmap.mmap(file.fileno(), nbytes), file=file)
 
 
+_FEWER = "or use fewer or smaller slots (send_hwm, resolution)."
+
+
+def _require_room(name: str, nbytes: int, shortage: str) -> None:
+    if shortage:
+        raise OutOfSharedMemory(f"There is no room for {name}: it needs {mebibytes(nbytes)}, and {shortage}, {_FEWER}")
+
+
 def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         space = os.statvfs("/dev/shm")
         free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
         return OutOfSharedMemory(
             f"/dev/shm is full: {name} needs {mebibytes(nbytes)}, and {mebibytes(free)} of {mebibytes(total)} are free. "
             f"Make it larger (docker run --shm-size=2g, or mount -o remount,size=2g /dev/shm), remove what dead programs "
-            f"left in it, or use fewer or smaller slots (send_hwm, resolution)."
+            f"left in it, {_FEWER}"
         )
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return _no_memory(name, nbytes)
     return SegmentError(f"Cannot create the shared-memory segment {name} of {mebibytes(nbytes)}: {error}.")
 
 
-def mebibytes(nbytes: int) -> str:
-    """`nbytes` for people."""
-    return f"{nbytes / 2**20:.1f} MiB"
+def _no_memory(name: str, nbytes: int) -> OutOfSharedMemory:
+    """The kernel had none for a segment."""
+    why = limits.short_of_address_space(nbytes) or limits.short_of_memory(nbytes)
+    why = why or "it may be a limit of this process or of its control group that changed meanwhile, or vm.max_map_count"
+    return OutOfSharedMemory(f"The kernel has no memory for {name} of {mebibytes(nbytes)}: {why}, {_FEWER}")

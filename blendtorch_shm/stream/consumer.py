@@ -21,7 +21,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from ..closing import Closable
-from ..errors import SegmentError, WireError
+from ..errors import OutOfSharedMemory, SegmentError, WireError
 from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, RESERVE, STREAM_HEADER, word
 from ..memory.locks import slot_lock
 from ..memory.ring import Bytes, Ring
@@ -315,6 +315,15 @@ class Consumer(Closable):
     def delivered(self) -> int:
         """How many messages of the stream have been received, by this consumer and all others."""
         return self._control.delivered()
+
+    def require_room(self) -> None:
+        """See whether this process could map all memory of the stream. Otherwise its messages would never be seen here.
+
+        Raises:
+            OutOfSharedMemory: it could not.
+        """
+        if self._rings.no_room:
+            raise OutOfSharedMemory(f"{self.place.title} cannot be read. {self._rings.no_room}")
 
     def unattached(self) -> str:
         """Why not all memory of the stream could be attached; "" if it could."""

@@ -18,7 +18,7 @@ from typing import Protocol
 import zmq
 
 from ..closing import Closable
-from ..errors import BlendtorchError, SegmentError, SegmentMissing, StreamClosed
+from ..errors import BlendtorchError, OutOfSharedMemory, SegmentError, SegmentMissing, StreamClosed
 from ..memory.segment import Segment
 from ..message.wire import Message
 from ..process import forks, interrupts, leaving
@@ -129,6 +129,7 @@ class Source(Closable):
 
         Raises:
             UnreadableMessage: the next one cannot be opened here; the call after that gives the one behind it.
+            OutOfSharedMemory: this process may not map the memory of a stream.
             StreamClosed: it was closed, perhaps by another thread meanwhile; or it was opened before a fork.
         """
         calls = self._calls
@@ -158,7 +159,8 @@ class Source(Closable):
         """The next messages, `count` at most, without waiting for more than the first; none after `timeout_s` seconds.
 
         Raises:
-            UnreadableMessage, StreamClosed: as for :meth:`receive`. Where others arrived with it, the next call raises.
+            UnreadableMessage, OutOfSharedMemory, StreamClosed: as for :meth:`receive`. Where messages arrived with it, the next
+                call raises.
         """
         calls = self._calls
         if calls.number != calls.handed:
@@ -377,6 +379,7 @@ class Source(Closable):
                 self._leave(stream)
         self._attach()
         for stream in self._streams:
+            stream.require_room()
             stream.look_after()
 
     def _leave(self, stream: Consumer) -> None:
@@ -401,6 +404,8 @@ class Source(Closable):
                     stream = Consumer(place, self._calls, own=self._own)
                     if self._inbox is not None:
                         self._inbox.bind(place, stream.key, stream.index)
+                except OutOfSharedMemory as error:
+                    raise OutOfSharedMemory(f"{place.title} cannot be read. {error}") from error
                 except SegmentError as error:
                     self._absent[place] = "" if isinstance(error, SegmentMissing) else str(error)
                     continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import SegmentError
+from ..errors import OutOfSharedMemory, SegmentError
 from ..memory.layout import MAX_RINGS_AT_ONCE, STREAM_HEADER, word
 from ..memory.ring import Ring
 from .control import Control
@@ -21,6 +21,7 @@ class Rings:
 
     Attributes:
         unattached: why the last of them that should exist could not be attached; "" if all could.
+        no_room: likewise, if it is that this process may not map as much.
 
     Example::
 
@@ -35,6 +36,7 @@ class Rings:
         self._known: dict[int, Ring] = {}
         self._current: list[Ring] = []
         self.unattached = ""
+        self.no_room = ""
         self._first = self._next = 0  # what the control segment said when those were attached
 
     def now(self) -> list[Ring]:
@@ -56,6 +58,7 @@ class Rings:
     def _attach(self) -> None:
         first, following = self._control.first_ring, self._control.next_ring
         following = min(following, first + MAX_RINGS_AT_ONCE)
+        self.no_room = ""
         self._known = {number: ring for number, ring in self._known.items() if number >= first}
         for number in range(first, following):
             if number not in self._known:
@@ -64,6 +67,8 @@ class Rings:
                     self._known[number] = Ring.attach(segment, self._control.key, number)
                 except SegmentError as error:  # removed meanwhile, as all its messages have been consumed, or a failure
                     self.unattached = str(error)
+                    if isinstance(error, OutOfSharedMemory):
+                        self.no_room = str(error)
         self._current = [self._known[number] for number in sorted(self._known)]
         if len(self._current) == following - first:  # else try again: not every failure means that it was removed
             self._first, self._next = first, following

@@ -361,7 +361,7 @@ def recording(data: bytes) -> None:
     fd = os.memfd_create("recording")
     try:
         os.write(fd, data)
-        with FileReader(f"/proc/self/fd/{fd}") as reader:
+        with FileReader(f"/proc/self/fd/{fd}", verify=False) as reader:
             for i in range(len(reader)):
                 with contextlib.suppress(RecordingError):
                     _check(reader[i])

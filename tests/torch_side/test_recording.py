@@ -348,11 +348,12 @@ def test_damage_is_named_and_what_is_before_it_can_be_read(tmp_path: Path, caplo
     ]
 
 
+@pytest.mark.parametrize("verify", [True, False])
 @given(changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(changes=[(124, 0xC0), (125, 0x78)])  # a size that tarfile itself refuses
 def test_whatever_bytes_are_damaged_what_is_raised_is_a_recording_error(
-    tmp_path: Path, changes: list[tuple[int, int]]
+    tmp_path: Path, changes: list[tuple[int, int]], verify: bool
 ) -> None:
     path = tmp_path / "a_00.tar"
     path.unlink(missing_ok=True)
@@ -362,7 +363,7 @@ def test_whatever_bytes_are_damaged_what_is_raised_is_a_recording_error(
     for at, value in changes:
         content[1024 + at if at < 4000 else -1] = value
     path.write_bytes(content)
-    with contextlib.suppress(RecordingError), FileReader(path) as reader:
+    with contextlib.suppress(RecordingError), FileReader(path, verify=verify) as reader:
         for i in range(len(reader)):
             with contextlib.suppress(RecordingError):
                 reader[i]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from blendtorch_shm.launch.address import SHARED_MEMORY
 from blendtorch_shm.launch.sweep import sweep
-from blendtorch_shm.memory.segment import mebibytes
+from blendtorch_shm.wording import mebibytes
 
 __all__ = ["main"]
 

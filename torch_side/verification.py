@@ -1,0 +1,101 @@
+"""Verifying a recording: each item is compared with the checksum that was written behind it. No item is opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from blendtorch_shm.errors import RecordingError, RecordingNotFound
+
+from .old_recordings import EXTENSION, old_files_of
+from .recording import FileReader, absolute, files_of
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it was written.
+
+    Attributes:
+        path: of the file.
+        item: its number in the file; None if it is no item.
+        what: what is wrong, with the bytes concerned.
+    """
+
+    path: str
+    item: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify_recording` found.
+
+    Attributes:
+        paths: the files that were looked at.
+        num_items: items in them, damaged ones included.
+        num_unverified: of these, those without a checksum, which an earlier version recorded, or another program packed anew.
+        damage: all that is damaged, in the order of the files.
+    """
+
+    paths: list[str]
+    num_items: int
+    num_unverified: int
+    damage: list[Damage]
+
+    def __str__(self) -> str:
+        unverified = f", {self.num_unverified} of them without a checksum, not verified" if self.num_unverified else ""
+        total = f"{self.num_items} items in {len(self.paths)} files{unverified}; damaged: {len(self.damage)}"
+        return "\n".join([*map(str, self.damage), total + "."])
+
+
+def verify_recording(path: str | os.PathLike[str]) -> Verification:
+    """Compare every item of a recording with its checksum. Nothing is unpickled.
+
+    Args:
+        path: of a file, or the prefix of a recording as in :class:`~torch_side.dataset.FileDataset`.
+
+    Returns:
+        how many items there are, and what is damaged. A file without its index counts as damaged, too: its end is missing, or
+        its writer was killed, or still writes.
+
+    Raises:
+        RecordingNotFound: there is no such recording.
+        RecordingError: it is one of blendtorch's (``.btr``), which have no checksums.
+
+    Example::
+
+        found = btt.verify_recording("tmp/cubes")
+        assert not found.damage, found
+    """
+    path = absolute(path)
+    paths = [path] if os.path.isfile(path) else files_of(path)
+    old = [one for one in paths if one.endswith(EXTENSION)] or ([] if paths else old_files_of(path))
+    if old:
+        raise RecordingError(
+            f"{', '.join(old)}: recordings of blendtorch have no checksums. Those that blendtorch-convert writes have."
+        )
+    if not paths:
+        raise RecordingNotFound(f"There is no recording {path}_00.tar, nor one with another number.")
+    num_items = num_unverified = 0
+    damage: list[Damage] = []
+    for one in paths:
+        try:
+            reader = FileReader(one)
+        except RecordingError as error:
+            damage.append(Damage(one, None, str(error)))
+            continue
+        with reader:
+            num_items += len(reader)
+            damage += [Damage(one, None, what) for what in reader.damage_around_items()]
+            if not reader.has_checksums:
+                num_unverified += len(reader)
+                continue
+            for index in range(len(reader)):
+                try:
+                    reader.verify_item(index)
+                except RecordingError as error:
+                    damage.append(Damage(one, index, str(error)))
+    return Verification(paths, num_items, num_unverified, damage)
