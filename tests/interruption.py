@@ -76,3 +76,33 @@ def everywhere(
 def _names(code: CodeType) -> dict[int, str]:
     """Offsets of the instructions, and what they do."""
     return {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}
+
+
+def runs_with_a_switch(first: Callable[[], object], second: Callable[[], object], at: int) -> bool:
+    """Run `first`; before line number `at` of ours that it comes to, or at its end, run `second` whole.
+
+    Returns:
+        whether it has so many lines.
+    """
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if "blendtorch_shm" not in frame.f_code.co_filename or "/tests/" in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                sys.settrace(None)
+                second()
+                return None
+        return trace
+
+    sys.settrace(trace)
+    try:
+        first()
+    finally:
+        sys.settrace(None)
+    if lines < at:
+        second()
+    return lines >= at

@@ -27,7 +27,7 @@ from torch.utils import data
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
 from blendtorch_shm.memory.layout import PAGE
 from blendtorch_shm.memory.segment import Segment
-from blendtorch_shm.process import interrupts, leaving
+from blendtorch_shm.process import forks, interrupts, leaving
 
 from .batch_memory import Block, HostMemory, with_tensors
 from .batches import Batch, collate_here
@@ -249,15 +249,15 @@ _received: dict[tuple[int, int], _Block] = {}
 class _User(weakref.ref[Bytes]):
     """Knows for how long anybody holds what lies in a block."""
 
-    __slots__ = ("block", "pid", "worker")
+    __slots__ = ("block", "generation", "worker")
     block: _Block
-    pid: int
+    generation: int
     worker: int
 
 
 def _user_gone(user: _User) -> None:
     try:
-        if os.getpid() == user.pid:  # a forked child holds a copy of what its parent holds
+        if forks.generation == user.generation:  # a forked child holds a copy of what its parent holds
             user.block.free(user)
             if user.block.is_left or not _runs(user.worker):
                 _forget_ended_workers()
@@ -280,7 +280,7 @@ def _receive(worker: int, number: int, fd: Any, capacity: int, shape: tuple[int,
     if block is not None:
         root = block.root(nbytes)
         block.user = user = _User(root, _user_gone)
-        user.block, user.pid, user.worker = block, os.getpid(), worker
+        user.block, user.generation, user.worker = block, forks.generation, worker
         block.state = _HELD
         # Only now: who forgets blocks, in whatever thread, spares those that are used.
         if _received.get(key) is block and not block.is_left:

@@ -20,7 +20,7 @@ import torch
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout, UnreadableMessage
 from blendtorch_shm.message.wire import Message
-from blendtorch_shm.process import leaving
+from blendtorch_shm.process import forks, leaving
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.waiting import IDLE_S
 from blendtorch_shm.transport import open_source
@@ -207,7 +207,7 @@ class _Receiver:
         self._loader = loader
         self._user = user
         self._dataset = loader.dataset
-        self._pid = os.getpid()
+        self._generation = forks.generation
         self._stop = False
         self.goes_on = False
         """Whether what :meth:`next` raised concerns one item alone: the next call goes on with the others."""
@@ -236,7 +236,7 @@ class _Receiver:
 
     def next(self) -> list[Any]:
         """The next batch, in a list; an empty list after the last one."""
-        if os.getpid() != self._pid:
+        if forks.generation != self._generation:
             raise StreamClosed(
                 "A FrameLoader's iteration that began before a fork cannot go on after it: begin one in the child."
             )
@@ -258,7 +258,7 @@ class _Receiver:
 
     def close(self) -> None:
         """Stop, and wait until that is done."""
-        if os.getpid() != self._pid:
+        if forks.generation != self._generation:
             return
         self._stop = True
         self._room.put(None)

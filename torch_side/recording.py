@@ -48,6 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
+from blendtorch_shm.process import forks
 
 from . import old_recordings
 from .recorded_item import (
@@ -123,7 +124,7 @@ class FileRecorder:
         self.update_header = update_header
         self.max_messages: int = min(max_messages, _MAX_ITEMS)
         self._fd = -1
-        self._pid = 0
+        self._generation = -1
         self._ranges = array.array("Q")
         self._end = 0
         self._mtime = int(time.time())
@@ -172,7 +173,7 @@ class FileRecorder:
 
     def _begin(self, fd: int) -> None:
         """Write behind what is in the file already."""
-        self._fd, self._pid = fd, os.getpid()
+        self._fd, self._generation = fd, forks.generation
         try:
             ranges = find_items(fd, self.path)
             self._ranges = array.array("Q", ranges.tobytes())
@@ -208,7 +209,7 @@ class FileRecorder:
             RecordingError: the file cannot be written any more and was closed, the items so far being safe; or the item has a
                 value that cannot be recorded.
         """
-        if self._fd < 0 or os.getpid() != self._pid:
+        if self._fd < 0 or forks.generation != self._generation:
             raise RecordingError(f"Nothing can be saved to {self.path}: it is not open in this process.")
         count = len(self)
         if count >= self.max_messages:
@@ -243,7 +244,7 @@ class FileRecorder:
             return
         fd, self._fd = self._fd, -1
         try:
-            if os.getpid() != self._pid:
+            if forks.generation != self._generation:
                 return
             with contextlib.suppress(OSError):  # it will be read without an index, or with half of one
                 os.ftruncate(fd, self._end)

@@ -66,7 +66,7 @@ class LaunchDirectory:
     def __init__(self) -> None:
         base = _base()
         self._nonce = secrets.token_hex(16)
-        self._pid = os.getpid()
+        self._generation = forks.generation
         while True:
             self.launch = secrets.token_hex(4)
             self.path, self.streams = f"{base}/blendtorch-{self.launch}", streams_path(self.launch)
@@ -111,7 +111,7 @@ class LaunchDirectory:
 
         In any process but the owner, do nothing.
         """
-        if os.getpid() != self._pid:
+        if forks.generation != self._generation:
             return
         for directory in self._directories:
             directory.unlock()  # first: to look into directories takes descriptors, of which there may be no more

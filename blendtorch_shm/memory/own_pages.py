@@ -180,6 +180,7 @@ class Window:
         if not self._move(home, self._address):
             with contextlib.suppress(OSError):
                 self._mapping.madvise(_MADV_POPULATE_WRITE)
+        forks.register(self)
 
     def part(self, offset: int, nbytes: int) -> tuple[Window, int]:
         """A window of its own on these bytes of this one, and their offset in it."""
@@ -199,6 +200,13 @@ class Window:
         What is shared can be seen here until it is written to. So nobody writes to it elsewhere while arrays in here are alive.
         """
         self._move(self._address, self._home)
+        self._set_apart()
+
+    def in_child(self) -> None:
+        """In a forked child: what it writes to its copies of arrays does not reach its parent."""
+        self._set_apart()
+
+    def _set_apart(self) -> None:
         flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         nbytes = len(self._mapping)

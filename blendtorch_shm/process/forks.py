@@ -26,7 +26,15 @@ def register(inherited: Inherited) -> None:
     _registered.add(inherited)
 
 
+generation = 0
+"""How many forks of Python lie between this process and the one that imported this. Compared, it says whether an object is a copy
+of a parent's. A process number could not: in another PID name space two processes may have the same one.
+"""
+
+
 def _after_fork_in_child() -> None:
+    global generation
+    generation += 1
     for inherited in list(_registered):
         inherited.in_child()
 

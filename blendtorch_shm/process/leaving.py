@@ -7,9 +7,10 @@ we use multiprocessing's own finalizers, with the lowest priority.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 from typing import Protocol
+
+from . import forks
 
 
 class Member(Protocol):
@@ -22,14 +23,14 @@ class Member(Protocol):
 _members: dict[
     Member, None
 ] = {}  # strong references: a member must outlive its leases, even if the user drops its source
-_pid = 0
+_generation = -1
 
 
 def join(member: Member) -> None:
     """Have `member` finish when this process exits, unless it leaves before. Who joins first finishes first."""
-    global _pid
-    if _pid != os.getpid():  # the first, or the first after a fork: those of the parent are not ours
-        _pid = os.getpid()
+    global _generation
+    if _generation != forks.generation:  # the first, or the first after a fork: those of the parent are not ours
+        _generation = forks.generation
         _members.clear()
         util = sys.modules.get("multiprocessing.util")
         if util is None:
@@ -45,6 +46,6 @@ def leave(member: Member) -> None:
 
 
 def _finish_all() -> None:
-    if os.getpid() == _pid:
+    if _generation == forks.generation:
         for member in list(_members):
             member.finish()

@@ -30,7 +30,7 @@ from ..message.dtypes import Array, dtype_name
 from ..message.values import SMALL_NBYTES, blender_array
 from ..message.wire import Decoder, Encoder
 from ..process import forks, interrupts
-from .producer import DEFAULT_SEND_HWM, Producer
+from .producer import AFTER_FORK, DEFAULT_SEND_HWM, Producer, check_alone
 
 log = logging.getLogger("blendtorch.stream")
 
@@ -90,6 +90,7 @@ class ClipSink(Closable):
         self._once = once
         self._clip = _Clip(sink, frames_per_clip, once, [])
         self._lock = threading.RLock()  # a signal handler may close in the middle of publish
+        self._running = threading.Lock()  # held while a call runs
         self._closed = False
         self._is_copy = False
         forks.register(self)
@@ -102,26 +103,32 @@ class ClipSink(Closable):
 
         Raises:
             PublishError: a value cannot travel on this connection; the frame is not added.
+            BlendtorchError: called by a signal's handler or a finalizer in the middle of another call.
         """
         with self._lock:
-            self._check_open("publish() after close().")
-            interrupts.raise_kept()
-            frame = {path: self._settle(path[0], value) for path, value in _flatten(fields)}
-            sent = not self._clip.is_continued_by(frame) and self.end_clip()
-            self._clip.add(frame)
-            # By a signal handler, which has sent what was complete.
-            self._check_open("close() in the middle of publish().")
-            if self._clip.length == self._frames_per_clip:
-                return self.end_clip()
-            self._sink.show_life()
-            return sent
+            check_alone(self._running, "publish")
+            with self._running:
+                self._check_open(AFTER_FORK if self._is_copy else "publish() after close().")
+                interrupts.raise_kept()
+                frame = {path: self._settle(path[0], value) for path, value in _flatten(fields)}
+                sent = not self._clip.is_continued_by(frame) and self._send()
+                self._clip.add(frame)
+                # By a signal handler, which has sent what was complete.
+                self._check_open("close() in the middle of publish().")
+                if self._clip.length == self._frames_per_clip:
+                    return self._send()
+                self._sink.show_life()
+                return sent
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """A row of the clip for the next :meth:`publish`, uninitialised; None where the last clip had no such field, it has
         a small one, or somebody holds that row already.
         """
         with self._lock:
-            return None if self._closed else self._clip.lend((shape, np.dtype(dtype)))
+            if self._closed or self._running.locked():
+                return None
+            with self._running:
+                return self._clip.lend((shape, np.dtype(dtype)))
 
     def close(self, *, patient: bool = True) -> None:
         """Send the clip that was begun, even if as many as may wait already do; then no more."""
@@ -138,7 +145,7 @@ class ClipSink(Closable):
             self._closed = True
             length = self._clip.length
             try:
-                self.end_clip(wait=False)
+                self._send(wait=False)
             except StreamClosed:
                 log.warning(
                     "A clip of %d frames was not sent: consumers hold all memory, and take nothing more.", length
@@ -148,22 +155,28 @@ class ClipSink(Closable):
 
     def in_child(self) -> None:
         """In a forked child: the stream is its parent's."""
-        self._is_copy = True
+        self._is_copy = self._closed = True
+        self._lock, self._running = threading.RLock(), threading.Lock()  # a thread of the parent may have held them
 
-    def end_clip(self, *, wait: bool = True) -> bool:
+    def end_clip(self) -> bool:
         """Send the clip as far as it has come; whether there was one.
 
-        Args:
-            wait: for room, as long as it takes.
+        Raises:
+            BlendtorchError: as for :meth:`publish`.
         """
         with self._lock:
-            if self._clip.length == 0:
-                return False
-            if wait:
-                self._sink.wait_for_room()  # before the clip is taken: what interrupts this loses no frame
-            clip = self._clip
-            self._clip = _Clip(self._sink, self._frames_per_clip, self._once, clip.kinds())
-            return self._sink.publish(clip.take_message(), wait=False)
+            check_alone(self._running, "end_clip")
+            with self._running:
+                return self._send()
+
+    def _send(self, *, wait: bool = True) -> bool:
+        if self._clip.length == 0:
+            return False
+        if wait:
+            self._sink.wait_for_room()  # before the clip is taken: what interrupts this loses no frame
+        clip = self._clip
+        self._clip = _Clip(self._sink, self._frames_per_clip, self._once, clip.kinds())
+        return self._sink.publish(clip.take_message(), wait=False)
 
     def _check_open(self, otherwise: str) -> None:
         if self._closed:

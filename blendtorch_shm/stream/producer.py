@@ -44,6 +44,9 @@ DEFAULT_SEND_HWM = 10
 _IN_USE = 6
 """Slots beyond those that wait, so that consumers can hold a few messages each meanwhile."""
 _MIN_SLOTS = RESERVE + 1
+AFTER_FORK = (
+    "A publisher that was made before a fork belongs to the parent: make one in the child, with a socket of its own."
+)
 _LOOK_EVERY_S = 0.1
 """A producer that waits looks at the slot tables itself this often."""
 _EXPLAIN_EVERY_S = 30.0
@@ -125,7 +128,7 @@ class Producer(Closable):
         self._lock = threading.RLock()
         self._is_in_call = False  # also left behind by a call that was cut short
         self._running = threading.Lock()  # held while a call runs: a call by a signal's handler finds it locked
-        self._closed = self._stopping = False
+        self._closed = self._stopping = self._is_copy = False
         self._spin = Spin()
         self._locks = place.open_locks(create=True)
         if not self._locks.hold(PRODUCER_LOCK):
@@ -206,13 +209,9 @@ class Producer(Closable):
 
     def _begin(self, name: str) -> None:
         """A call begins. The caller holds the lock, runs the call ``with self._running``, and then clears the mark."""
-        if self._running.locked():
-            raise BlendtorchError(
-                f"{name}() was called by a signal's handler in the middle of another call. Set a flag in the handler, and "
-                f"publish from the script's loop."
-            )
+        check_alone(self._running, name)
         if self._closed:
-            raise StreamClosed(f"{name}() after close().")
+            raise StreamClosed(AFTER_FORK if self._is_copy else f"{name}() after close().")
         interrupts.raise_kept()
         if self._is_in_call:  # the last one was cut short
             self._recover()
@@ -475,12 +474,25 @@ class Producer(Closable):
 
     def in_child(self) -> None:
         """In a forked child: the stream is its parent's."""
-        self._closed = True
+        self._closed = self._is_copy = True
         self._lock, self._running = threading.RLock(), threading.Lock()  # a thread of the parent may have held them
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._control.published} published"
         return f"<Producer of {self.place.name}, {state}>"
+
+
+def check_alone(running: threading.Lock, name: str) -> None:
+    """Refuse a call while another one of this thread runs: it comes from a signal's handler, or from a finalizer.
+
+    Raises:
+        BlendtorchError: `running` is held.
+    """
+    if running.locked():
+        raise BlendtorchError(
+            f"{name}() was called in the middle of another call, by a signal's handler or an object's finalizer (__del__). "
+            f"Set a flag there, and publish from the script's loop."
+        )
 
 
 def _slot_nbytes(parts: Parts) -> int:

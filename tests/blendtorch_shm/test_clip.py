@@ -1,5 +1,7 @@
 """Consecutive frames in one message: nothing is lost, nothing is copied that was rendered into place, and nothing is torn."""
 
+import contextlib
+import itertools
 import math
 import os
 import signal
@@ -13,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blendtorch_shm.errors import ConfigurationError, PublishError, StreamClosed
+from blendtorch_shm.errors import BlendtorchError, ConfigurationError, PublishError, StreamClosed
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.transport.local import LocalStream
 
+from ..interruption import runs_with_a_switch
 from .conftest import Transport
 
 PATIENCE_S = 20.0
@@ -723,3 +726,43 @@ def test_a_clip_ends_early_although_a_row_that_was_lent_for_it_was_not_used(stre
     clips.sink.publish({"larger": larger})
     clips.sink.end_clip()
     np.testing.assert_array_equal(clips.receive()["larger"], np.stack([larger, larger]))
+
+
+def test_a_publish_in_the_middle_of_another_one_is_an_error_or_right(transport: Transport) -> None:
+    """By a signal's handler or a finalizer, before each line of ours."""
+    if transport.name != "local":
+        pytest.skip("the same code everywhere")
+    sink, source = clips_over(transport, 2), transport.open_source()
+    numbers = itertools.count()
+    accepted: list[int] = []
+
+    def publish() -> None:
+        i = next(numbers)
+        lent = sink.lend(SHAPE, np.uint8)
+        image = np.empty(SHAPE, np.uint8) if lent is None else lent
+        image[:] = i % 251
+        sink.publish({"i": i, "image": image, "other": picture(i), "pose": {"i": i}})
+        accepted.append(i)
+
+    def nested() -> None:
+        with contextlib.suppress(BlendtorchError):
+            publish()
+        with contextlib.suppress(BlendtorchError):
+            sink.end_clip()
+
+    at, going, received = 0, True, []
+    while going:
+        at += 1
+        going = runs_with_a_switch(publish, nested, at)
+        if not going or at % 5 == 0:
+            sink.end_clip()
+        while (message := source.receive(0)) is not None:
+            clip = message.fields
+            frames = zip(clip["i"], clip["image"], clip["other"], clip["pose"]["i"], strict=True)
+            for i, image, other, inner in frames:
+                assert (image == i % 251).all()
+                assert (other == i % 251).all()
+                assert inner == i
+                received.append(int(i))
+    assert at > 50
+    assert sorted(received) == sorted(accepted)

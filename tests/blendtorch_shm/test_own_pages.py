@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blendtorch_shm.errors import StreamClosed
 from blendtorch_shm.memory import own_pages, segment
 from blendtorch_shm.memory.layout import PAGE
 from blendtorch_shm.memory.own_pages import OwnPages, Window, address_of
@@ -325,6 +326,47 @@ def test_a_frame_that_a_script_keeps_stays_as_it_was_published(sink: Producer, p
                     assert (array == number).all()
                 while source.receive(0) is not None:
                     pass
+
+
+def in_a_child(does: Callable[[], None]) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            does()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_a_forked_child_writes_to_arrays_that_its_parent_was_lent_does_not_reach_its_parent(
+    sink: Producer, source: Source
+) -> None:
+    sink.publish({"image": np.zeros((100, 100), np.uint8)})
+    receive(source)
+    lent = sink.lend((100, 100), np.uint8)
+    assert lent is not None
+    lent[:] = 3
+    in_a_child(lambda: lent.fill(4))
+    sink.publish({"image": lent})
+    in_a_child(lambda: setattr(lent.flags, "writeable", True) or lent.fill(5))
+    assert (receive(source)["image"] == 3).all()
+
+
+def test_a_forked_child_can_add_no_frame_to_its_parents_clip(sink: Producer, source: Source) -> None:
+    clips = ClipSink(sink, 2)
+
+    def publishes() -> None:
+        row = clips.lend((90, 100), np.uint8)
+        with pytest.raises(StreamClosed, match="before a fork"):
+            clips.publish({"image": np.full((90, 100), 9, np.uint8) if row is None else row})
+
+    for i in range(4):
+        clips.publish({"image": np.full((90, 100), i, np.uint8)})
+        in_a_child(publishes)
+    for first in (0, 2):
+        assert [frame[0, 0] for frame in receive(source)["image"]] == [first, first + 1]
 
 
 def test_without_descriptors_for_windows_nothing_is_lent(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,35 +15,7 @@ from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
 
-
-def runs_with_a_switch(first: Callable[[], object], second: Callable[[], object], at: int) -> bool:
-    """Run `first`; before line number `at` of ours that it comes to, or at its end, run `second` whole.
-
-    Returns:
-        whether it has so many lines.
-    """
-    lines = 0
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal lines
-        if "blendtorch_shm" not in frame.f_code.co_filename or "/tests/" in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == at:
-                sys.settrace(None)
-                second()
-                return None
-        return trace
-
-    sys.settrace(trace)
-    try:
-        first()
-    finally:
-        sys.settrace(None)
-    if lines < at:
-        second()
-    return lines >= at
+from ..interruption import runs_with_a_switch
 
 
 def closes(source: Source) -> None:

@@ -1,5 +1,6 @@
 """A stream in shared memory, seen from both sides."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from blendtorch_shm.errors import SegmentError, StreamClosed, UnreadableMessage
+from blendtorch_shm.errors import BlendtorchError, SegmentError, StreamClosed, UnreadableMessage
 from blendtorch_shm.launch.address import Twin, beacon_path
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.memory import layout, segment
@@ -29,7 +30,7 @@ from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.rings import Rings
 from blendtorch_shm.transport.local import LocalStream
 
-from ..interruption import everywhere
+from ..interruption import everywhere, runs_with_a_switch
 from .conftest import SOURCES
 from .members import PATIENCE_S, asleep, when
 
@@ -669,3 +670,27 @@ def test_a_source_that_was_dropped_without_closing_gives_up_its_place_when_the_n
     assert inspect(place).count(State.LEASED) == 0
     successor.close()
     sink.close()
+
+
+def test_a_publish_in_the_middle_of_another_one_is_an_error_or_right(sink: Producer, source: Source) -> None:
+    """By a signal's handler or a finalizer, before each line of ours."""
+    numbers = itertools.count()
+    accepted: list[int] = []
+
+    def publish() -> None:
+        i = next(numbers)
+        lent = sink.lend((NBYTES,), np.uint8)
+        image = np.empty(NBYTES, np.uint8) if lent is None else lent
+        image[:] = i % 256
+        sink.publish({"i": i, "image": image, "other": picture(i)})
+        accepted.append(i)
+
+    def nested() -> None:
+        with contextlib.suppress(BlendtorchError):
+            publish()
+
+    at, received = 0, []
+    while runs_with_a_switch(publish, nested, at := at + 1):
+        received += receive_all(source)
+    assert at > 50
+    assert received + receive_all(source) == sorted(accepted)
