@@ -15,6 +15,7 @@ The locks are those of *open file descriptions* (``F_OFD_SETLK``, man 2 fcntl). 
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import struct
 
@@ -77,6 +78,7 @@ class Locks(Closable):
     """
 
     fd = -1
+    _file: io.FileIO | None = None
 
     def __init__(self, path: str, *, create: bool = True) -> None:
         self.path = path
@@ -138,12 +140,14 @@ class Locks(Closable):
         """Close the file, which drops every lock of this description."""
         if self.fd >= 0:
             self.fd = -1
+            assert self._file is not None
             self._file.close()  # an interrupt before that leaves it to __del__
             self._held.clear()
 
     def __del__(self) -> None:  # nobody is left who could drop its locks
         self.fd = -1
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def in_child(self) -> None:
         """A forked child closes its copy; the locks stay its parent's."""

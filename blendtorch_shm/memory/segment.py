@@ -46,6 +46,8 @@ class Segment:
         segment.words[0] = 7
     """
 
+    _file: io.FileIO | None = None  # of one whose making was interrupted
+
     def __init__(
         self,
         name: str,
