@@ -31,6 +31,8 @@ Bytes = npt.NDArray[np.uint8]
 
 _READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
 _NO_SEQUENCE = 2**64 - 1  # of a slot whose message never was
+_COPIED_NBYTES = 2**14
+_NOTHING = np.empty(0, np.uint8)
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
 
 
@@ -81,9 +83,10 @@ class Ring:
             for field in ("generation", "sequence", "owner", "payload_nbytes", "header_nbytes", "flags")
         )
         first = layout.slots_offset(num_slots)
+        self._starts = range(first, first + num_slots * slot_nbytes, slot_nbytes)
         self._own = segment.own
         view = segment.view if self._own is None else self._own.view
-        self._slots = [view[first + i * slot_nbytes : first + (i + 1) * slot_nbytes] for i in range(num_slots)]
+        self._slots = [view[start : start + slot_nbytes] for start in self._starts]
         self._faulted = bytearray(num_slots)
         self._handed_out = bytearray(num_slots)  # to who may have written there; only of pages of our own
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
@@ -198,7 +201,7 @@ class Ring:
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
         if self._own is not None and self._handed_out[slot]:
-            self._own.renew(self._start(slot), header_at + header_nbytes)
+            self._own.renew(self._starts[slot], header_at + header_nbytes)
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self.generation[slot], self.sequence[slot], self.flags[slot]
 
@@ -206,10 +209,18 @@ class Ring:
         """The bytes of `slot`, writable; mapped as a whole at first use. If the segment has pages of our own, these."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
-            (self._own or self.segment).prefault(self._start(slot), self.slot_nbytes)
+            (self._own or self.segment).prefault(self._starts[slot], self.slot_nbytes)
         if self._own is not None:
             self._handed_out[slot] = 1  # before anybody can write there
         return self._slots[slot]
+
+    def payload(self, slot: int, nbytes: int) -> Bytes:
+        """The arrays of the message in `slot`, of `nbytes`, for who may write there; a copy where that is faster than to see
+        whether somebody did.
+        """
+        if self._own is None or nbytes > _COPIED_NBYTES:
+            return np.frombuffer(self.memory(slot), np.uint8, nbytes)
+        return np.frombuffer(self._slots[slot], np.uint8, nbytes).copy() if nbytes else _NOTHING[:]
 
     def window(self, slot: int) -> Window:
         """The bytes of `slot` at an address of their own, for arrays that a script is lent.
@@ -217,11 +228,8 @@ class Ring:
         Raises:
             OSError: the process may not map so much, or has no file descriptor left.
         """
-        start = self._start(slot)
+        start = self._starts[slot]
         return Window(self.segment, start, self.slot_nbytes, address_of(self.segment.view) + start)
-
-    def _start(self, slot: int) -> int:
-        return layout.slots_offset(self.num_slots) + slot * self.slot_nbytes
 
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""

@@ -18,8 +18,6 @@ import time
 import weakref
 from collections.abc import Generator, Iterator
 
-import numpy as np
-
 from ..closing import Closable
 from ..errors import OutOfSharedMemory, SegmentError, WireError
 from ..memory.layout import FLAG_AGAIN, FLAG_LOCAL_ONLY, FOR_A_SLOT, RESERVE, STREAM_HEADER, word
@@ -255,9 +253,7 @@ class Consumer(Closable):
         except SegmentError:
             self._release(ring, slot, ring.generation[slot])
             raise
-        payload = (
-            np.frombuffer(ring.memory(slot), np.uint8, payload_nbytes) if payload_nbytes else np.empty(0, np.uint8)
-        )
+        payload = ring.payload(slot, payload_nbytes)
         if flags & FLAG_AGAIN:
             member.redelivered.add(1)
         hoarding = ring.count(_LEASED) > ring.num_slots - RESERVE
