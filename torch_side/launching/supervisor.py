@@ -1,9 +1,8 @@
 """The processes of a launch: started, watched, started again and ended by one thread.
 
-Children are to die with the launcher, whatever becomes of it, so each asks the kernel for a signal at its parent's death
-(``PR_SET_PDEATHSIG``). The kernel sends that when the *thread* that forked the child ends, so one thread lives as long as the
-launch, starts every child, and meanwhile waits for their ends. The request is made in a tiny Python program that then
-becomes the child: code between fork and exec is not safe in a process with threads.
+Children are to die with the launcher, whatever becomes of it, so each has a guardian (:mod:`.guardian`), which asks the kernel
+for a signal at its parent's death (``PR_SET_PDEATHSIG``). The kernel sends that when the *thread* that forked the guardian ends,
+so one thread lives as long as the launch, starts every child, and meanwhile waits for their ends.
 
 An instance that is started again takes over its streams (``Producer`` adopts what its predecessor left), so the predecessor must
 be gone altogether, with everything that it started: it could still hold the port, or write into a slot.
@@ -16,8 +15,6 @@ import logging
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -31,6 +28,8 @@ from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.notes import (
+    INSTANCE_VARIABLE,
+    LAUNCH_VARIABLE,
     RESTARTS_VARIABLE,
     SOFTWARE_WARNING,
     InstanceState,
@@ -43,10 +42,11 @@ from blendtorch_shm.launch.notes import (
     read_note,
     write_status,
 )
-from blendtorch_shm.launch.sweep import processes_of
+from blendtorch_shm.launch.sweep import processes_of, send
 from blendtorch_shm.stream.control import activity
 from blendtorch_shm.stream.place import SharedPlace
 
+from .bound import BoundProcess
 from .config import LaunchConfig
 from .logs import Logs
 
@@ -64,31 +64,6 @@ _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
 _LISTEN_S = 1.0
 """How often signs of life are looked for, or four times within the patience."""
-
-_BECOME = """
-import ctypes, os, signal, sys
-parent, number = int(sys.argv[1]), int(sys.argv[2])
-for s in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ): signal.signal(s, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, [])
-ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
-if os.getppid() != parent: os.kill(os.getpid(), signal.SIGKILL)
-try: os.execvp(sys.argv[3], sys.argv[3:])
-except OSError as error: sys.exit(f"Cannot run {sys.argv[3]}: {error.strerror}")
-"""
-
-
-def start_bound(
-    command: Sequence[str], *, death_signal: signal.Signals = signal.SIGKILL, **options: Any
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, bound to the life of the calling thread.
-
-    Args:
-        command: the program and its arguments.
-        death_signal: what the kernel sends to the child when this thread ends.
-        options: further arguments of ``subprocess.Popen``.
-    """
-    become = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), str(int(death_signal))]
-    return subprocess.Popen([*become, *command], stdin=subprocess.DEVNULL, start_new_session=True, **options)
 
 
 def describe_exit(code: int) -> str:
@@ -115,9 +90,8 @@ class Instance:
     env: Mapping[str, str]
     streams: Sequence[Twin] = ()
     """Those of its sockets."""
-    process: subprocess.Popen[bytes] | None = None
+    process: BoundProcess | None = None
     """The current one, or the last."""
-    pidfd: int = -1
     started_at: float = 0.0
     state: InstanceState = "starting"
     exit_code: int | None = None
@@ -165,7 +139,7 @@ class Supervisor:
         self, directory: LaunchDirectory, logs: Logs, tell: Callable[[str], None], config: LaunchConfig
     ) -> None:
         self.instances: list[Instance] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[BoundProcess] = []
         """The current process of each instance, or its last."""
         self._config = config
         self._directory = directory
@@ -257,14 +231,22 @@ class Supervisor:
 
     def _tell_each(self, number: signal.Signals, told: set[int]) -> set[int]:
         """Send a signal to every process of the launch that was not `told`; all that are there."""
-        leaders = {p.pid for p in list(self.processes) if p.poll() is None}
-        alive = leaders | set(processes_of(self._directory.launch))
+        launch = self._directory.launch
+        processes = [process for process in list(self.processes) if not process.is_over()]
+        leaders = {process.pid for process in processes if process.poll() is None}
+        alive = leaders | set(processes_of(launch))
         for pid in alive - told:
             told.add(pid)  # before: the answer may come, and be raised, before the call that sends returns
-            send = os.killpg if pid in leaders else os.kill
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                send(pid, number)
-                send(pid, signal.SIGCONT)  # a stopped process would not notice
+            for each in (number, signal.SIGCONT):  # a stopped process would not notice
+                if pid in leaders:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, each)
+                else:
+                    send(each, pid, launch)
+        if number == signal.SIGKILL:
+            for process in processes:
+                process.end_all()
+            alive |= {process.pid for process in processes}
         return alive
 
     def _wake(self) -> None:
@@ -289,9 +271,7 @@ class Supervisor:
         finally:
             for process in self.processes:
                 if process.poll() is None:  # it was just being started while all others were ended
-                    process.kill()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(GRACE_S)
+                    process.close()
             self._look_around()
             self._selector.close()
 
@@ -304,7 +284,7 @@ class Supervisor:
             if instance.state == "restarting":
                 waits.append(max(0.0, instance.due_at - time.monotonic()))
             elif instance.state != "exited":
-                if instance.pidfd < 0 or not instance.renderer:
+                if not instance.renderer:
                     waits.append(_NEWS_S)
                 if self._config.stall_timeout is not None:
                     waits.append(self._listening_period_s(self._config.stall_timeout))
@@ -320,8 +300,8 @@ class Supervisor:
                     with contextlib.suppress(OSError):  # a full disk must not end the launch
                         os.write(log_fd, mark.encode())
                 env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
-                process = start_bound(command, env=env, stdout=log_fd, stderr=log_fd)
-                process.args = command
+                marks = {name: env.pop(name) for name in (LAUNCH_VARIABLE, INSTANCE_VARIABLE) if name in env}
+                process = BoundProcess(command, env=env, marks=marks, stdout=log_fd, stderr=log_fd)
             finally:
                 os.close(log_fd)
         except OSError as error:
@@ -337,9 +317,7 @@ class Supervisor:
             instance.silent_s = 0.0
             instance.stuck = instance.renderer = ""
             self._move(instance, "starting")
-        with contextlib.suppress(OSError):  # a kernel without pidfd, or no descriptor left: polled instead
-            instance.pidfd = os.pidfd_open(process.pid)
-            self._selector.register(instance.pidfd, selectors.EVENT_READ)
+        self._selector.register(process, selectors.EVENT_READ)
 
     def _look_around(self) -> None:
         for instance in self.instances:
@@ -350,6 +328,8 @@ class Supervisor:
                 code = instance.process.poll()
                 self._read_notes(instance)
                 if code is not None:
+                    self._selector.unregister(instance.process)
+                    instance.process.hear_no_more()
                     self._bury(instance, code)
                 elif self._config.stall_timeout is not None and not instance.stuck:
                     self._listen(instance, self._config.stall_timeout)
@@ -409,10 +389,6 @@ class Supervisor:
     def _bury(self, instance: Instance, code: int) -> None:
         """Note how an instance ended, and decide whether it is started again."""
         age_s = time.monotonic() - instance.started_at
-        if instance.pidfd >= 0:
-            self._selector.unregister(instance.pidfd)
-            os.close(instance.pidfd)
-            instance.pidfd = -1
         how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
         instance.exit_code = code
         pause_s, fate = self._decide(instance, code, age_s)
@@ -474,10 +450,13 @@ class Supervisor:
             self._move(instance, "exited")
             return
         now = time.monotonic()
-        leftovers = processes_of(self._directory.launch, instance_path(self._directory.path, instance.btid))
+        whose = self._directory.launch, instance_path(self._directory.path, instance.btid)
+        leftovers = processes_of(*whose)
         for pid in leftovers:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, pid, *whose)
+        if instance.process is not None and not instance.process.is_over():
+            instance.process.end_all()
+            leftovers.append(instance.process.pid)
         if leftovers:
             instance.due_at = max(instance.due_at, now + _LEFTOVERS_S)
         if now < instance.due_at:
@@ -526,6 +505,6 @@ def _obey(order: Callable[[], Any], future: Future[Any]) -> None:
         future.set_exception(error)
 
 
-def _is_noticed(instance: Instance, process: subprocess.Popen[bytes]) -> bool:
+def _is_noticed(instance: Instance, process: BoundProcess) -> bool:
     """Whether the supervisor's thread knows that `process` has ended."""
     return instance.state in ("restarting", "exited") or instance.process is not process
