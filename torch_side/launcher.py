@@ -265,7 +265,10 @@ class BlenderLauncher:
         directory = LaunchDirectory()
         self._at_last(directory.remove)  # register the clean-up before creating anything: Ctrl-C may come at any point
         self._directory = directory.create()
-        folders = package_folders(runtime, directory.path, self._tell)
+        folders = partial(
+            package_folders, runtime, directory.path, self._tell
+        )  # they may be removed: asked for at each start
+        folders()
         bound, addresses = self._addresses(directory)
         logs = Logs(directory, config, _print)
         logs.create()
@@ -347,7 +350,7 @@ class BlenderLauncher:
         self,
         runtime: Runtime,
         background: bool,
-        folders: list[str],
+        folders: Callable[[], list[str]],
         addresses: dict[str, list[Address]],
         btid: int,
         restarts: int,
@@ -355,7 +358,7 @@ class BlenderLauncher:
         """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
         config = self.config
         bootstrap = os.path.join(OUR_FOLDER, "blender_side", "bootstrap.py")
-        own = ["--script", config.script, "--packages", os.pathsep.join(folders)]
+        own = ["--script", config.script, "--packages", os.pathsep.join(folders())]
         own += ["--scene", config.scene or ""] if runtime.kind != "python" else []
         if runtime.kind == "executable":
             command = [runtime.path, *(["--background"] if background else []), "-noaudio", "--enable-autoexec"]

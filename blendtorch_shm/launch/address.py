@@ -156,6 +156,20 @@ def sign_of_port(host: str, port: int) -> str:
     return f"blendtorch-port-{host}-{port}"
 
 
+def is_signed(launch: str) -> bool:
+    """Whether a launch shows in this network that it lives, whatever has become of its files."""
+    try:
+        return sign_of_launch(launch) in _signs()
+    except OSError:
+        return False
+
+
+def _signs() -> set[str]:
+    """The names in the abstract name space of UNIX sockets."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+        return {line.partition("@")[2].rstrip("\n") for line in sockets}
+
+
 def leads_nowhere(endpoint: str, launch: str) -> bool:
     """Whether no instance of a launch can be reached at a ``tcp://`` endpoint of loopback, now or later.
 
@@ -164,8 +178,7 @@ def leads_nowhere(endpoint: str, launch: str) -> bool:
     """
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
-            signs = {line.partition("@")[2].rstrip("\n") for line in sockets}
+        signs = _signs()
         if sign_of_launch(launch) in signs:
             return False
         if sign_of_port(host, int(port)) in signs:

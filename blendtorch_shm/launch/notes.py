@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -93,6 +94,7 @@ class _Status:
     exit_code: int | None
     restarts: int
     kept_log: str
+    lost: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,12 @@ class InstanceReport(_Status):
         pid: of its process.
         restarts: how often it was started again.
         kept_log: where its log lies when the launch is over; empty as long as it has not failed.
+        lost: sockets that it publishes on, and whose files somebody has removed, so that nobody can begin to read them until it
+            is started again.
     """
 
-    log_tail: str
-    renderer: str
+    log_tail: str = ""
+    renderer: str = ""
     error: str = ""
 
     def is_stopped(self) -> bool:
@@ -144,6 +148,12 @@ def note_path(directory: str, btid: int, note: Note) -> str:
 def read_note(directory: str, btid: int, note: Note) -> str:
     """The text of a note of the instance, empty if there is none (yet)."""
     return _text(note_path(directory, btid, note))
+
+
+def restore_note(directory: str, btid: int, note: Note, text: str) -> None:
+    """Write a note again that somebody has removed."""
+    with contextlib.suppress(FileExistsError), open(note_path(directory, btid, note), "x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def has_note(directory: str, btid: int, note: Note) -> bool:
@@ -188,7 +198,8 @@ def _read_status(path: Path) -> _Status | None:
         return None
     numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
     fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
-    fits = fits and type(status.kept_log) is str
+    fits = fits and type(status.kept_log) is str and isinstance(status.lost, list)
+    fits = fits and all(type(name) is str for name in status.lost)
     return status if fits else None
 
 
@@ -201,11 +212,19 @@ def write_status(
     *,
     restarts: int = 0,
     kept_log: str = "",
+    lost: Sequence[str] = (),
 ) -> None:
     """Replace the status of an instance, atomically: a reader sees the old or the new one."""
     path = f"{instance_path(directory, btid)}.json"
-    Path(f"{path}.new").write_text(json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts, kept_log))))
+    Path(f"{path}.new").write_text(
+        json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts, kept_log, list(lost))))
+    )
     os.replace(f"{path}.new", path)
+
+
+def has_status(directory: str, btid: int) -> bool:
+    """Whether the status of an instance is there."""
+    return os.path.exists(f"{instance_path(directory, btid)}.json")
 
 
 def instance_reports(directory: str) -> list[InstanceReport]:

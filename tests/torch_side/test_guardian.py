@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from blendtorch_shm.launch.sweep import sweep
 from torch_side.launching.bound import BoundProcess
 
 from .conftest import eventually, is_alive
@@ -150,3 +151,4 @@ def test_what_hides_from_the_launcher_ends_with_its_instance(script: Callable[[s
             eventually(lambda: not is_alive(hidden), "its end")
         assert not is_alive(hidden)
         launcher.terminate()
+    sweep()  # what a killed launcher leaves

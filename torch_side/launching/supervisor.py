@@ -18,9 +18,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,13 +33,16 @@ from blendtorch_shm.launch.notes import (
     RESTARTS_VARIABLE,
     SOFTWARE_WARNING,
     InstanceState,
+    Note,
     clear_notes,
     has_note,
+    has_status,
     instance_path,
     is_software,
     is_stopped,
     log_tail,
     read_note,
+    restore_note,
     write_status,
 )
 from blendtorch_shm.launch.sweep import processes_of, send
@@ -49,6 +52,7 @@ from blendtorch_shm.stream.place import SharedPlace
 from .bound import BoundProcess
 from .config import LaunchConfig
 from .logs import Logs
+from .removed import is_lost
 
 log = logging.getLogger("blendtorch.launch")
 
@@ -62,8 +66,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Between a failure and the restart; doubled with each further failure in a row."""
 _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
+_MEND_S = 0.5
+"""How often it is looked whether somebody has removed files of the launch."""
 _LISTEN_S = 1.0
 """How often signs of life are looked for, or four times within the patience."""
+
+
+_CLEANERS = "docs/removed_files.md says what removes such files, and how to keep it from doing so."
 
 
 def describe_exit(code: int) -> str:
@@ -115,6 +124,10 @@ class Instance:
     """When that was last looked at."""
     stuck: str = ""
     """Why it was killed."""
+    said: dict[Note, str] = field(default_factory=dict)
+    """Its notes."""
+    lost: Sequence[str] = ()
+    """Sockets that it publishes on, and whose files somebody has removed."""
 
     def has_exited(self) -> bool:
         """Whether its process is gone for good, and its obituary written."""
@@ -147,6 +160,7 @@ class Supervisor:
         self._tell = tell
         self._ending = False
         self._warned: set[str] = set()
+        self._mended_at = time.monotonic()
         self._changed = threading.Condition()
         self._orders: deque[tuple[Callable[[], Any], Future[Any]] | None] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -273,11 +287,12 @@ class Supervisor:
                 if process.poll() is None:  # it was just being started while all others were ended
                     process.close()
             self._look_around()
+            self._logs.close()
             self._selector.close()
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         """Seconds until there may be something to do that nothing wakes us for."""
-        waits = []
+        waits = [_MEND_S]
         if self.instances and self._logs.look_every_s is not None:
             waits.append(self._logs.look_every_s)
         for instance in self.instances:
@@ -288,12 +303,12 @@ class Supervisor:
                     waits.append(_NEWS_S)
                 if self._config.stall_timeout is not None:
                     waits.append(self._listening_period_s(self._config.stall_timeout))
-        return min(waits, default=None)
+        return min(waits)
 
     def _start(self, instance: Instance) -> None:
-        command = instance.command(instance.restarts)
         try:
-            log_fd = self._logs.open(instance.btid)
+            command = instance.command(instance.restarts)
+            log_fd = self._open_log(instance)
             try:
                 if instance.restarts:
                     mark = f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n"
@@ -305,7 +320,7 @@ class Supervisor:
             finally:
                 os.close(log_fd)
         except OSError as error:
-            raise LaunchError(f"Cannot start instance {instance.btid} ({command[0]}): {error}.") from error
+            raise LaunchError(f"Cannot start instance {instance.btid}: {error}.") from error
         with self._changed:
             if instance.process is None:
                 self.instances.append(instance)
@@ -316,10 +331,56 @@ class Supervisor:
             instance.started_at = instance.listened_at = time.monotonic()
             instance.silent_s = 0.0
             instance.stuck = instance.renderer = ""
+            instance.said, instance.lost = {}, ()
             self._move(instance, "starting")
         self._selector.register(process, selectors.EVENT_READ)
 
+    def _open_log(self, instance: Instance) -> int:
+        """A descriptor for all that an instance prints. It is started again also where there is no place for that any more."""
+        try:
+            return self._logs.open(instance.btid)
+        except OSError as error:
+            if not instance.restarts:
+                raise
+            self._warn(f"what instance {instance.btid} prints is lost from now on: its log cannot be made ({error}).")
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+    def _mend(self) -> None:
+        """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
+        self._mended_at = time.monotonic()
+        try:
+            for path in self._directory.mend():
+                self._warn(f"{path} was removed although the launch runs, and is made anew. {_CLEANERS}")
+        except OSError as error:
+            self._warn(
+                f"Files of this launch were removed although it runs, and cannot be made anew: {error}. {_CLEANERS}"
+            )
+        for instance in self.instances:
+            lost: list[str] = []
+            if instance.state in ("starting", "running") and instance.process is not None:
+                lost = [twin.name for twin in instance.streams if is_lost(twin, self._pids_of(instance))]
+                for note, text in instance.said.items():
+                    with contextlib.suppress(OSError):
+                        restore_note(self._directory.path, instance.btid, note, text)
+            if lost and lost != instance.lost:
+                self._warn(
+                    f"The shared memory of {' and '.join(map(repr, lost))} of instance {instance.btid} was removed although "
+                    f"it publishes there. Who reads already reads on; nobody else can, until the instance is started again. "
+                    f"{_CLEANERS}"
+                )
+            if lost != instance.lost or not has_status(self._directory.path, instance.btid):
+                instance.lost = lost
+                self._write_status(instance)
+
+    def _pids_of(self, instance: Instance) -> Iterator[int]:
+        """The processes of an instance; those that it started only if somebody asks on."""
+        if instance.process is not None:
+            yield instance.process.pid
+        yield from processes_of(self._directory.launch, instance_path(self._directory.path, instance.btid))
+
     def _look_around(self) -> None:
+        if not self._ending and time.monotonic() - self._mended_at >= _MEND_S:
+            self._mend()
         for instance in self.instances:
             self._logs.look(instance.btid)  # also of one that has ended: what it started may go on
             if instance.state == "restarting":
@@ -338,13 +399,15 @@ class Supervisor:
         """See whether the instance said that its script began, and what it renders with."""
         directory, btid = self._directory.path, instance.btid
         if instance.state == "starting" and has_note(directory, btid, "started"):
+            instance.said |= {note: read_note(directory, btid, note) for note in ("warnings", "started")}
             self._move(instance, "running")
             self._tell(f"instance {btid} runs its script, after {time.monotonic() - instance.started_at:.1f} s")
-            for warning in read_note(directory, btid, "warnings").splitlines():
+            for warning in instance.said["warnings"].splitlines():
                 self._warn(warning)
         if not instance.renderer:
             instance.renderer = read_note(directory, btid, "renderer")
             if instance.renderer:
+                instance.said["renderer"] = instance.renderer
                 self._tell(f"instance {btid} renders with {instance.renderer}")
                 if is_software(instance.renderer):
                     self._warn(SOFTWARE_WARNING)
@@ -461,6 +524,7 @@ class Supervisor:
             instance.due_at = max(instance.due_at, now + _LEFTOVERS_S)
         if now < instance.due_at:
             return
+        self._mend()
         clear_notes(self._directory.path, instance.btid)
         instance.restarts += 1
         instance.published_before = instance.published()
@@ -493,6 +557,7 @@ class Supervisor:
                 code,
                 restarts=restarts,
                 kept_log=instance.kept_log,
+                lost=instance.lost,
             )
         except OSError as error:  # a full disk must not end the launch
             log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
