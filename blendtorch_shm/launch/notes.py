@@ -165,7 +165,7 @@ def clear_notes(directory: str, btid: int) -> None:
     """Remove the notes of an instance that has ended, and the temporary directory of its Blender, before it is started again."""
     remove_blenders_folder(note_path(directory, btid, "started"))
     for note in get_args(Note):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it, or its directory, is not there
             os.unlink(note_path(directory, btid, note))
 
 

@@ -348,6 +348,7 @@ class Supervisor:
     def _mend(self) -> None:
         """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
         self._mended_at = time.monotonic()
+        is_whole = True
         try:
             for path in self._directory.mend():
                 self._warn(f"{path} was removed although the launch runs, and is made anew. {_CLEANERS}")
@@ -368,7 +369,7 @@ class Supervisor:
                     f"it publishes there. Who reads already reads on; nobody else can, until the instance is started again. "
                     f"{_CLEANERS}"
                 )
-            if lost != instance.lost or not has_status(self._directory.path, instance.btid):
+            if lost != instance.lost or (is_whole and not has_status(self._directory.path, instance.btid)):
                 instance.lost = lost
                 self._write_status(instance)
 
