@@ -61,7 +61,7 @@ _HEADLESS_SINCE = (5, 1)
 """From this version on, Blender draws off-screen in background."""
 _EVERYWHERE = "0.0.0.0"
 _DESCRIPTORS = 24
-"""File descriptors that a launch needs at once; besides, each instance has one, and each of its ports two."""
+"""File descriptors that a launch needs at once; besides, each instance and each of its ports has two."""
 
 StrPath = str | os.PathLike[str]
 

@@ -104,14 +104,18 @@ class Twin:
         return f"{_escaped(self.name)}-{self.btid}"
 
     def sockets(self) -> list[Twin]:
-        """Those of the same instance that somebody has opened, this one included, by name."""
+        """Those of the same instance that somebody has opened, this one included, by name, even if some files are gone."""
+        files = set()
+        with contextlib.suppress(OSError):  # the launch is over, or its directory was removed
+            files = {entry.removesuffix(".lock") for entry in os.listdir(self.streams) if entry.endswith(".lock")}
+        prefix = f"bt-{self.launch}-"
+        files |= {entry.removeprefix(prefix) for entry in os.listdir(SHARED_MEMORY) if entry.startswith(prefix)}
         found = []
-        with contextlib.suppress(OSError):  # the launch is over
-            for entry in sorted(os.listdir(self.streams)):
-                escaped, _, btid = entry.removesuffix(".lock").rpartition("-")
-                name = unquote(escaped)
-                if entry.endswith(".lock") and btid == str(self.btid) and is_socket_name(name):
-                    found.append(replace(self, name=name))
+        for file in sorted(files):
+            escaped, _, btid = file.rpartition("-")
+            name = unquote(escaped)
+            if btid == str(self.btid) and is_socket_name(name):  # a ring's number is behind a dot
+                found.append(replace(self, name=name))
         return found
 
     def is_here(self) -> bool:
