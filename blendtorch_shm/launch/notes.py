@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ Note = Literal["started", "renderer", "recycled", "warnings", "error"]
 and where in it that was raised.
 """
 
+_MENDED_S = 2.0
+"""How long a launcher may take to make its directory anew."""
 _BLENDERS_FOLDER = re.compile(r"blender_[A-Za-z0-9]{6}")
 """What Blender calls the temporary directory that it makes for itself."""
 
@@ -77,8 +80,15 @@ def leave_note(note: Note, text: str) -> bool:
     instance = os.environ.get(INSTANCE_VARIABLE)
     if not instance:
         return False
-    Path(f"{instance}.{note}").write_text(text, encoding="utf-8", errors="replace")
-    return True
+    deadline = time.monotonic() + _MENDED_S
+    while True:
+        try:
+            Path(f"{instance}.{note}").write_text(text, encoding="utf-8", errors="replace")
+            return True
+        except FileNotFoundError:  # somebody has removed the directory; the launcher makes it anew
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 # -- in the launcher, and in whoever waits for an instance ----------------------------------------------------------
@@ -198,7 +208,7 @@ def _read_status(path: Path) -> _Status | None:
         return None
     numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
     fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
-    fits = fits and type(status.kept_log) is str and isinstance(status.lost, list)
+    fits = fits and type(status.kept_log) is str and isinstance(status.lost, (list, tuple))
     fits = fits and all(type(name) is str for name in status.lost)
     return status if fits else None
 

@@ -120,6 +120,24 @@ def test_logs_and_reports_go_on_where_their_directory_was_removed(launcher: Blen
     assert Path(twin.directory, "instance-00.started").exists()
 
 
+def test_an_instance_is_recycled_and_its_error_known_although_the_directory_was_just_removed(
+    script: Callable[[str], Path],
+) -> None:
+    path = script(
+        "import os, shutil\nimport blendtorch.btb as btb\nargs, _ = btb.parse_blendtorch_args()\n"
+        "publisher = btb.DataPublisher(args.btsockets['DATA'], args.btid)\npublisher.publish(n=0)\n"
+        "shutil.rmtree(os.path.dirname(os.environ['BLENDTORCH_INSTANCE']))\n"
+        "if os.environ['BLENDTORCH_RESTARTS'] == '1':\n    raise ValueError('the cube is gone')\n"
+        "publisher.publish(n=1)\nraise AssertionError('not recycled')"
+    )
+    with BlenderLauncher("", path, 1, ["DATA"], blender="python", progress=False, recycle_after=1) as launcher:
+        assert launcher.wait() == [1]
+        (report,) = launcher.reports()
+        assert report.restarts == 1
+        assert report.error.startswith("ValueError: the cube is gone")
+        assert "the cube is gone" in report.log_tail
+
+
 def test_an_instance_starts_again_without_a_log_where_there_is_no_place_for_one(
     launcher: BlenderLauncher, caplog: pytest.LogCaptureFixture
 ) -> None:
