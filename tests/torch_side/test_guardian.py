@@ -112,6 +112,14 @@ def test_one_whose_guardian_is_killed_dies_with_it(bound: Callable[..., BoundPro
     eventually(lambda: not is_alive(process.pid))
 
 
+def test_one_whose_guardian_is_stopped_can_be_ended(bound: Callable[..., BoundProcess]) -> None:
+    process = bound("sleep 600")
+    process._guardian.send_signal(signal.SIGSTOP)
+    process.close()
+    assert process.poll() == -signal.SIGKILL
+    assert not os.path.exists(f"/proc/{process.pid}")
+
+
 def test_one_that_cannot_be_run_says_why(bound: Callable[..., BoundProcess], tmp_path: Path) -> None:
     with open(tmp_path / "out", "w") as out:
         process = BoundProcess([str(tmp_path / "none")], stderr=out)

@@ -150,6 +150,8 @@ def test_an_instance_starts_again_without_a_log_where_there_is_no_place_for_one(
     os.kill((launcher.processes or [])[0].pid, signal.SIGKILL)
     assert next(item for item in items if item["run"] == 1)
     assert "its log cannot be made" in caplog.text
+    assert [next(items) for _ in range(20)]
     assert caplog.text.count("cannot be made anew") == 1
+    assert caplog.text.count("Cannot note the state") <= 4, "not again and again"
     with contextlib.suppress(FileNotFoundError):
         Path(twin.directory).unlink()

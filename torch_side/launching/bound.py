@@ -111,6 +111,7 @@ class BoundProcess(subprocess.Popen[bytes]):
     def end_all(self) -> None:
         """Kill it, and all that it started. This does not wait: see :meth:`is_over`."""
         self._guardian.terminate()
+        self._guardian.send_signal(signal.SIGCONT)  # a stopped one would not notice
 
     def is_over(self) -> bool:
         """Whether its guardian has ended, and nothing is left of all that it started, unless the guardian was killed."""

@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,7 +52,7 @@ from blendtorch_shm.stream.place import SharedPlace
 from .bound import BoundProcess
 from .config import LaunchConfig
 from .logs import Logs
-from .removed import is_lost
+from .removed import has_open, is_whole
 
 log = logging.getLogger("blendtorch.launch")
 
@@ -126,6 +126,8 @@ class Instance:
     """Why it was killed."""
     said: dict[Note, str] = field(default_factory=dict)
     """Its notes."""
+    opened: set[str] = field(default_factory=set)
+    """Sockets whose files were seen while its current process ran."""
     lost: Sequence[str] = ()
     """Sockets that it publishes on, and whose files somebody has removed."""
 
@@ -331,7 +333,7 @@ class Supervisor:
             instance.started_at = instance.listened_at = time.monotonic()
             instance.silent_s = 0.0
             instance.stuck = instance.renderer = ""
-            instance.said, instance.lost = {}, ()
+            instance.said, instance.opened, instance.lost = {}, set(), ()
             self._move(instance, "starting")
         self._selector.register(process, selectors.EVENT_READ)
 
@@ -348,18 +350,19 @@ class Supervisor:
     def _mend(self) -> None:
         """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
         self._mended_at = time.monotonic()
-        is_whole = True
+        is_mended = True
         try:
             for path in self._directory.mend():
                 self._warn(f"{path} was removed although the launch runs, and is made anew. {_CLEANERS}")
         except OSError as error:
+            is_mended = False
             self._warn(
                 f"Files of this launch were removed although it runs, and cannot be made anew: {error}. {_CLEANERS}"
             )
         for instance in self.instances:
             lost: list[str] = []
             if instance.state in ("starting", "running") and instance.process is not None:
-                lost = [twin.name for twin in instance.streams if is_lost(twin, self._pids_of(instance))]
+                lost = self._lost(instance, instance.process.pid)
                 for note, text in instance.said.items():
                     with contextlib.suppress(OSError):
                         restore_note(self._directory.path, instance.btid, note, text)
@@ -369,15 +372,20 @@ class Supervisor:
                     f"it publishes there. Who reads already reads on; nobody else can, until the instance is started again. "
                     f"{_CLEANERS}"
                 )
-            if lost != instance.lost or (is_whole and not has_status(self._directory.path, instance.btid)):
+            if lost != instance.lost or (is_mended and not has_status(self._directory.path, instance.btid)):
                 instance.lost = lost
                 self._write_status(instance)
 
-    def _pids_of(self, instance: Instance) -> Iterator[int]:
-        """The processes of an instance; those that it started only if somebody asks on."""
-        if instance.process is not None:
-            yield instance.process.pid
-        yield from processes_of(self._directory.launch, instance_path(self._directory.path, instance.btid))
+    @staticmethod
+    def _lost(instance: Instance, pid: int) -> list[str]:
+        """The sockets that an instance publishes on, and whose files somebody has removed."""
+        lost = []
+        for twin in instance.streams:
+            if is_whole(twin):
+                instance.opened.add(twin.name)
+            elif twin.name in instance.opened or has_open(twin, pid):  # or removed before anybody looked
+                lost.append(twin.name)
+        return lost
 
     def _look_around(self) -> None:
         if not self._ending and time.monotonic() - self._mended_at >= _MEND_S:
