@@ -72,9 +72,7 @@ def remove(twin: Twin, what: str) -> None:
             Path(twin.streams, each).unlink()
 
 
-@pytest.mark.parametrize(
-    "gone", ["logs", "streams", "rings", "streams and rings", "logs and streams and rings", "DATA-0.lock", LOCK_FILE]
-)
+@pytest.mark.parametrize("gone", ["logs", "streams", "logs and streams and rings", "DATA-0.lock", LOCK_FILE])
 def test_an_instance_starts_again_and_its_reader_goes_on_whatever_was_removed(
     launcher: BlenderLauncher, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
