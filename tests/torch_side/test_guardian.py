@@ -92,6 +92,7 @@ def test_what_hides_ends_with_everything_else(bound: Callable[..., BoundProcess]
     assert not process.is_over()
     process.close()
     assert process.is_over()
+    assert process.wait() == process.poll() == 3
     assert not any(map(is_alive, hidden))
 
 

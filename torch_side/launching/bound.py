@@ -99,13 +99,14 @@ class BoundProcess(subprocess.Popen[bytes]):
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end of the process, and return the exit code."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        news = select.poll()
-        news.register(self._news, select.POLLIN)
         while (code := self.poll()) is None:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            news.poll(1000 * min(_LOOK_EVERY_S, remaining_s))
+            with contextlib.suppress(OSError, ValueError):  # closed: another thread knows by now
+                news = select.poll()
+                news.register(self._news, select.POLLIN)
+                news.poll(1000 * min(_LOOK_EVERY_S, remaining_s))
         return code
 
     def end_all(self) -> None:
