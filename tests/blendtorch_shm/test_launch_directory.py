@@ -159,6 +159,7 @@ def test_somebody_elses_folder_of_the_same_name_is_left_alone(directory: LaunchD
     mine = Path(directory.path, "thesis.txt")
     mine.parent.mkdir()
     mine.write_text("mine")
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(OSError, match="not empty"):

@@ -113,6 +113,13 @@ def test_one_whose_guardian_is_killed_dies_with_it(bound: Callable[..., BoundPro
     eventually(lambda: not is_alive(process.pid))
 
 
+def test_one_that_is_known_has_a_process_group_of_its_own_and_hears_signals(bound: Callable[..., BoundProcess]) -> None:
+    for _ in range(20):
+        process = bound("sleep 600")
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+
+
 def test_one_whose_guardian_is_stopped_can_be_ended(bound: Callable[..., BoundProcess]) -> None:
     process = bound("sleep 600")
     process._guardian.send_signal(signal.SIGSTOP)

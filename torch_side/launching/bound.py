@@ -137,7 +137,7 @@ class BoundProcess(subprocess.Popen[bytes]):
         with contextlib.suppress(OSError):
             while not line.endswith(b"\n") and (byte := self._news.recv(1)):
                 line += byte
-        if not line.endswith(b"\n"):
+        if not (line.startswith(b"pid ") and line.endswith(b"\n")):
             raise LaunchError(f"its guardian ({sys.executable}) does not start.")
         self._news.setblocking(False)
         return int(line.split()[1])

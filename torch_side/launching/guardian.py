@@ -50,9 +50,8 @@ def main() -> None:
     guardian = os.getpid()
     instance = os.fork()
     if instance == 0:
-        _become(command, {**os.environ, **environment}, death_signal, guardian)
+        _become(command, {**os.environ, **environment}, death_signal, guardian, socket)
     _close_all_but(socket)
-    _tell(socket, f"pid {instance}\n")
     has_told = False
     while True:
         if not has_told and (end := os.waitid(os.P_PID, instance, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -69,7 +68,7 @@ def main() -> None:
             os.waitpid(-1, 0)
 
 
-def _become(command: list[str], environment: dict[str, str], death_signal: int, guardian: int) -> NoReturn:
+def _become(command: list[str], environment: dict[str, str], death_signal: int, guardian: int, socket: int) -> NoReturn:
     """In the child: turn into the instance. An ignored SIGHUP stays ignored, for that is what nohup is for."""
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
@@ -78,6 +77,7 @@ def _become(command: list[str], environment: dict[str, str], death_signal: int, 
     _prctl(_SET_PDEATHSIG, death_signal, 0, 0, 0)
     if os.getppid() != guardian:
         os.kill(os.getpid(), signal.SIGKILL)
+    _tell(socket, f"pid {os.getpid()}\n")  # only now: whoever knows it may send a signal to its process group
     try:
         os.execvpe(command[0], command, environment)
     except OSError as error:
