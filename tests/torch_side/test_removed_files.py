@@ -59,12 +59,18 @@ def stream(launcher: BlenderLauncher) -> Iterator[dict[str, Any]]:
     return iter(RemoteIterableDataset(launcher.launch_info.addresses["DATA"], max_items=10**6, timeoutms=60_000))
 
 
+def remove_folder(path: str) -> None:
+    """Remove a folder into which somebody may just be writing."""
+    os.rename(path, f"{path}-gone")
+    shutil.rmtree(f"{path}-gone")
+
+
 def remove(twin: Twin, what: str) -> None:
     for each in what.split(" and "):
         if each == "logs":
-            shutil.rmtree(twin.directory)
+            remove_folder(twin.directory)
         elif each == "streams":
-            shutil.rmtree(twin.streams)
+            remove_folder(twin.streams)
         elif each == "rings":
             for path in Path("/dev/shm").glob(f"bt-{twin.launch}-*"):
                 path.unlink()
@@ -108,7 +114,7 @@ def test_logs_and_reports_go_on_where_their_directory_was_removed(launcher: Blen
     twin = twin_of(launcher)
     items = stream(launcher)
     eventually(lambda: launcher.reports()[0].state == "running")
-    shutil.rmtree(twin.directory)
+    remove_folder(twin.directory)
     log = Path(twin.directory, "instance-00.log")
     last = [int(next(items)["n"]) for _ in range(20)][-1]
     seen = eventually(lambda: log.exists() and f"published 0 {last}\n" in (text := log.read_text()) and text)
@@ -143,7 +149,7 @@ def test_an_instance_starts_again_without_a_log_where_there_is_no_place_for_one(
     twin = twin_of(launcher)
     items = stream(launcher)
     next(items)
-    shutil.rmtree(twin.directory)
+    remove_folder(twin.directory)
     Path(twin.directory).touch()
     os.kill((launcher.processes or [])[0].pid, signal.SIGKILL)
     assert next(item for item in items if item["run"] == 1)
