@@ -61,7 +61,7 @@ _HEADLESS_SINCE = (5, 1)
 """From this version on, Blender draws off-screen in background."""
 _EVERYWHERE = "0.0.0.0"
 _DESCRIPTORS = 24
-"""File descriptors that a launch needs at once; besides, each instance has one, and each of its ports two."""
+"""File descriptors that a launch needs at once; besides, each instance and each of its ports has two."""
 
 StrPath = str | os.PathLike[str]
 
@@ -70,9 +70,9 @@ class BlenderLauncher:
     """Runs a script in several Blender instances for as long as a ``with`` block lasts.
 
     On entry, `launch_info` is filled in and the instances are started; they are not waited for, since whoever reads from
-    them waits anyway. When the block ends, in whatever way (SIGINT and SIGTERM included), the instances and everything that
-    they started end too, and their sockets, files and shared memory are removed. Should this process be killed, the kernel
-    kills the instances, and the next launch removes the rest.
+    them waits anyway. When the block ends, in whatever way (SIGINT, SIGTERM, SIGHUP and SIGQUIT included), the instances and
+    everything that they started end too, and their sockets, files and shared memory are removed. Should this process be killed,
+    the kernel ends the instances, and the next launch removes the rest.
 
     An instance that dies is reported at once with its exit code and the end of its log. With `restart`, it is started again
     in its place, with the same command, addresses and log, and whoever reads from it goes on reading: what it had published is
@@ -189,7 +189,7 @@ class BlenderLauncher:
         return self._launch_info
 
     @property
-    def processes(self) -> list[subprocess.Popen[bytes]] | None:
+    def processes(self) -> Sequence[subprocess.Popen[bytes]] | None:
         """The current process of each instance, or its last one; None before a launch."""
         return None if self._supervisor is None else self._supervisor.processes
 
@@ -265,7 +265,10 @@ class BlenderLauncher:
         directory = LaunchDirectory()
         self._at_last(directory.remove)  # register the clean-up before creating anything: Ctrl-C may come at any point
         self._directory = directory.create()
-        folders = package_folders(runtime, directory.path, self._tell)
+        folders = partial(
+            package_folders, runtime, directory.path, self._tell
+        )  # they may be removed: asked for at each start
+        folders()
         bound, addresses = self._addresses(directory)
         logs = Logs(directory, config, _print)
         logs.create()
@@ -347,7 +350,7 @@ class BlenderLauncher:
         self,
         runtime: Runtime,
         background: bool,
-        folders: list[str],
+        folders: Callable[[], list[str]],
         addresses: dict[str, list[Address]],
         btid: int,
         restarts: int,
@@ -355,7 +358,7 @@ class BlenderLauncher:
         """The command line of an instance. It also works when copied to a shell, then over TCP alone."""
         config = self.config
         bootstrap = os.path.join(OUR_FOLDER, "blender_side", "bootstrap.py")
-        own = ["--script", config.script, "--packages", os.pathsep.join(folders)]
+        own = ["--script", config.script, "--packages", os.pathsep.join(folders())]
         own += ["--scene", config.scene or ""] if runtime.kind != "python" else []
         if runtime.kind == "executable":
             command = [runtime.path, *(["--background"] if background else []), "-noaudio", "--enable-autoexec"]
@@ -401,29 +404,30 @@ _running: list[BlenderLauncher] = []
 """The launchers of this process that must be closed, oldest first."""
 
 
+_ENDING = signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
+"""Signals that would end this process without cleaning up. What handles or ignores them already (nohup does) is left alone."""
+
+
 def _remember(launcher: BlenderLauncher) -> None:
     _running.append(launcher)
     if len(_running) == 1:
-        try:
-            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, _on_sigterm)
-        except ValueError:  # not the main thread; then the kernel ends the instances, and the next launch sweeps
-            pass
+        _replace_handlers(signal.SIG_DFL, _on_signal)
 
 
 def _forget(launcher: BlenderLauncher) -> None:
     if launcher in _running:  # an interrupt may have come first
         _running.remove(launcher)
     if not _running:
-        _restore_sigterm()
+        _replace_handlers(_on_signal, signal.SIG_DFL)
 
 
-def _restore_sigterm() -> None:
-    try:
-        if signal.getsignal(signal.SIGTERM) == _on_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    except ValueError:
-        pass
+def _replace_handlers(old: object, new: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    with contextlib.suppress(
+        ValueError
+    ):  # not the main thread; then the kernel ends the instances, and the next launch sweeps
+        for number in _ENDING:
+            if signal.getsignal(number) == old:
+                signal.signal(number, new)
 
 
 def _print(line: str) -> None:
@@ -431,7 +435,7 @@ def _print(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
@@ -446,7 +450,7 @@ def _in_forked_child() -> None:
     for launcher in _running:
         launcher._forget_in_child()
     _running.clear()
-    _restore_sigterm()
+    _replace_handlers(_on_signal, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

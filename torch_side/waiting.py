@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch.utils import data
 
-from blendtorch_shm.errors import InstanceDied, StreamTimeout
-from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.errors import InstanceDied, SegmentError, StreamTimeout
+from blendtorch_shm.launch.address import SHARED_MEMORY, Twin, is_signed
 from blendtorch_shm.launch.directory import is_abandoned
 from blendtorch_shm.launch.notes import InstanceReport, instance_reports, log_path, state_of
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
@@ -76,7 +76,9 @@ class Watch:
         self._exited_at = None
 
     def look(self) -> None:
-        """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send."""
+        """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send, and SegmentError when
+        files of a stream that is not open here were removed.
+        """
         now = time.monotonic()
         taken = self._taken_by_anybody()
         if taken != self._taken:
@@ -84,15 +86,31 @@ class Watch:
             self._start = self._told = now
         waited_s = now - self._start
         reports = self._reports()
+        self._require_files(reports)
         if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
             raise InstanceDied(self._how_they_ended(reports))
-        if self._exited_at is None and self._all_exited(reports):
+        if not self._all_exited(reports):
+            self._exited_at = None  # also if it only looked so, for somebody had removed the launch's files
+        elif self._exited_at is None:
             self._exited_at = now
         if waited_s > self._timeout_s:
             raise StreamTimeout(self._why_nothing_came(waited_s, reports))
         if self._tells and now - self._told > _TELL_EVERY_S:
             self._told = now
             log.warning("%s", self._report(waited_s, reports))
+
+    def _require_files(self, reports: dict[_Instance, InstanceReport]) -> None:
+        absent = {place.twin for place in self._source.absent() if isinstance(place, SharedPlace)}
+        for twin in self._twins:
+            report = reports.get((twin.directory, twin.btid))
+            if twin in absent and report is not None and twin.name in report.lost:
+                raise SegmentError(
+                    f"The shared memory of {twin.name!r} of instance {twin.btid} ({SHARED_MEMORY}{twin.prefix}, or the lock file "
+                    f"{twin.lock_path}) was removed while the instance publishes there. Nobody can begin to read it; readers "
+                    f"that had it open go on. {self._progress.capitalize()} had arrived. Have the instance started again "
+                    f"(with restart='on-failure': kill {report.pid}), or launch anew. docs/removed_files.md says what removes "
+                    f"such files, and how to keep it from doing so."
+                )
 
     def _taken_by_anybody(self) -> object:
         """Something that changes when anybody takes a message."""
@@ -105,7 +123,7 @@ class Watch:
         return all(a.twin is not None for a in self._dataset.addresses) and all(
             reports[twin.directory, twin.btid].state == "exited" or is_abandoned(twin.launch)
             if (twin.directory, twin.btid) in reports
-            else not twin.is_here()
+            else not (twin.is_here() or is_signed(twin.launch))
             for twin in self._twins
         )
 

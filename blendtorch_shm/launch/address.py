@@ -105,14 +105,18 @@ class Twin:
         return f"{_escaped(self.name)}-{self.btid}"
 
     def sockets(self) -> list[Twin]:
-        """Those of the same instance that somebody has opened, this one included, by name."""
+        """Those of the same instance that somebody has opened, this one included, by name, even if some files are gone."""
+        files = set()
+        with contextlib.suppress(OSError):  # the launch is over, or its directory was removed
+            files = {entry.removesuffix(".lock") for entry in os.listdir(self.streams) if entry.endswith(".lock")}
+        prefix = f"bt-{self.launch}-"
+        files |= {entry.removeprefix(prefix) for entry in os.listdir(SHARED_MEMORY) if entry.startswith(prefix)}
         found = []
-        with contextlib.suppress(OSError):  # the launch is over
-            for entry in sorted(os.listdir(self.streams)):
-                escaped, _, btid = entry.removesuffix(".lock").rpartition("-")
-                name = unquote(escaped)
-                if entry.endswith(".lock") and btid == str(self.btid) and is_socket_name(name):
-                    found.append(replace(self, name=name))
+        for file in sorted(files):
+            escaped, _, btid = file.rpartition("-")
+            name = unquote(escaped)
+            if btid == str(self.btid) and is_socket_name(name):  # a ring's number is behind a dot
+                found.append(replace(self, name=name))
         return found
 
     def is_here(self) -> bool:
@@ -150,6 +154,20 @@ def sign_of_port(host: str, port: int) -> str:
     return f"blendtorch-port-{host}-{port}"
 
 
+def is_signed(launch: str) -> bool:
+    """Whether a launch shows in this network that it lives, whatever has become of its files."""
+    try:
+        return sign_of_launch(launch) in _signs()
+    except OSError:
+        return False
+
+
+def _signs() -> set[str]:
+    """The names in the abstract name space of UNIX sockets."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+        return {line.partition("@")[2].rstrip("\n") for line in sockets}
+
+
 def leads_nowhere(endpoint: str, launch: str) -> bool:
     """Whether no instance of a launch can be reached at a ``tcp://`` endpoint of loopback, now or later.
 
@@ -158,8 +176,7 @@ def leads_nowhere(endpoint: str, launch: str) -> bool:
     """
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
-            signs = {line.partition("@")[2].rstrip("\n") for line in sockets}
+        signs = _signs()
         if sign_of_launch(launch) in signs:
             return False
         if sign_of_port(host, int(port)) in signs:

@@ -12,6 +12,11 @@ the lock free, knows that the directory is ours and that its launcher is dead. :
 
 The lock belongs to an open file description (``F_OFD_SETLK``): the kernel drops it when the launcher dies, however it dies, and
 opening and closing the file elsewhere in the process drops nothing. A forked child shares the description, so it closes its copy.
+
+Somebody may remove them while the launch lives: what cleans up by age, the end of a login, the user. The launcher looks again and
+again, and makes anew what is missing (:meth:`LaunchDirectory.mend`). A new lock file is locked before it gets its name, and
+the lock of the one before is kept, too: whoever opened that one earlier must not find it free. So that nothing is removed by age,
+the launcher touches all files now and then, and holds a shared ``flock`` on the directories, which systemd-tmpfiles respects.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +45,8 @@ MARKER = re.compile(
 )
 """What the lock file says. Only the directory with this inode is the launch's: a copy has another one."""
 
+_TOUCH_EVERY_S = 3600.0
+"""What cleans up by age counts in days."""
 _ROOM_NBYTES = 2**16
 """For logs, at least, there must be in the directory of a launch that begins."""
 
@@ -67,6 +75,8 @@ class LaunchDirectory:
         base = _base()
         self._nonce = secrets.token_hex(16)
         self._generation = forks.generation
+        self._touched = time.monotonic()
+        self._is_removed = False
         while True:
             self.launch = secrets.token_hex(4)
             self.path, self.streams = f"{base}/blendtorch-{self.launch}", streams_path(self.launch)
@@ -89,8 +99,8 @@ class LaunchDirectory:
         """
         try:
             for directory in self._directories:
-                directory.create()
-            Path(beacon_path(self.launch)).write_text(self._nonce)
+                directory.mend()
+            self._mend_beacon()
             room = Path(self.path, "room")
             room.write_bytes(bytes(_ROOM_NBYTES))  # to try is the only way to know: there are quotas, too
             room.unlink()
@@ -101,6 +111,45 @@ class LaunchDirectory:
                 f"Make room there, or set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs."
             ) from error
         return self
+
+    def mend(self) -> list[str]:
+        """Make anew what somebody has removed of the directories, their lock files and the beacon; and now and then touch
+        all that is there.
+
+        Returns:
+            the paths of what was missing.
+
+        Raises:
+            OSError: something is missing, and cannot be made.
+        """
+        if self._is_removed or forks.generation != self._generation:
+            return []
+        made = [path for directory in self._directories if (path := directory.mend())]
+        if self._mend_beacon():
+            made.append(beacon_path(self.launch))
+        if time.monotonic() - self._touched > _TOUCH_EVERY_S:
+            self._touched = time.monotonic()
+            self.touch()
+        return made
+
+    def _mend_beacon(self) -> bool:
+        """Make the beacon if there is none; whether there was none."""
+        path = beacon_path(self.launch)
+        if os.path.lexists(path):
+            return False
+        new = Path(f"{path}.new")
+        new.write_text(self._nonce)
+        os.rename(new, path)
+        return True
+
+    def touch(self) -> None:
+        """Give all that the launch has on this host today's time stamps."""
+        for path in [
+            *(path for directory in self._directories for path in directory.contents()),
+            *(f"{SHARED_MEMORY}/{name}" for name in os.listdir(SHARED_MEMORY) if name.startswith(f"bt-{self.launch}-")),
+        ]:
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=False)
 
     def twin(self, name: str, btid: int) -> Twin:
         """Where the socket `name` of instance `btid` lives."""
@@ -113,6 +162,7 @@ class LaunchDirectory:
         """
         if forks.generation != self._generation:
             return
+        self._is_removed = True
         for directory in self._directories:
             directory.unlock()  # first: to look into directories takes descriptors, of which there may be no more
         remove_launch(self.launch, [path for directory in self._directories for path in directory.paths()])
@@ -127,22 +177,77 @@ class _LockedDirectory:
         self._unfinished = f"{parent}/.{name}-{nonce}"  # until it is locked; nobody else has this name
         self._owner = f"{launch} {nonce}"
         self._inode: int | None = None
-        self._lock: io.FileIO | None = None
+        self._locks: list[io.FileIO] = []  # the last one is that of the file that is there
+        self._undisturbed = -1  # the directory itself, with a flock on it
         forks.register(self)
 
-    def create(self) -> None:
+    def mend(self) -> str:
+        """Make the directory, or its lock file, if it is not there; the path of what was not there, else nothing.
+
+        Raises:
+            OSError: it cannot be made, or somebody else's has its name.
+        """
+        if not self._is_there():
+            self._make()
+            return self._path
+        lock = f"{self._path}/{LOCK_FILE}"
+        try:
+            if os.lstat(lock).st_ino == os.fstat(self._locks[-1].fileno()).st_ino:
+                return ""
+        except FileNotFoundError:
+            pass
+        made = self._new_lock(f"{lock}.new")
+        os.rename(f"{lock}.new", lock)
+        self._locks.append(made)
+        return lock
+
+    def _is_there(self) -> bool:
+        try:
+            return os.lstat(self._path).st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+    def _make(self) -> None:
         """Make the directory under its unfinished name, lock and mark it, and give it its name."""
+        shutil.rmtree(self._unfinished, ignore_errors=True)  # what an earlier attempt left
         os.mkdir(self._unfinished, 0o700)
-        self._inode = os.stat(self._unfinished).st_ino
-        self._lock = io.FileIO(f"{self._unfinished}/{LOCK_FILE}", "x")  # closes itself, if Ctrl-C comes here
-        fcntl.fcntl(self._lock, SETLK, lock_request(0, 0))
-        self._lock.write(f"blendtorch launch {self._owner}, directory {self._inode}, boot {boot_id()}\n".encode())
-        os.rename(self._unfinished, self._path)
+        try:
+            self._inode = os.stat(self._unfinished).st_ino
+            lock = self._new_lock(f"{self._unfinished}/{LOCK_FILE}")
+            os.rename(self._unfinished, self._path)
+        except OSError:
+            self._inode = None
+            raise
+        self._locks.append(lock)
+        self._ask_not_to_be_cleaned()
+
+    def _new_lock(self, path: str) -> io.FileIO:
+        """A lock file that is locked and says whose it is."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        lock = io.FileIO(path, "x")  # closes itself, if Ctrl-C comes here
+        fcntl.fcntl(lock, SETLK, lock_request(0, 0))
+        lock.write(f"blendtorch launch {self._owner}, directory {self._inode}, boot {boot_id()}\n".encode())
+        return lock
+
+    def _ask_not_to_be_cleaned(self) -> None:
+        """systemd-tmpfiles passes over a directory with somebody's flock on it. (And as long as it is open, no other directory
+        can have its inode.)
+        """
+        with contextlib.suppress(OSError):  # no descriptor left, or not on this file system
+            fd, self._undisturbed = self._undisturbed, -1
+            if fd >= 0:
+                os.close(fd)
+            self._undisturbed = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._undisturbed, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def unlock(self) -> None:
-        """Let go of the lock; in a forked child, of the copy alone."""
-        if self._lock is not None:
-            self._lock.close()
+        """Let go of the locks; in a forked child, of the copies alone."""
+        for lock in self._locks:
+            lock.close()
+        fd, self._undisturbed = self._undisturbed, -1
+        if fd >= 0:
+            os.close(fd)
 
     def in_child(self) -> None:
         """A forked child closes its copy of the lock at once, or a dead parent would look alive."""
@@ -150,11 +255,15 @@ class _LockedDirectory:
 
     def paths(self) -> list[str]:
         """Where the directory may be found. Somebody else's that has its name is not among them."""
-        try:
-            is_ours = os.lstat(self._path).st_ino == self._inode
-        except OSError:
-            is_ours = False
-        return [self._unfinished, self._path] if is_ours else [self._unfinished]
+        with contextlib.suppress(OSError):
+            if self._is_there():
+                return [self._unfinished, self._path]
+        return [self._unfinished]
+
+    def contents(self) -> list[str]:
+        """The directory, and what is in it."""
+        path = self.paths()[-1]
+        return [path, *(f"{at}/{name}" for at, folders, files in os.walk(path) for name in (*folders, *files))]
 
 
 def boot_id() -> str:

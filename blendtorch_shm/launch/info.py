@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -32,7 +33,7 @@ class LaunchInfo:
 
     addresses: dict[str, list[Address]]
     commands: list[str]
-    processes: list[subprocess.Popen[bytes]] | None = None
+    processes: Sequence[subprocess.Popen[bytes]] | None = None
 
     def __post_init__(self) -> None:
         self.addresses = NamedSockets(self.addresses)

@@ -17,6 +17,8 @@ import os
 import re
 import shutil
 import stat
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -39,6 +41,8 @@ Note = Literal["started", "renderer", "recycled", "warnings", "error"]
 and where in it that was raised.
 """
 
+_MENDED_S = 2.0
+"""How long a launcher may take to make its directory anew."""
 _BLENDERS_FOLDER = re.compile(r"blender_[A-Za-z0-9]{6}")
 """What Blender calls the temporary directory that it makes for itself."""
 
@@ -76,8 +80,15 @@ def leave_note(note: Note, text: str) -> bool:
     instance = os.environ.get(INSTANCE_VARIABLE)
     if not instance:
         return False
-    Path(f"{instance}.{note}").write_text(text, encoding="utf-8", errors="replace")
-    return True
+    deadline = time.monotonic() + _MENDED_S
+    while True:
+        try:
+            Path(f"{instance}.{note}").write_text(text, encoding="utf-8", errors="replace")
+            return True
+        except FileNotFoundError:  # somebody has removed the directory; the launcher makes it anew
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 # -- in the launcher, and in whoever waits for an instance ----------------------------------------------------------
@@ -93,6 +104,7 @@ class _Status:
     exit_code: int | None
     restarts: int
     kept_log: str
+    lost: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -110,10 +122,12 @@ class InstanceReport(_Status):
         pid: of its process.
         restarts: how often it was started again.
         kept_log: where its log lies when the launch is over; empty as long as it has not failed.
+        lost: sockets that it publishes on, and whose files somebody has removed, so that nobody can begin to read them until it
+            is started again.
     """
 
-    log_tail: str
-    renderer: str
+    log_tail: str = ""
+    renderer: str = ""
     error: str = ""
 
     def is_stopped(self) -> bool:
@@ -146,6 +160,12 @@ def read_note(directory: str, btid: int, note: Note) -> str:
     return _text(note_path(directory, btid, note))
 
 
+def restore_note(directory: str, btid: int, note: Note, text: str) -> None:
+    """Write a note again that somebody has removed."""
+    with contextlib.suppress(FileExistsError), open(note_path(directory, btid, note), "x", encoding="utf-8") as file:
+        file.write(text)
+
+
 def has_note(directory: str, btid: int, note: Note) -> bool:
     """Whether the instance has left the note."""
     return os.path.exists(note_path(directory, btid, note))
@@ -155,7 +175,7 @@ def clear_notes(directory: str, btid: int) -> None:
     """Remove the notes of an instance that has ended, and the temporary directory of its Blender, before it is started again."""
     remove_blenders_folder(note_path(directory, btid, "started"))
     for note in get_args(Note):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it, or its directory, is not there
             os.unlink(note_path(directory, btid, note))
 
 
@@ -188,7 +208,8 @@ def _read_status(path: Path) -> _Status | None:
         return None
     numbers = [status.btid, status.pid, status.restarts, 0 if status.exit_code is None else status.exit_code]
     fits = all(type(number) is int for number in numbers) and status.state in get_args(InstanceState)
-    fits = fits and type(status.kept_log) is str
+    fits = fits and type(status.kept_log) is str and isinstance(status.lost, (list, tuple))
+    fits = fits and all(type(name) is str for name in status.lost)
     return status if fits else None
 
 
@@ -201,11 +222,19 @@ def write_status(
     *,
     restarts: int = 0,
     kept_log: str = "",
+    lost: Sequence[str] = (),
 ) -> None:
     """Replace the status of an instance, atomically: a reader sees the old or the new one."""
     path = f"{instance_path(directory, btid)}.json"
-    Path(f"{path}.new").write_text(json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts, kept_log))))
+    Path(f"{path}.new").write_text(
+        json.dumps(asdict(_Status(btid, pid, state, exit_code, restarts, kept_log, list(lost))))
+    )
     os.replace(f"{path}.new", path)
+
+
+def has_status(directory: str, btid: int) -> bool:
+    """Whether the status of an instance is there."""
+    return os.path.exists(f"{instance_path(directory, btid)}.json")
 
 
 def instance_reports(directory: str) -> list[InstanceReport]:

@@ -106,16 +106,39 @@ def processes_of(launch: str, instance: str | None = None) -> list[int]:
         launch: identifier of the launch.
         instance: only those of the instance that was given this path (see ``notes.INSTANCE_VARIABLE``).
     """
+    marks = _marks(launch, instance)
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _has(marks, int(name))]
+
+
+def send(number: int, pid: int, launch: str, instance: str | None = None) -> None:
+    """Send a signal to a process that :func:`processes_of` found, unless its process id is another's by now."""
+    fd = -1
+    with contextlib.suppress(OSError):  # a kernel without them, or no descriptor left
+        fd = os.pidfd_open(pid)
+    try:
+        if _has(_marks(launch, instance), pid):  # so `fd` is that process
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if fd >= 0:
+                    signal.pidfd_send_signal(fd, number)
+                else:
+                    os.kill(pid, number)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _marks(launch: str, instance: str | None) -> set[bytes]:
     marks = {f"{LAUNCH_VARIABLE}={launch}".encode()}
     if instance is not None:
         marks.add(f"{INSTANCE_VARIABLE}={instance}".encode())
-    pids = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if marks.issubset(file.read().split(b"\0")):
-                    pids.append(int(name))
-    return pids
+    return marks
+
+
+def _has(marks: set[bytes], pid: int) -> bool:
+    """Whether a process has these variables in its environment."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return marks.issubset(file.read().split(b"\0"))
+    return False
 
 
 def _kill_processes(launch: str) -> None:
@@ -123,8 +146,7 @@ def _kill_processes(launch: str) -> None:
     deadline = time.monotonic() + _KILL_S
     while (pids := processes_of(launch)) and time.monotonic() < deadline:
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, pid, launch)
         time.sleep(0.01)
 
 

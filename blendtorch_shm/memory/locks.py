@@ -58,6 +58,31 @@ def is_locked(fd: int, number: int, count: int = 1) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
+def is_locked_by_inode(number: int, inode: int, directory: str) -> bool:
+    """Whether somebody has locked that byte of a lock file that has no name any more.
+
+    Args:
+        number: of the byte.
+        inode: of the file, which nobody here has open.
+        directory: one on the same file system.
+    """
+    device = os.stat(directory).st_dev
+    file = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+            fields = [line.split() for line in locks]
+    except OSError:  # not on this host: it cannot be found out
+        return False
+    return any(
+        each[1] == "OFDLCK"
+        and each[5] == file
+        and int(each[6]) <= number
+        and (each[7] == "EOF" or number <= int(each[7]))
+        for each in fields
+        if len(each) == 8  # else one that waits
+    )
+
+
 class Locks(Closable):
     """One member's open file description of a stream's lock file.
 

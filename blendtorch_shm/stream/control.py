@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from ..errors import SegmentError
@@ -115,17 +115,21 @@ class Control:
             raise SegmentError(f"{memory.name} has {memory.nbytes} bytes, a control segment has {CONTROL_NBYTES}.")
         return cls(memory)
 
-    def producer_state(self, locks: Locks) -> Literal["alive", "finished", "gone"]:
-        """Whether the stream has a producer: one that lives, one that closed it in good order, or one that died."""
-        return "finished" if self.closed else "alive" if locks.is_held(PRODUCER_LOCK) else "gone"
+    def producer_state(self, is_held: Callable[[int], bool]) -> Literal["alive", "finished", "gone"]:
+        """Whether the stream has a producer: one that lives, one that closed it in good order, or one that died.
+
+        Args:
+            is_held: whether anybody alive holds a byte of the lock file that the members have.
+        """
+        return "finished" if self.closed else "alive" if is_held(PRODUCER_LOCK) else "gone"
 
     def delivered(self) -> int:
         """How many messages its consumers have received, all together; less what they put back."""
         return sum(self.words[_FIRST_DELIVERED : _FIRST_DELIVERED + MAX_CONSUMERS * _RECORD_WORDS : _RECORD_WORDS])
 
-    def is_waited_in(self, locks: Locks) -> bool:
-        """Whether a producer lives that waits for room now."""
-        return self.waiting != 0 and locks.is_held(PRODUCER_LOCK)
+    def is_waited_in(self, is_held: Callable[[int], bool]) -> bool:
+        """Whether a producer lives that waits for room now; for `is_held` see :meth:`producer_state`."""
+        return self.waiting != 0 and is_held(PRODUCER_LOCK)
 
     def explain(self, name: str, rings: Iterable[Ring], locks: Locks) -> str:
         """The state of the stream in one line, for messages to people."""
@@ -135,7 +139,7 @@ class Control:
         ready = [(ring, slot) for ring, slot, state in slots if state == State.READY]
         leased = sum(state == State.LEASED for _, _, state in slots)
         pickled = sum(bool(ring.flags[slot] & FLAG_LOCAL_ONLY) for ring, slot in ready)
-        state = self.producer_state(locks)
+        state = self.producer_state(locks.is_held)
         producer = "has finished" if state == "finished" else f"is {state}"
         if not slots:
             return f"{name}: its producer {producer} and has published nothing yet"

@@ -192,6 +192,10 @@ class Source(Closable):
         """
         return sum(stream.delivered() for stream in self._streams)
 
+    def absent(self) -> list[Place]:
+        """The streams in shared memory that it has not joined (yet)."""
+        return list(self._absent)
+
     def explain(self, *, brief: bool = False) -> str:
         """What this source is connected to, and what it could not reach and why; for messages to people.
 

@@ -7,7 +7,7 @@ import os
 from ..errors import SegmentMissing
 from ..launch.address import SHARED_MEMORY, Twin
 from ..memory import segment
-from ..memory.locks import Locks
+from ..memory.locks import Locks, is_locked_by_inode
 from ..memory.segment import Segment
 from ..process.descriptors import opened
 from .bell import Bell, open_bell, private_bell
@@ -44,6 +44,10 @@ class SharedPlace:
     def open_locks(self, *, create: bool = False) -> Locks:
         """A new description of the stream's lock file, for one member."""
         return Locks(self.twin.lock_path, create=create)
+
+    def is_locked_in(self, lock_file: int, number: int) -> bool:
+        """Whether somebody holds a byte of the lock file with this inode, although it was removed."""
+        return is_locked_by_inode(number, lock_file, SHARED_MEMORY)
 
     def open_bell(self) -> Bell:
         """The producer's bell."""
@@ -83,6 +87,9 @@ class PrivatePlace:
 
     def open_locks(self, *, create: bool = False) -> Locks:
         return Locks(f"/proc/self/fd/{self._lock_file.fileno()}", create=create)
+
+    def is_locked_in(self, lock_file: int, number: int) -> bool:
+        return False
 
     def open_bell(self) -> Bell:
         if self._bell is None:

@@ -151,6 +151,11 @@ class Producer(Closable):
         try:
             control = Control.attach(self.place)
             if control.lock_file != self._locks.inode():
+                if self.place.is_locked_in(control.lock_file, PRODUCER_LOCK):
+                    raise SegmentError(
+                        f"Another living process publishes as {self.place.name}, although its lock file was removed. End that "
+                        f"one first; or give each publisher a socket name of its own (named_sockets)."
+                    )
                 control = self._begin_anew(control)
         except SegmentMissing:  # none yet, or one that its creator never finished
             control = Control.create(self.place, self._locks)

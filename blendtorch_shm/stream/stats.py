@@ -6,15 +6,17 @@ membership in it.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ..errors import SegmentError
 from ..launch.address import Address, Twin
 from ..memory.layout import MAX_CONSUMERS, consumer_word
-from ..memory.locks import consumer_lock
+from ..memory.locks import PRODUCER_LOCK, consumer_lock
 from ..memory.states import State
 from .control import Activity, Control
 from .place import SharedPlace
@@ -57,7 +59,8 @@ class StreamStats:
     Attributes:
         name: of the socket, such as ``DATA``.
         btid: number of the instance.
-        producer: ``alive``, ``finished`` (closed in good order), ``gone`` (died) or ``absent`` (published nothing yet).
+        producer: ``alive``, ``finished`` (closed in good order), ``gone`` (died), ``absent`` (published nothing yet) or ``lost``
+            (alive, but somebody has removed the stream's shared memory, and the counters with it).
         starts: how many producers have owned the stream, one after the other.
         published: messages; a clip is one.
         stalled_s: seconds for which publishing waited for room.
@@ -73,7 +76,7 @@ class StreamStats:
 
     name: str
     btid: int
-    producer: Literal["alive", "finished", "gone", "absent"] = "absent"
+    producer: Literal["alive", "finished", "gone", "absent", "lost"] = "absent"
     starts: int = 0
     published: int = 0
     stalled_s: float = 0.0
@@ -118,10 +121,14 @@ def _stats(twin: Twin) -> StreamStats:
     place = SharedPlace(twin)
     try:
         control = Control.attach(place)
-        locks = place.open_locks()
     except SegmentError:
-        return StreamStats(twin.name, twin.btid)
-    try:
+        return StreamStats(twin.name, twin.btid, "lost" if _is_lost(place) else "absent")
+    is_held: Callable[[int], bool] = partial(place.is_locked_in, control.lock_file)
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(SegmentError):
+            locks = opened.enter_context(place.open_locks())
+            if locks.inode() == control.lock_file:  # else that of the members was removed
+                is_held = locks.is_held
         words = control.words
         rings = Rings(place, control).now()
         seen = Activity.of(control)
@@ -131,7 +138,7 @@ def _stats(twin: Twin) -> StreamStats:
         consumers = [
             ConsumerStats(
                 pid=pid,
-                alive=locks.is_held(consumer_lock(index)),
+                alive=is_held(consumer_lock(index)),
                 remote=words[consumer_word(index, "remote")],
                 leased=holders[index + 1],
                 **{name: words[consumer_word(index, name)] for name in _SUMS},
@@ -144,11 +151,11 @@ def _stats(twin: Twin) -> StreamStats:
         return StreamStats(
             name=twin.name,
             btid=twin.btid,
-            producer=control.producer_state(locks),
+            producer=control.producer_state(is_held),
             starts=control.epoch,
             published=seen.published,
             stalled_s=seen.stalled_ns / 1e9,
-            waits=control.is_waited_in(locks),
+            waits=control.is_waited_in(is_held),
             silence_s=seen.silence_s(),
             ready=sum(ring.count(State.READY) for ring in rings),
             leased=holders.total(),
@@ -157,5 +164,10 @@ def _stats(twin: Twin) -> StreamStats:
             consumers=consumers,
             **sums,
         )
-    finally:
-        locks.close()
+
+
+def _is_lost(place: SharedPlace) -> bool:
+    """Whether a producer lives, although its stream's control segment was removed."""
+    with contextlib.suppress(SegmentError), place.open_locks() as locks:
+        return locks.is_held(PRODUCER_LOCK)
+    return False

@@ -1,7 +1,10 @@
 """The directories of a launch: who makes, locks and removes them."""
 
 import dataclasses
+import fcntl
+import gc
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch import directory as launch_directory
-from blendtorch_shm.launch.directory import LOCK_FILE, MARKER, LaunchDirectory
+from blendtorch_shm.launch.directory import LOCK_FILE, MARKER, LaunchDirectory, is_abandoned
 from blendtorch_shm.launch.sweep import sweep
 from blendtorch_shm.memory.locks import is_locked
 
@@ -99,6 +102,99 @@ def test_a_directory_that_lost_its_lock_file_is_removed_by_its_owner(directory: 
     directory.remove()
     assert not os.path.exists(directory.path)
     assert not os.path.exists(directory.streams)
+
+
+# -- what somebody removes while the launch lives ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ["path"],
+        ["streams"],
+        ["path", "streams"],
+        [f"path/{LOCK_FILE}"],
+        [f"streams/{LOCK_FILE}"],
+        ["streams/beacon"],
+        [f"path/{LOCK_FILE}", f"streams/{LOCK_FILE}", "streams/beacon"],
+    ],
+)
+def test_what_was_removed_is_made_anew_and_nobody_ever_takes_the_launch_for_a_dead_one(
+    directory: LaunchDirectory, gone: list[str]
+) -> None:
+    posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0", posix_ipc.O_CREX, size=4096).close_fd()
+    for _ in range(2):  # what was made anew, too
+        for name in gone:
+            which, _, rest = name.partition("/")
+            path = Path(getattr(directory, which), rest)
+            if rest:
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+        assert directory.launch not in sweep().removed
+        assert not is_abandoned(directory.launch)
+        assert directory.mend()
+        assert directory.mend() == []
+        test_each_directory_says_whose_it_is_and_is_locked_until_it_is_removed(directory)
+        assert directory.twin("DATA", 0).is_here()
+        assert directory.launch not in sweep().removed
+        assert not is_abandoned(directory.launch)
+    directory.remove()
+    assert not os.path.exists(directory.path)
+    assert not [name for name in os.listdir("/dev/shm") if directory.launch in name]
+    assert directory.mend() == []
+    assert not os.path.exists(directory.path), "it is over"
+
+
+def test_who_opened_a_lock_file_before_it_was_removed_never_finds_its_lock_free(directory: LaunchDirectory) -> None:
+    """A sweep that is slow."""
+    with open(f"{directory.streams}/{LOCK_FILE}", "rb") as lock:
+        os.unlink(lock.name)
+        directory.mend()
+        assert is_locked(lock.fileno(), 0, 0)
+
+
+def test_somebody_elses_folder_of_the_same_name_is_left_alone(directory: LaunchDirectory) -> None:
+    shutil.rmtree(directory.path)
+    mine = Path(directory.path, "thesis.txt")
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="not empty"):
+            directory.mend()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    directory.remove()
+    assert os.listdir(directory.path) == [mine.name]
+    shutil.rmtree(directory.path)
+
+
+def test_what_cleans_up_by_age_is_told_that_the_launch_lives(
+    directory: LaunchDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posix_ipc.SharedMemory(f"/bt-{directory.launch}-DATA-0", posix_ipc.O_CREX, size=4096).close_fd()
+    log, folder = Path(directory.path, "instance-00.log"), Path(directory.path, "packages")
+    log.touch()
+    folder.mkdir()
+    (folder / "link").symlink_to("/nowhere")
+    paths = [
+        *(log, folder, folder / "link", Path(directory.path), Path(directory.streams, "beacon")),
+        *(Path(directory.streams, LOCK_FILE), Path(f"/dev/shm/bt-{directory.launch}-DATA-0")),
+    ]
+    for path in paths:
+        os.utime(path, (1, 1), follow_symlinks=False)
+    assert directory.mend() == []
+    assert all(path.lstat().st_mtime == 1 for path in paths)
+    monkeypatch.setattr(launch_directory, "_TOUCH_EVERY_S", -1)
+    assert directory.mend() == []
+    assert all(min(path.lstat().st_mtime, path.lstat().st_atime) > 1 for path in paths)
+    for path in (directory.path, directory.streams):
+        fd = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):  # what systemd-tmpfiles tries
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
 
 
 def test_removing_twice_is_removing_once(directory: LaunchDirectory) -> None:

@@ -81,6 +81,8 @@ STATUS = {"btid": 0, "pid": 4711, "state": "running", "exit_code": None, "restar
         {**STATUS, "btid": True},
         {**STATUS, "exit_code": []},
         {**STATUS, "kept_log": 1},
+        {**STATUS, "lost": "DATA"},
+        {**STATUS, "lost": [1]},
         {**STATUS, "more": 1},
     ],
 )

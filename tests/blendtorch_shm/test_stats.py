@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,29 @@ def take(source: Source) -> object:
 def test_a_stream_that_does_not_exist_yet_is_absent(twin: Twin) -> None:
     assert look(twin) == StreamStats("DATA", 0)
     assert look(twin).producer == "absent"
+
+
+def test_a_producer_whose_lock_file_was_removed_is_alive_until_it_dies(twin: Twin) -> None:
+    sink = open_sink(Address(f"tcp://127.0.0.1:{free_port()}", twin))
+    sink.publish({"image": PICTURE})
+    for make_another in (False, True):
+        Path(twin.lock_path).unlink()
+        if make_another:
+            Path(twin.lock_path).touch()
+        assert (look(twin).producer, look(twin).published) == ("alive", 1)
+        assert [consumer.alive for consumer in look(twin).consumers] == [True], "its forwarder"
+        Path(twin.lock_path).touch()
+    sink._locks.close()
+    assert look(twin).producer == "gone"
+    sink.close()
+
+
+def test_a_producer_whose_shared_memory_was_removed_is_lost(twin: Twin) -> None:
+    sink = open_sink(Address(f"tcp://127.0.0.1:{free_port()}", twin))
+    sink.publish({"image": PICTURE})
+    Path(f"/dev/shm{twin.prefix}").unlink()
+    assert look(twin).producer == "lost"
+    sink.close()
 
 
 def test_addresses_without_a_twin_are_left_out() -> None:

@@ -285,6 +285,21 @@ def test_a_stream_whose_files_were_removed_begins_anew_and_its_readers_take_what
         assert inspect(place).published == 3
 
 
+@pytest.mark.parametrize("somebody_made_another", [False, True])
+def test_a_second_publisher_does_not_replace_a_living_ones_stream_whose_lock_file_was_removed(
+    place: SharedPlace, twin: Twin, sink: Producer, source: Source, somebody_made_another: bool
+) -> None:
+    sink.publish({"i": 0})
+    os.unlink(twin.lock_path)
+    if somebody_made_another:
+        Locks(twin.lock_path).close()
+    with pytest.raises(SegmentError, match="Another living process"):
+        Producer(place, trusted=True)
+    sink.publish({"i": 1})
+    assert [message.fields["i"] for message in source.receive_many(2, PATIENCE_S)] == [0, 1]
+    assert place.is_current(sink._control.segment)
+
+
 @pytest.mark.parametrize("nbytes", [NBYTES, 20 * NBYTES])
 def test_readers_take_what_is_left_of_a_stream_that_began_anew_also_from_rings_that_they_had_not_seen(
     place: SharedPlace, twin: Twin, sink: Producer, nbytes: int

@@ -247,7 +247,7 @@ def test_what_cannot_be_run_under_an_alias_is_one_line(tmp_path: Path, module: s
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_ends_it_and_its_instances_and_is_no_failure(
     start: Callable[..., Program], script: Callable[..., dict[str, Any]], number: signal.Signals
 ) -> None:

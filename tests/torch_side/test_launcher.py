@@ -302,7 +302,7 @@ def test_an_exception_from_a_signal_handler_does_not_hide_why_the_block_ended(sc
 
     path = script(
         "import os, signal, sys, time\n"
-        "def on_term(*_):\n    os.kill(os.getppid(), signal.SIGUSR1)\n    time.sleep(0.1)\n    sys.exit(0)\n"
+        f"def on_term(*_):\n    os.kill({os.getpid()}, signal.SIGUSR1)\n    time.sleep(0.1)\n    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, on_term)\nprint('ready', flush=True)" + STAY
     )
     processes = []
@@ -432,13 +432,32 @@ class OtherLauncher:
         return not os.path.exists(self.directory) and not any(map(is_alive, self.pids))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131), (signal.SIGINT, -signal.SIGINT)],
+)
 def test_a_signal_to_the_launcher_ends_everything(script: Callable[[str], Path], number: int, code: int) -> None:
     other = OtherLauncher(script(STAY))
     eventually(lambda: reports(other.directory, "running"))
     other.process.send_signal(number)
     other.process.communicate()
     assert other.process.returncode == code
+    assert other.is_gone()
+
+
+def test_a_launcher_under_nohup_outlives_the_terminal(script: Callable[[str], Path]) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        other = OtherLauncher(script(STAY))
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    eventually(lambda: reports(other.directory, "running"))
+    other.process.send_signal(signal.SIGHUP)
+    for pid in other.pids:
+        os.kill(pid, signal.SIGHUP)
+    other.process.terminate()
+    other.process.communicate()
+    assert other.process.returncode == 143
     assert other.is_gone()
 
 

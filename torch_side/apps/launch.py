@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         description=textwrap.fill(
             "Run Blender instances, and write down how to reach them: on this or another host, LaunchInfo.load_json reads "
             "that file, and RemoteIterableDataset the addresses in it. The program ends with its instances; SIGINT (Ctrl-C), "
-            "SIGTERM and SIGHUP end both.",
+            "SIGTERM, SIGHUP and SIGQUIT end both.",
             width,
         ),
         epilog=f"The arguments of BlenderLauncher, as JSON:\n\n{textwrap.indent(_EXAMPLE, '  ')}\n\n"
@@ -347,9 +347,9 @@ def _disregard_signals() -> None:
 
 
 def _handle(handler: Any) -> None:
-    # A background job of a shell script inherits SIGINT ignored, which is not meant for whoever sends it later;
+    # A background job of a shell script inherits SIGINT and SIGQUIT ignored, which is not meant for whoever sends them later;
     # nohup's SIGHUP is.
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     for number in numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -11,7 +12,8 @@ import time
 
 from blendtorch_shm.errors import LaunchError
 
-from .supervisor import GRACE_S, start_bound
+from .bound import BoundProcess
+from .supervisor import GRACE_S
 
 _SCREEN = "800x600x24"
 """Small: what Blender draws of its own interface is lost time. Off-screen pictures do not depend on it."""
@@ -21,7 +23,7 @@ _START_S = 30.0
 class VirtualDisplay:
     """A running Xvfb. Make it with :meth:`start`, in the thread whose end it is to share."""
 
-    def __init__(self, server: subprocess.Popen[bytes], name: str) -> None:
+    def __init__(self, server: BoundProcess, name: str) -> None:
         self._server = server
         self.name = name
         """Value for ``DISPLAY``."""
@@ -44,15 +46,14 @@ class VirtualDisplay:
         try:
             with open(log_path, "ab") as log:
                 command = [xvfb, "-displayfd", str(writable), "-screen", "0", _SCREEN, "-nolisten", "tcp"]
-                server = start_bound(
+                server = BoundProcess(
                     command, death_signal=signal.SIGTERM, stdout=log, stderr=log, pass_fds=[writable]
                 )  # SIGTERM: it removes its lock and socket
             os.close(writable)
             writable = -1
             number = _read_line(readable)
             if not number.isdigit():
-                server.kill()
-                server.wait()
+                server.close()
                 with open(log_path, errors="replace") as log_file:
                     raise LaunchError(
                         f"Xvfb does not start (exit code {server.returncode}): {log_file.read()[-500:].strip()}"
@@ -66,11 +67,9 @@ class VirtualDisplay:
     def stop(self) -> None:
         """End the X server."""
         self._server.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._server.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
+        self._server.close()
 
 
 def _read_line(fd: int) -> str:

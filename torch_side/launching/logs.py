@@ -4,7 +4,8 @@ An instance, and whatever it starts, writes to its log through descriptors of it
 never waits for a launcher that is busy or stopped, and a launcher that dies takes nothing of the log along. Hence nobody
 can give it another file. The file is opened to append; when it is too long, its end is copied to a file beside it
 (``instance-00.log.1``), and it is emptied: the next line is its first. Only what is written in the microseconds
-between the last read and that is lost.
+between the last read and that is lost. A file that somebody removes is written on, without a name: what comes there is moved to a
+new one in the same way.
 
 The logs lie in the launch directory, which goes with the launch, or where the user wants them. When an instance fails, the
 end of its log is copied to the user's cache folder at once, and the error names that copy.
@@ -62,6 +63,7 @@ class Logs:
         self._half_nbytes = None if config.max_log_mb is None else int(config.max_log_mb * _MB / 2)
         self._show = show if config.follow else None
         self._is_one = config.num_instances == 1
+        self._files: dict[int, int] = {}  # descriptors of the logs that are written now
         self._shown_nbytes: dict[int, int] = {}  # of the log as it is
         self._begun: dict[int, bytes] = {}  # the line whose end is not there yet
 
@@ -98,14 +100,46 @@ class Logs:
         Raises:
             OSError: the file cannot be made.
         """
+        fd = os.open(self._linked(btid), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._close(btid)
+        self._files[btid] = os.dup(fd)
+        return fd
+
+    def close(self) -> None:
+        """Look at no log any more."""
+        for btid in list(self._files):
+            self._close(btid)
+
+    def _close(self, btid: int) -> None:
+        fd = self._files.pop(btid, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _linked(self, btid: int) -> str:
+        """The path of a log in the launch directory, where readers look for it; a link, if the user wants it elsewhere."""
         path = log_path(self._directory, btid)
-        if self._home is not None and not os.path.lexists(path):
-            os.symlink(self._home / os.path.basename(path), path)  # readers look into the launch directory
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if self._home is not None:
+            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.path.lexists(path):
+                os.symlink(self._home / os.path.basename(path), path)
+        return path
+
+    def _mend(self, btid: int) -> None:
+        """If somebody has removed a log that is still written, move what is written there to a new file of its name."""
+        fd = self._files.get(btid, -1)
+        if fd < 0:
+            return
+        path = self._linked(btid)
+        status = os.fstat(fd)
+        if status.st_nlink == 0 and status.st_size:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "ab") as log:
+                log.write(os.pread(fd, status.st_size, 0))
+            os.ftruncate(fd, 0)
 
     def look(self, btid: int) -> None:
         """Show what an instance has printed since the last look, and shorten its log if it is too long."""
         with contextlib.suppress(OSError):
+            self._mend(btid)
             path = os.path.realpath(log_path(self._directory, btid))
             if self._show is not None:
                 self._follow(btid, path)

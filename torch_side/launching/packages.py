@@ -113,7 +113,11 @@ def _download(requirements: list[str], python: str, folder: Path) -> None:
             done = subprocess.run(
                 [*installer, *what], capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
             )
-            problem = done.stderr.strip()[-500:] if done.returncode else ""
+            # Where this program ignores SIGCHLD, the exit code is 0 whatever happened.
+            absent = [name for name in requirements if not any(new.glob(f"{DEPENDENCIES[name.partition('<')[0]]}*"))]
+            problem = (
+                done.stderr.strip()[-500:] or f"{', '.join(absent)} not installed" if done.returncode or absent else ""
+            )
         except subprocess.TimeoutExpired:
             problem = f"no end after {_TIMEOUT_S:.0f} s"
         if problem:

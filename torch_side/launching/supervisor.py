@@ -1,9 +1,8 @@
 """The processes of a launch: started, watched, started again and ended by one thread.
 
-Children are to die with the launcher, whatever becomes of it, so each asks the kernel for a signal at its parent's death
-(``PR_SET_PDEATHSIG``). The kernel sends that when the *thread* that forked the child ends, so one thread lives as long as the
-launch, starts every child, and meanwhile waits for their ends. The request is made in a tiny Python program that then
-becomes the child: code between fork and exec is not safe in a process with threads.
+Children are to die with the launcher, whatever becomes of it, so each has a guardian (:mod:`.guardian`), which asks the kernel
+for a signal at its parent's death (``PR_SET_PDEATHSIG``). The kernel sends that when the *thread* that forked the guardian ends,
+so one thread lives as long as the launch, starts every child, and meanwhile waits for their ends.
 
 An instance that is started again takes over its streams (``Producer`` adopts what its predecessor left), so the predecessor must
 be gone altogether, with everything that it started: it could still hold the port, or write into a slot.
@@ -16,14 +15,12 @@ import logging
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,24 +28,31 @@ from blendtorch_shm.errors import LaunchError
 from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.notes import (
+    INSTANCE_VARIABLE,
+    LAUNCH_VARIABLE,
     RESTARTS_VARIABLE,
     SOFTWARE_WARNING,
     InstanceState,
+    Note,
     clear_notes,
     has_note,
+    has_status,
     instance_path,
     is_software,
     is_stopped,
     log_tail,
     read_note,
+    restore_note,
     write_status,
 )
-from blendtorch_shm.launch.sweep import processes_of
+from blendtorch_shm.launch.sweep import processes_of, send
 from blendtorch_shm.stream.control import activity
 from blendtorch_shm.stream.place import SharedPlace
 
+from .bound import BoundProcess
 from .config import LaunchConfig
 from .logs import Logs
+from .removed import has_open, is_whole
 
 log = logging.getLogger("blendtorch.launch")
 
@@ -62,33 +66,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Between a failure and the restart; doubled with each further failure in a row."""
 _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
+_MEND_S = 0.5
+"""How often it is looked whether somebody has removed files of the launch."""
 _LISTEN_S = 1.0
 """How often signs of life are looked for, or four times within the patience."""
 
-_BECOME = """
-import ctypes, os, signal, sys
-parent, number = int(sys.argv[1]), int(sys.argv[2])
-for s in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ): signal.signal(s, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, [])
-ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
-if os.getppid() != parent: os.kill(os.getpid(), signal.SIGKILL)
-try: os.execvp(sys.argv[3], sys.argv[3:])
-except OSError as error: sys.exit(f"Cannot run {sys.argv[3]}: {error.strerror}")
-"""
 
-
-def start_bound(
-    command: Sequence[str], *, death_signal: signal.Signals = signal.SIGKILL, **options: Any
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, bound to the life of the calling thread.
-
-    Args:
-        command: the program and its arguments.
-        death_signal: what the kernel sends to the child when this thread ends.
-        options: further arguments of ``subprocess.Popen``.
-    """
-    become = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), str(int(death_signal))]
-    return subprocess.Popen([*become, *command], stdin=subprocess.DEVNULL, start_new_session=True, **options)
+_CLEANERS = "docs/removed_files.md says what removes such files, and how to keep it from doing so."
 
 
 def describe_exit(code: int) -> str:
@@ -115,9 +99,8 @@ class Instance:
     env: Mapping[str, str]
     streams: Sequence[Twin] = ()
     """Those of its sockets."""
-    process: subprocess.Popen[bytes] | None = None
+    process: BoundProcess | None = None
     """The current one, or the last."""
-    pidfd: int = -1
     started_at: float = 0.0
     state: InstanceState = "starting"
     exit_code: int | None = None
@@ -141,6 +124,12 @@ class Instance:
     """When that was last looked at."""
     stuck: str = ""
     """Why it was killed."""
+    said: dict[Note, str] = field(default_factory=dict)
+    """Its notes."""
+    opened: set[str] = field(default_factory=set)
+    """Sockets whose files were seen while its current process ran."""
+    lost: Sequence[str] = ()
+    """Sockets that it publishes on, and whose files somebody has removed."""
 
     def has_exited(self) -> bool:
         """Whether its process is gone for good, and its obituary written."""
@@ -165,7 +154,7 @@ class Supervisor:
         self, directory: LaunchDirectory, logs: Logs, tell: Callable[[str], None], config: LaunchConfig
     ) -> None:
         self.instances: list[Instance] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[BoundProcess] = []
         """The current process of each instance, or its last."""
         self._config = config
         self._directory = directory
@@ -173,6 +162,7 @@ class Supervisor:
         self._tell = tell
         self._ending = False
         self._warned: set[str] = set()
+        self._mended_at = time.monotonic()
         self._changed = threading.Condition()
         self._orders: deque[tuple[Callable[[], Any], Future[Any]] | None] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -257,14 +247,22 @@ class Supervisor:
 
     def _tell_each(self, number: signal.Signals, told: set[int]) -> set[int]:
         """Send a signal to every process of the launch that was not `told`; all that are there."""
-        leaders = {p.pid for p in list(self.processes) if p.poll() is None}
-        alive = leaders | set(processes_of(self._directory.launch))
+        launch = self._directory.launch
+        processes = [process for process in list(self.processes) if not process.is_over()]
+        leaders = {process.pid for process in processes if process.poll() is None}
+        alive = leaders | set(processes_of(launch))
         for pid in alive - told:
             told.add(pid)  # before: the answer may come, and be raised, before the call that sends returns
-            send = os.killpg if pid in leaders else os.kill
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                send(pid, number)
-                send(pid, signal.SIGCONT)  # a stopped process would not notice
+            for each in (number, signal.SIGCONT):  # a stopped process would not notice
+                if pid in leaders:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, each)
+                else:
+                    send(each, pid, launch)
+        if number == signal.SIGKILL:
+            for process in processes:
+                process.end_all()
+            alive |= {process.pid for process in processes}
         return alive
 
     def _wake(self) -> None:
@@ -289,43 +287,42 @@ class Supervisor:
         finally:
             for process in self.processes:
                 if process.poll() is None:  # it was just being started while all others were ended
-                    process.kill()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(GRACE_S)
+                    process.close()
             self._look_around()
+            self._logs.close()
             self._selector.close()
 
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         """Seconds until there may be something to do that nothing wakes us for."""
-        waits = []
+        waits = [_MEND_S]
         if self.instances and self._logs.look_every_s is not None:
             waits.append(self._logs.look_every_s)
         for instance in self.instances:
             if instance.state == "restarting":
                 waits.append(max(0.0, instance.due_at - time.monotonic()))
             elif instance.state != "exited":
-                if instance.pidfd < 0 or not instance.renderer:
+                if not instance.renderer:
                     waits.append(_NEWS_S)
                 if self._config.stall_timeout is not None:
                     waits.append(self._listening_period_s(self._config.stall_timeout))
-        return min(waits, default=None)
+        return min(waits)
 
     def _start(self, instance: Instance) -> None:
-        command = instance.command(instance.restarts)
         try:
-            log_fd = self._logs.open(instance.btid)
+            command = instance.command(instance.restarts)
+            log_fd = self._open_log(instance)
             try:
                 if instance.restarts:
                     mark = f"---- blendtorch: restart {instance.restarts} of instance {instance.btid} ----\n"
                     with contextlib.suppress(OSError):  # a full disk must not end the launch
                         os.write(log_fd, mark.encode())
                 env = {**instance.env, RESTARTS_VARIABLE: str(instance.restarts)}
-                process = start_bound(command, env=env, stdout=log_fd, stderr=log_fd)
-                process.args = command
+                marks = {name: env.pop(name) for name in (LAUNCH_VARIABLE, INSTANCE_VARIABLE) if name in env}
+                process = BoundProcess(command, env=env, marks=marks, stdout=log_fd, stderr=log_fd)
             finally:
                 os.close(log_fd)
         except OSError as error:
-            raise LaunchError(f"Cannot start instance {instance.btid} ({command[0]}): {error}.") from error
+            raise LaunchError(f"Cannot start instance {instance.btid}: {error}.") from error
         with self._changed:
             if instance.process is None:
                 self.instances.append(instance)
@@ -336,12 +333,63 @@ class Supervisor:
             instance.started_at = instance.listened_at = time.monotonic()
             instance.silent_s = 0.0
             instance.stuck = instance.renderer = ""
+            instance.said, instance.opened, instance.lost = {}, set(), ()
             self._move(instance, "starting")
-        with contextlib.suppress(OSError):  # a kernel without pidfd, or no descriptor left: polled instead
-            instance.pidfd = os.pidfd_open(process.pid)
-            self._selector.register(instance.pidfd, selectors.EVENT_READ)
+        self._selector.register(process, selectors.EVENT_READ)
+
+    def _open_log(self, instance: Instance) -> int:
+        """A descriptor for all that an instance prints. It is started again also where there is no place for that any more."""
+        try:
+            return self._logs.open(instance.btid)
+        except OSError as error:
+            if not instance.restarts:
+                raise
+            self._warn(f"what instance {instance.btid} prints is lost from now on: its log cannot be made ({error}).")
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+
+    def _mend(self) -> None:
+        """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
+        self._mended_at = time.monotonic()
+        is_mended = True
+        try:
+            for path in self._directory.mend():
+                self._warn(f"{path} was removed although the launch runs, and is made anew. {_CLEANERS}")
+        except OSError as error:
+            is_mended = False
+            self._warn(
+                f"Files of this launch were removed although it runs, and cannot be made anew: {error}. {_CLEANERS}"
+            )
+        for instance in self.instances:
+            lost: list[str] = []
+            if instance.state in ("starting", "running") and instance.process is not None:
+                lost = self._lost(instance, instance.process.pid)
+                for note, text in instance.said.items():
+                    with contextlib.suppress(OSError):
+                        restore_note(self._directory.path, instance.btid, note, text)
+            if lost and lost != instance.lost:
+                self._warn(
+                    f"The shared memory of {' and '.join(map(repr, lost))} of instance {instance.btid} was removed although "
+                    f"it publishes there. Who reads already reads on; nobody else can, until the instance is started again. "
+                    f"{_CLEANERS}"
+                )
+            if lost != instance.lost or (is_mended and not has_status(self._directory.path, instance.btid)):
+                instance.lost = lost
+                self._write_status(instance)
+
+    @staticmethod
+    def _lost(instance: Instance, pid: int) -> list[str]:
+        """The sockets that an instance publishes on, and whose files somebody has removed."""
+        lost = []
+        for twin in instance.streams:
+            if is_whole(twin):
+                instance.opened.add(twin.name)
+            elif twin.name in instance.opened or has_open(twin, pid):  # or removed before anybody looked
+                lost.append(twin.name)
+        return lost
 
     def _look_around(self) -> None:
+        if not self._ending and time.monotonic() - self._mended_at >= _MEND_S:
+            self._mend()
         for instance in self.instances:
             self._logs.look(instance.btid)  # also of one that has ended: what it started may go on
             if instance.state == "restarting":
@@ -350,6 +398,8 @@ class Supervisor:
                 code = instance.process.poll()
                 self._read_notes(instance)
                 if code is not None:
+                    self._selector.unregister(instance.process)
+                    instance.process.hear_no_more()
                     self._bury(instance, code)
                 elif self._config.stall_timeout is not None and not instance.stuck:
                     self._listen(instance, self._config.stall_timeout)
@@ -358,13 +408,15 @@ class Supervisor:
         """See whether the instance said that its script began, and what it renders with."""
         directory, btid = self._directory.path, instance.btid
         if instance.state == "starting" and has_note(directory, btid, "started"):
+            instance.said |= {note: read_note(directory, btid, note) for note in ("warnings", "started")}
             self._move(instance, "running")
             self._tell(f"instance {btid} runs its script, after {time.monotonic() - instance.started_at:.1f} s")
-            for warning in read_note(directory, btid, "warnings").splitlines():
+            for warning in instance.said["warnings"].splitlines():
                 self._warn(warning)
         if not instance.renderer:
             instance.renderer = read_note(directory, btid, "renderer")
             if instance.renderer:
+                instance.said["renderer"] = instance.renderer
                 self._tell(f"instance {btid} renders with {instance.renderer}")
                 if is_software(instance.renderer):
                     self._warn(SOFTWARE_WARNING)
@@ -409,10 +461,6 @@ class Supervisor:
     def _bury(self, instance: Instance, code: int) -> None:
         """Note how an instance ended, and decide whether it is started again."""
         age_s = time.monotonic() - instance.started_at
-        if instance.pidfd >= 0:
-            self._selector.unregister(instance.pidfd)
-            os.close(instance.pidfd)
-            instance.pidfd = -1
         how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
         instance.exit_code = code
         pause_s, fate = self._decide(instance, code, age_s)
@@ -474,14 +522,18 @@ class Supervisor:
             self._move(instance, "exited")
             return
         now = time.monotonic()
-        leftovers = processes_of(self._directory.launch, instance_path(self._directory.path, instance.btid))
+        whose = self._directory.launch, instance_path(self._directory.path, instance.btid)
+        leftovers = processes_of(*whose)
         for pid in leftovers:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, pid, *whose)
+        if instance.process is not None and not instance.process.is_over():
+            instance.process.end_all()
+            leftovers.append(instance.process.pid)
         if leftovers:
             instance.due_at = max(instance.due_at, now + _LEFTOVERS_S)
         if now < instance.due_at:
             return
+        self._mend()
         clear_notes(self._directory.path, instance.btid)
         instance.restarts += 1
         instance.published_before = instance.published()
@@ -514,6 +566,7 @@ class Supervisor:
                 code,
                 restarts=restarts,
                 kept_log=instance.kept_log,
+                lost=instance.lost,
             )
         except OSError as error:  # a full disk must not end the launch
             log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
@@ -526,6 +579,6 @@ def _obey(order: Callable[[], Any], future: Future[Any]) -> None:
         future.set_exception(error)
 
 
-def _is_noticed(instance: Instance, process: subprocess.Popen[bytes]) -> bool:
+def _is_noticed(instance: Instance, process: BoundProcess) -> bool:
     """Whether the supervisor's thread knows that `process` has ended."""
     return instance.state in ("restarting", "exited") or instance.process is not process
