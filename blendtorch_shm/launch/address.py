@@ -1,11 +1,13 @@
 """Addresses: plain TCP endpoints that know more than they show.
 
 To the user an address is the string that ``launch_info.json`` shows, ``tcp://127.0.0.1:11000``. Where the launcher
-made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory, and, if it can be reached
-from other hosts, the keys that open it. A plain string has neither, and works over TCP.
+made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory, and the keys that open it.
+A plain string has neither. Where a launch of this user has that endpoint on this host, :func:`find` knows the rest; else it works
+over TCP, with scripts that were started by hand, or ``allow_unauthenticated``.
 
 The same knowledge travels as JSON: to instances in the environment variable :data:`ENVIRONMENT_VARIABLE`, so that a script may
-treat the address as the ordinary string that it is, and to readers in the launch information.
+treat the address as the ordinary string that it is, to readers in the launch information, and to readers of this user on this
+host in a file beside the beacon (:func:`readers_path`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -164,8 +166,7 @@ def leads_nowhere(endpoint: str, launch: str) -> bool:
     """
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     try:
-        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
-            signs = {line.partition("@")[2].rstrip("\n") for line in sockets}
+        signs = _signs()
         if sign_of_launch(launch) in signs:
             return False
         if sign_of_port(host, int(port)) in signs:
@@ -176,6 +177,12 @@ def leads_nowhere(endpoint: str, launch: str) -> bool:
         return True
     except (OSError, ValueError, OverflowError):
         return False
+
+
+def _signs() -> set[str]:
+    """Names in the abstract name space of this network's UNIX sockets."""
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+        return {line.partition("@")[2].rstrip("\n") for line in sockets}
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -206,6 +213,11 @@ def _escaped(name: str) -> str:
     return quote(name, safe="")
 
 
+def readers_path(launch: str) -> str:
+    """The file, for this user alone, that says how to read from the instances of a launch: endpoint -> :class:`ForReaders`."""
+    return f"{streams_path(launch)}/readers.json"
+
+
 def streams_path(launch: str) -> str:
     """The directory, in shared memory, of a launch's lock files, bells and inboxes."""
     return f"{SHARED_MEMORY}/blendtorch-{launch}"
@@ -225,11 +237,13 @@ class Address(str):
         twin: the same stream in shared memory, if this process may look there.
         keys: to bind it (an instance) or to connect to it (a reader); None where connections are not authenticated.
         unauthenticated: connections without keys were asked for, beyond loopback too.
+        launch: identifier of the launch; empty where none is known.
     """
 
     twin: Twin | None
     keys: ServerKeys | ClientKeys | None
     unauthenticated: bool
+    launch: str
 
     def __new__(
         cls,
@@ -237,20 +251,26 @@ class Address(str):
         twin: Twin | None = None,
         keys: ServerKeys | ClientKeys | None = None,
         unauthenticated: bool = False,
+        launch: str = "",
     ) -> Address:
         self = super().__new__(cls, endpoint)
         self.twin = twin
         self.keys = keys
         self.unauthenticated = unauthenticated
+        self.launch = launch if twin is None else twin.launch
         return self
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing is known about it."""
-        return self.twin is None and self.keys is None and not self.unauthenticated
+        return self.twin is None and self.keys is None and not self.unauthenticated and not self.launch
+
+    def elsewhere(self) -> Address:
+        """The same for a reader that does not share the memory."""
+        return Address(str(self), None, self.keys, self.unauthenticated, self.launch)
 
     def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
-        return Address, (str(self), self.twin, self.keys, self.unauthenticated)
+        return Address, (str(self), self.twin, self.keys, self.unauthenticated, self.launch)
 
 
 class NamedSockets(dict[str, _AddressOrMany]):
@@ -282,6 +302,14 @@ class ForReaders(msgspec.Struct):
 
     twin: Twin | None = None
     keys: ClientKeys | None = None
+    launch: Annotated[str, msgspec.Meta(pattern=f"^({_LAUNCH.pattern})?$")] = ""
+    """Where there is no twin."""
+
+    def address(self, endpoint: str) -> Address:
+        """`endpoint` with all this; with the twin only where this process sees the memory of the launch."""
+        twin = self.twin
+        address = Address(endpoint, twin, self.keys, launch=self.launch)
+        return address if twin is None or twin.is_here() else address.elsewhere()
 
 
 def describe(addresses: Iterable[Address]) -> dict[str, dict[str, Any]]:
@@ -291,6 +319,7 @@ def describe(addresses: Iterable[Address]) -> dict[str, dict[str, Any]]:
             "twin": None if address.twin is None else asdict(address.twin),
             "keys": None if address.keys is None else asdict(address.keys),
             **({"unauthenticated": True} if address.unauthenticated else {}),
+            **({"launch": address.launch} if address.launch and address.twin is None else {}),
         }
         for address in addresses
     }
@@ -315,3 +344,25 @@ def resolve(endpoint: str) -> Address:
             f"Unset it to publish over TCP, or start the script through BlenderLauncher."
         ) from error
     return Address(endpoint, known.twin, known.keys, known.unauthenticated)
+
+
+def find(endpoint: str) -> Address:
+    """`endpoint`, which a reader was told, with all that is known about it: by itself, or because a launch of this user runs on
+    this host, in this network, and has it.
+    """
+    if isinstance(endpoint, Address) and not endpoint.is_plain:
+        return endpoint
+    numeric = endpoint.replace("//localhost:", "//127.0.0.1:")
+    try:
+        signs = _signs()
+        launches = [name.removeprefix("blendtorch-") for name in os.listdir(SHARED_MEMORY)]
+    except OSError:
+        return Address(endpoint)
+    for launch in launches:
+        if _LAUNCH.fullmatch(launch) and sign_of_launch(launch) in signs:
+            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
+                with open(readers_path(launch), "rb", opener=_open_own) as file:
+                    known = msgspec.json.decode(file.read(), type=dict[str, ForReaders])
+                if numeric in known:
+                    return known[numeric].address(endpoint)
+    return Address(endpoint)

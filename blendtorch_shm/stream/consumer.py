@@ -59,6 +59,7 @@ class Consumer(Closable):
         place: where the stream lives.
         calls: those of the source that this is a lane of, so that messages of a call that was cut short are put back. None:
             whoever made the consumer ends or gives back the leases itself.
+        forwards: whether this is the producer's forwarder, whose place at the stream is kept for it.
 
     Attributes:
         place: where the stream lives.
@@ -76,7 +77,7 @@ class Consumer(Closable):
                 print(message.fields)
     """
 
-    def __init__(self, place: Place, calls: Calls | None = None) -> None:
+    def __init__(self, place: Place, calls: Calls | None = None, *, forwards: bool = False) -> None:
         self.place = place
         self._calls = calls if calls is not None else Calls()
         self._control = Control.attach(place)
@@ -90,7 +91,7 @@ class Consumer(Closable):
         self._last_reclaim = 0.0
         self._last_sequence, self._shared_until = -1, 0
         self.sleepers = Sleepers(place, self._control)
-        self._member = Membership(place, self._control, self._rings)
+        self._member = Membership(place, self._control, self._rings, forwards=forwards)
         self.index = self._member.index
         forks.register(self)
         _of_this_process.add(self)
@@ -319,6 +320,10 @@ class Consumer(Closable):
     def count_remote(self, consumers: int) -> None:
         """Say how many consumers elsewhere this one sends to."""
         self._member.count_remote(consumers)
+
+    def say_unreachable(self, unreachable: bool) -> None:
+        """Say whether consumers elsewhere cannot reach this one, which would send to them."""
+        self._control.unreachable = int(unreachable)
 
     # -- ending leases ------------------------------------------------------------------------------------------
 
