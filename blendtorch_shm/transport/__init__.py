@@ -28,8 +28,8 @@ from .tcp import Demand, TcpForwarder, TcpLane
 
 __all__ = ["open_sink", "open_source"]
 
-_PER_SINK = 52
-"""File descriptors: 24 to begin with, and connections to some consumers, here and elsewhere."""
+_PER_SINK = 58
+"""File descriptors: 30 to begin with, and connections to some consumers, here and elsewhere."""
 _PER_TWIN, _FOR_TWINS = 7, 16
 """Of each stream its lock file, bell, inbox, control segment and two rings (a mapping keeps its file open), and a connection;
 with the first stream ZeroMQ's threads.

@@ -492,7 +492,9 @@ class ConsumerSession:
     def _greet(self) -> Hello:
         self._generation += 1
         self._refused_at = None
-        return Hello(VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken), self._launch)
+        return Hello(
+            VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken), self._launch
+        )
 
     # -- messages
 
