@@ -50,7 +50,7 @@ def open_sink(
         lingerms: extra milliseconds that closing may wait for TCP consumers to take what is left.
 
     Raises:
-        PortInUse: somebody else listens there.
+        PortInUse: somebody else listens there, and the address has no twin.
         OutOfDescriptors: this process has too many files open.
         SegmentError: no shared memory, or another living process publishes to the same twin.
 
