@@ -26,7 +26,6 @@ import torch.multiprocessing
 import zmq
 from torch.utils import data
 
-from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher, FrameLoader, RemoteIterableDataset, pooled_collate
 
 from . import producer
@@ -54,6 +53,7 @@ def launch(
     asked: str = "",
     producers: int = 1,
     bind_addr: str = "127.0.0.1",
+    allow_unauthenticated: bool = False,
 ) -> BlenderLauncher:
     arguments = [way, *map(str, shape), "--fields", str(fields), "--interval", str(interval_s), "--asked", asked]
     return BlenderLauncher(
@@ -62,6 +62,7 @@ def launch(
         producers,
         ["DATA"],
         bind_addr=bind_addr,
+        allow_unauthenticated=allow_unauthenticated,
         instance_args=[arguments] * producers,
         blender="python",
         progress=False,
@@ -225,15 +226,15 @@ def ring(shape: Shape, **options: Any) -> Iterator[Receive]:
 @contextlib.contextmanager
 def tcp(shape: Shape, **options: Any) -> Iterator[Receive]:
     """What a reader on another host does, over this host's own network."""
-    with launch("ring", shape, **options) as launcher:
-        yield from _dataset([Address(a) for a in launcher.launch_info.addresses["DATA"]])
+    with launch("ring", shape, **options, allow_unauthenticated=True) as launcher:
+        yield from _dataset([a.elsewhere() for a in launcher.launch_info.addresses["DATA"]])
 
 
 @contextlib.contextmanager
 def tcp_with_keys(shape: Shape, **options: Any) -> Iterator[Receive]:
-    """The same with CURVE, as it is beyond loopback."""
+    """The same with CURVE, as it is unless somebody asks for something else."""
     with launch("ring", shape, **options, bind_addr="primaryip") as launcher:
-        yield from _dataset([Address(a, keys=a.keys) for a in launcher.launch_info.addresses["DATA"]])
+        yield from _dataset([a.elsewhere() for a in launcher.launch_info.addresses["DATA"]])
 
 
 def _dataset(addresses: Any) -> Iterator[Receive]:

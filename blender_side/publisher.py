@@ -43,13 +43,14 @@ class DataPublisher:
         frames_per_clip: gather so many frames, and send them as one message: a clip. What one :meth:`publish` gives is a frame
             then; `docs/clips.md` says what becomes of its fields. None: each is a message of its own.
         allow_unauthenticated: beyond loopback, let everybody who can reach `bind_address` read, if the launcher made no
-            keys for it.
+            keys for it. On loopback without a launcher, every user of this host can read in any case.
 
     A publisher that is forgotten (``del publisher``, say) gives its socket to the next one that asks for it. What it has
     published still arrives, before what the next one publishes; without a launcher, only what consumers that are connected take.
 
     Raises:
-        PortInUse: another program listens on that port.
+        PortInUse: another program listens on that port, and there is no launcher. With one, readers on this host are served, and
+            the port is tried again and again.
         ConfigurationError: an address beyond loopback, without keys; no frames in a clip.
         SegmentError: shared memory is not available, or another publisher, of this process or another one, has this socket.
     """

@@ -16,7 +16,7 @@ from torch.utils import data
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import BlendtorchError, ConfigurationError, RecordingNotFound, UnreadableMessage
-from blendtorch_shm.launch.address import Address, check_endpoint
+from blendtorch_shm.launch.address import Address, check_endpoint, find
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.transport import open_source
@@ -42,8 +42,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     DataLoader workers, forked or spawned: they share the messages, and `max_items` altogether.
 
     Args:
-        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
-            mean TCP.
+        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Of a plain string,
+            the rest is found where a launch of this user on this host has that address; else it means TCP without keys.
         queue_size: messages that may queue up per worker and instance, over TCP. In shared memory they wait in their slots.
         timeoutms: patience for the next message, in milliseconds. It counts from the last message that anybody took from these
             instances: over TCP, any worker of this dataset; in shared memory, any process of this host.
@@ -370,7 +370,7 @@ def _checked(addresses: Any) -> list[Address]:
         )
     for address in found:
         check_endpoint(address)
-    return [address if isinstance(address, Address) else Address(address) for address in found]
+    return [find(address) for address in found]
 
 
 def _check_output(output: str) -> None:

@@ -62,8 +62,8 @@ class FrameLoader:
     addresses: each message goes to one of them.
 
     Args:
-        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Plain strings
-            mean TCP.
+        addresses: of the instances, such as ``launch_info.addresses['DATA']``; one address alone will do. Of a plain string,
+            the rest is found where a launch of this user on this host has that address; else it means TCP without keys.
         batch_size: items per batch.
         max_items: items of one iteration; None means that it does not end.
         device: where batches are to be, such as ``'cuda'``; None means this host's memory.

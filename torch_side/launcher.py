@@ -87,7 +87,7 @@ class BlenderLauncher:
         start_port: the first TCP port. The default means the first free ports from there on, so that launches run side by
             side; any other number is taken at its word, and is an error if it is in use.
         bind_addr: the IPv4 address to listen on. 'primaryip': that of the default route. '0.0.0.0': all. Processes of this host
-            use shared memory in any case. Beyond loopback, connections are encrypted and need the keys in `launch_info`.
+            use shared memory in any case. Connections are encrypted and need the keys in `launch_info`.
         instance_args: for each instance, further command-line arguments for its script.
         proto: 'tcp'.
         blend_path: directories in which to look for a Blender executable, before anything else.
@@ -107,7 +107,8 @@ class BlenderLauncher:
             between two of them and started again, whatever `restart` says. Its script sees SystemExit.
         stall_timeout: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
             for room to do so: a render that hangs, a stopped process. More than its start and its first frame take.
-        allow_unauthenticated: beyond loopback, let everybody who can reach the instances read from them, without keys.
+        allow_unauthenticated: let everybody who can reach the instances read from them, without keys: on loopback, all users of
+            this host.
         log_dir: write what the instances print to a folder of this launch's own in this one, and leave it there. None: logs go
             with the launch; where an instance fails, the end of its log is kept in the user's cache folder
             (``~/.cache/blendtorch-shm/logs``, the last five launches), and the error says where.
@@ -323,7 +324,7 @@ class BlenderLauncher:
         ports = iter(self._ports.reserve(count, config.start_port))
         server_keys, client_keys = None, None
         is_local = is_loopback(f"tcp://{host}:0")
-        is_open = not is_local and config.allow_unauthenticated
+        is_open = config.allow_unauthenticated
         if is_local and config.bind_addr not in (host, "localhost"):
             self._tell(
                 f"bind_addr {config.bind_addr!r} is {host} here, which no other host can reach; "
@@ -334,7 +335,7 @@ class BlenderLauncher:
                 f"WARNING: everybody who can reach {public_host} can read from these instances: connections are not "
                 f"authenticated."
             )
-        elif not is_local:
+        else:
             server_keys, client_keys = make_keys()
         bound: dict[str, list[Address]] = {}
         public: dict[str, list[Address]] = {}
@@ -344,6 +345,11 @@ class BlenderLauncher:
                 port, twin = next(ports), directory.twin(name, btid)
                 bound[name].append(Address(f"tcp://{host}:{port}", twin, server_keys, is_open))
                 public[name].append(Address(f"tcp://{public_host}:{port}", twin, client_keys))
+        typed = [address for column in public.values() for address in column]
+        if host == _EVERYWHERE:
+            loopback = (f"tcp://127.0.0.1:{address.rpartition(':')[2]}" for address in typed)
+            typed += [Address(e, a.twin, a.keys) for e, a in zip(loopback, typed, strict=True)]
+        directory.tell_readers(typed)
         return bound, public
 
     def _command(
@@ -468,7 +474,7 @@ def _numeric_address(bind_addr: str) -> str:
         pass
     try:
         return socket.gethostbyname(bind_addr)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # the latter two: what cannot be a name at all
         raise ConfigurationError(
             f"bind_addr={bind_addr!r} is neither an IPv4 address nor a host name that is known here ({error}). "
             f"'127.0.0.1' is this host alone, 'primaryip' the address of the default route."

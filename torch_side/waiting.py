@@ -239,7 +239,9 @@ class Watch:
 
 def _whom_it_waits_for(stream: StreamStats, report: InstanceReport) -> str:
     alive = [consumer for consumer in stream.consumers if consumer.alive]
-    readers = [_who(consumer, report) for consumer in alive if consumer.remote or consumer.pid != report.pid]
+    readers = list(
+        dict.fromkeys(_who(consumer, report) for consumer in alive if consumer.remote or consumer.pid != report.pid)
+    )
     text = f"Instance {stream.btid} waits for room on its socket {stream.name!r}: "
     if stream.ready and not readers:
         return (

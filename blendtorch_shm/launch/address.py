@@ -1,11 +1,13 @@
 """Addresses: plain TCP endpoints that know more than they show.
 
 To the user an address is the string that ``launch_info.json`` shows, ``tcp://127.0.0.1:11000``. Where the launcher
-made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory, and, if it can be reached
-from other hosts, the keys that open it. A plain string has neither, and works over TCP.
+made it, it also carries a :class:`Twin`, the names of the same stream in this host's shared memory, and the keys that open it.
+A plain string has neither. Where a launch of this user has that endpoint on this host, :func:`find` knows the rest; else it works
+over TCP, with scripts that were started by hand, or ``allow_unauthenticated``.
 
 The same knowledge travels as JSON: to instances in the environment variable :data:`ENVIRONMENT_VARIABLE`, so that a script may
-treat the address as the ordinary string that it is, and to readers in the launch information.
+treat the address as the ordinary string that it is, to readers in the launch information, and to readers of this user on this
+host in a file beside the beacon (:func:`readers_path`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -40,6 +42,8 @@ MAX_SOCKET_NAME = 48
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
 _ENDPOINT = re.compile(r"tcp://[^\s/:\[\]]+:[0-9]{1,5}")
 _AddressOrMany = TypeVar("_AddressOrMany")
+_LARGEST_NBYTES = 2**24
+"""Of a file that is read. That of a launch with a thousand sockets has less."""
 _CONNECT_S = 1.0
 """For a connection within this host, which is there or refused at once."""
 
@@ -126,13 +130,19 @@ class Twin:
         launch's beacon, and finds the nonce that it was told elsewhere, does.
         """
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # at a pipe, one would wait
-            with opened(os.open, beacon_path(self.launch), flags) as file:
-                status = os.fstat(file.fileno())
-                is_own = status.st_uid == os.geteuid() and stat.S_ISREG(status.st_mode)  # else it is not to be trusted
-                return is_own and file.read(len(self.nonce) + 1) == self.nonce.encode()
+            return _read_own(beacon_path(self.launch)) == self.nonce.encode()
         except OSError:
             return False
+
+
+def _read_own(path: str) -> bytes:
+    """The content of a file of this user's. What another user left for us to read would be trusted: it may contain pickles."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # at a pipe, one would wait
+    with opened(os.open, path, flags) as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            raise PermissionError(f"{path} is not a file of this user.")
+        return file.read(_LARGEST_NBYTES)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -217,6 +227,11 @@ def _escaped(name: str) -> str:
     return quote(name, safe="")
 
 
+def readers_path(launch: str) -> str:
+    """The file, for this user alone, that says how to read from the instances of a launch: endpoint -> :class:`ForReaders`."""
+    return f"{streams_path(launch)}/readers.json"
+
+
 def streams_path(launch: str) -> str:
     """The directory, in shared memory, of a launch's lock files, bells and inboxes."""
     return f"{SHARED_MEMORY}/blendtorch-{launch}"
@@ -236,11 +251,13 @@ class Address(str):
         twin: the same stream in shared memory, if this process may look there.
         keys: to bind it (an instance) or to connect to it (a reader); None where connections are not authenticated.
         unauthenticated: connections without keys were asked for, beyond loopback too.
+        launch: identifier of the launch; empty where none is known.
     """
 
     twin: Twin | None
     keys: ServerKeys | ClientKeys | None
     unauthenticated: bool
+    launch: str
 
     def __new__(
         cls,
@@ -248,20 +265,26 @@ class Address(str):
         twin: Twin | None = None,
         keys: ServerKeys | ClientKeys | None = None,
         unauthenticated: bool = False,
+        launch: str = "",
     ) -> Address:
         self = super().__new__(cls, endpoint)
         self.twin = twin
         self.keys = keys
         self.unauthenticated = unauthenticated
+        self.launch = launch if twin is None else twin.launch
         return self
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing is known about it."""
-        return self.twin is None and self.keys is None and not self.unauthenticated
+        return self.twin is None and self.keys is None and not self.unauthenticated and not self.launch
+
+    def elsewhere(self) -> Address:
+        """The same for a reader that does not share the memory."""
+        return Address(str(self), None, self.keys, self.unauthenticated, self.launch)
 
     def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
-        return Address, (str(self), self.twin, self.keys, self.unauthenticated)
+        return Address, (str(self), self.twin, self.keys, self.unauthenticated, self.launch)
 
 
 class NamedSockets(dict[str, _AddressOrMany]):
@@ -293,6 +316,14 @@ class ForReaders(msgspec.Struct):
 
     twin: Twin | None = None
     keys: ClientKeys | None = None
+    launch: Annotated[str, msgspec.Meta(pattern=f"^({_LAUNCH.pattern})?$")] = ""
+    """Where there is no twin."""
+
+    def address(self, endpoint: str) -> Address:
+        """`endpoint` with all this; with the twin only where this process sees the memory of the launch."""
+        twin = self.twin
+        address = Address(endpoint, twin, self.keys, launch=self.launch)
+        return address if twin is None or twin.is_here() else address.elsewhere()
 
 
 def describe(addresses: Iterable[Address]) -> dict[str, dict[str, Any]]:
@@ -302,6 +333,7 @@ def describe(addresses: Iterable[Address]) -> dict[str, dict[str, Any]]:
             "twin": None if address.twin is None else asdict(address.twin),
             "keys": None if address.keys is None else asdict(address.keys),
             **({"unauthenticated": True} if address.unauthenticated else {}),
+            **({"launch": address.launch} if address.launch and address.twin is None else {}),
         }
         for address in addresses
     }
@@ -326,3 +358,24 @@ def resolve(endpoint: str) -> Address:
             f"Unset it to publish over TCP, or start the script through BlenderLauncher."
         ) from error
     return Address(endpoint, known.twin, known.keys, known.unauthenticated)
+
+
+def find(endpoint: str) -> Address:
+    """`endpoint`, which a reader was told, with all that is known about it: by itself, or because a launch of this user runs on
+    this host, in this network, and has it.
+    """
+    if isinstance(endpoint, Address) and not endpoint.is_plain:
+        return endpoint
+    numeric = endpoint.replace("//localhost:", "//127.0.0.1:")
+    try:
+        signs = _signs()
+        launches = [name.removeprefix("blendtorch-") for name in os.listdir(SHARED_MEMORY)]
+    except OSError:
+        return Address(endpoint)
+    for launch in launches:
+        if _LAUNCH.fullmatch(launch) and sign_of_launch(launch) in signs:
+            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError, RecursionError):
+                known = msgspec.json.decode(_read_own(readers_path(launch)), type=dict[str, ForReaders])
+                if numeric in known:
+                    return known[numeric].address(endpoint)
+    return Address(endpoint)

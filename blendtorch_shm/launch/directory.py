@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import os
 import re
 import secrets
@@ -36,7 +37,7 @@ from pathlib import Path
 from ..errors import LaunchError
 from ..memory.locks import SETLK, is_locked, lock_request
 from ..process import forks
-from .address import SHARED_MEMORY, Twin, beacon_path, streams_path
+from .address import SHARED_MEMORY, Address, Twin, beacon_path, describe, readers_path, streams_path
 from .notes import remove_blenders_folder
 
 LOCK_FILE = "launcher.lock"
@@ -154,6 +155,12 @@ class LaunchDirectory:
     def twin(self, name: str, btid: int) -> Twin:
         """Where the socket `name` of instance `btid` lives."""
         return Twin(self.path, self.launch, self._nonce, name, btid)
+
+    def tell_readers(self, addresses: Iterable[Address]) -> None:
+        """Say how to read from these, for readers of this user who were told an endpoint alone (see :func:`.address.find`)."""
+        fd = os.open(readers_path(self.launch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(describe(addresses), file)
 
     def remove(self) -> None:
         """Remove the directories, as far as they were made, and every shared-memory object of the launch.

@@ -117,7 +117,7 @@ class LaunchInfo:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"{name} is not launch information: {error}.") from error
         addresses = {
-            socket: [_address(endpoint, known.details.get(endpoint)) for endpoint in endpoints]
+            socket: [known.details.get(endpoint, ForReaders()).address(endpoint) for endpoint in endpoints]
             for socket, endpoints in known.addresses.items()
         }
         _require_running(name, [address for each in addresses.values() for address in each], known.details)
@@ -158,9 +158,3 @@ def _require_running(file: str, addresses: list[Address], details: dict[str, For
             f"then. (If it runs in another container, or on another host: addresses of loopback are of this host alone; "
             f"bind_addr='primaryip' gives others.)"
         )
-
-
-def _address(endpoint: str, known: ForReaders | None) -> Address:
-    if known is None:
-        return Address(endpoint)
-    return Address(endpoint, known.twin if known.twin is not None and known.twin.is_here() else None, known.keys)

@@ -1,4 +1,4 @@
-"""Keys for connections that leave this host.
+"""Keys for TCP connections, which may leave this host, or come from another user of it.
 
 CURVE (http://curvezmq.org/page:read-the-docs, part of ZeroMQ) encrypts a TCP connection and lets each end know the other by its
 public key. A launcher makes one pair for its instances and one for whoever reads from them. The instances get the first, the

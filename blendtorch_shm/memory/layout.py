@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import numpy as np
 
-VERSION = 4
+VERSION = 5
 """Of the memory layout and of the wire format: one number for both."""
 CACHE_LINE = 64
 PAGE = 4096
 MAX_CONSUMERS = 256
-"""Consumer processes that can be attached to one stream at a time."""
+"""Consumers that can be attached to one stream at a time: readers, and the producer's forwarder."""
+FORWARDER = MAX_CONSUMERS - 1
+"""The consumer record that is kept for the producer's forwarder: however many readers wait, a producer can start again."""
 MAX_SLOTS = 4096
 """Slots in one ring."""
 FOR_A_SLOT = MAX_SLOTS
@@ -60,6 +62,7 @@ STREAM_HEADER = _words(
         136: "stalled_ns",  # time the producer spent waiting for room
         144: "reclaimed",  # leases of dead consumers made READY again, by the producer
         152: "last_published_ns",  # CLOCK_MONOTONIC
+        184: "unreachable",  # the producer serves this host alone: it could not bind its port (yet)
     },
     4 * CACHE_LINE,
 )

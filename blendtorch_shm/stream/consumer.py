@@ -59,6 +59,7 @@ class Consumer(Closable):
             whoever made the consumer ends or gives back the leases itself.
         own: arrays lie in pages of our own, so that whoever gets a message after us gets it as it was published, whatever we
             wrote to it in place.
+        forwards: whether this is the producer's forwarder, whose place at the stream is kept for it.
 
     Attributes:
         place: where the stream lives.
@@ -76,7 +77,7 @@ class Consumer(Closable):
                 print(message.fields)
     """
 
-    def __init__(self, place: Place, calls: Calls | None = None, *, own: bool = False) -> None:
+    def __init__(self, place: Place, calls: Calls | None = None, *, own: bool = False, forwards: bool = False) -> None:
         self.place = place
         self._calls = calls if calls is not None else Calls()
         self._control = Control.attach(place)
@@ -90,7 +91,7 @@ class Consumer(Closable):
         self._last_reclaim = 0.0
         self._last_sequence, self._shared_until = -1, 0
         self.sleepers = Sleepers(place, self._control)
-        self._member = Membership(place, self._control, self._rings)
+        self._member = Membership(place, self._control, self._rings, forwards=forwards)
         self.index = self._member.index
         forks.register(self)
         _of_this_process.add(self)
@@ -328,6 +329,10 @@ class Consumer(Closable):
     def count_remote(self, consumers: int) -> None:
         """Say how many consumers elsewhere this one sends to."""
         self._member.count_remote(consumers)
+
+    def say_unreachable(self, unreachable: bool) -> None:
+        """Say whether consumers elsewhere cannot reach this one, which would send to them."""
+        self._control.unreachable = int(unreachable)
 
     # -- ending leases ------------------------------------------------------------------------------------------
 

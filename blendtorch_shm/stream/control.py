@@ -54,6 +54,7 @@ class Control:
         stalled_ns: time that the producer spent waiting for room.
         reclaimed: leases of dead consumers that the producer made READY again.
         last_published_ns: CLOCK_MONOTONIC of the last message, or frame of a clip; 0: none yet.
+        unreachable: the producer's forwarder could not bind its port, so there are no readers elsewhere.
         words: all of them, as unsigned 64-bit integers.
         asleep: of each consumer, since when it sleeps (CLOCK_MONOTONIC, ns); 0: it is awake.
 
@@ -73,6 +74,7 @@ class Control:
     stalled_ns = _word("stalled_ns")
     reclaimed = _word("reclaimed")
     last_published_ns = _word("last_published_ns")
+    unreachable = _word("unreachable")
 
     def __init__(self, memory: Segment) -> None:
         self.segment = memory

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import zmq
 
 from ..closing import Closable
+from ..errors import OutOfDescriptors
 from ..message.token import Token, unpack
 from ..process import forks
 from .place import Place
@@ -85,7 +86,14 @@ class Inbox(Closable):
     """
 
     def __init__(self) -> None:
-        self.socket = _context.socket(zmq.PULL)
+        try:
+            self.socket = _context.socket(zmq.PULL)
+        except zmq.ZMQError as error:  # ZeroMQ has a limit of its own
+            raise OutOfDescriptors(
+                f"Too many readers in this process: ZeroMQ has no socket left for another one ({error}). Each iterator of a "
+                f"dataset is a reader, and each has a connection to others that it shares a stream with. Close some, or read "
+                f"in several processes."
+            ) from error
         self.rejected = 0
         self._bound: set[str] = set()
         self._keys: set[int] = set()  # of those streams

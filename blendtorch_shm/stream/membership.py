@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 
 from ..errors import SegmentError
-from ..memory.layout import MAX_CONSUMERS, consumer_word
+from ..memory.layout import FORWARDER, consumer_word
 from ..memory.locks import consumer_lock
 from ..memory.states import State
 from .control import Control
 from .place import Place
 from .reclaim import reclaim
 from .rings import Rings
+
+_FORWARDERS_PATIENCE_S = 5.0
 
 
 class Counter:
@@ -39,6 +42,7 @@ class Membership:
         place: where the stream lives.
         control: its control segment.
         rings: its rings.
+        forwards: whether this is the producer's forwarder, whose place is kept for it.
 
     Attributes:
         index: which of the stream's consumers this is.
@@ -47,12 +51,11 @@ class Membership:
         delivered, released, copied, rejected, reclaimed, redelivered: its counters, see ``layout.CONSUMER_RECORD``.
 
     Raises:
-        SegmentError: the stream has :data:`~..memory.layout.MAX_CONSUMERS` consumers already; or its lock file was removed, so
-            that nobody can tell who of its members lives.
+        SegmentError: the stream has as many readers as it can have; or its lock file was removed, so that nobody can tell who of
+            its members lives.
     """
 
-    def __init__(self, place: Place, control: Control, rings: Rings) -> None:
-        self._name = place.name
+    def __init__(self, place: Place, control: Control, rings: Rings, *, forwards: bool = False) -> None:
         self._control = control
         self._rings = rings
         self.index = -1
@@ -69,7 +72,7 @@ class Membership:
                     f"The lock file {self.locks.path} is not the one that the members of {place.title} have: it was removed "
                     f"while they used it, so nobody can tell who of them lives. Restart the instance, or launch anew."
                 )
-            taken_back = self._join()
+            taken_back = self._join(forwards)
             self.owner = self.index + 1
             self.delivered, self.released, self.copied, self.rejected, self.reclaimed, self.redelivered = (
                 Counter(control.words, consumer_word(self.index, name))
@@ -82,18 +85,29 @@ class Membership:
             self.leave()
             raise
 
-    def _join(self) -> int:
-        """Take the first free place; how many messages its last holder had left LEASED."""
-        for index in range(MAX_CONSUMERS):
-            if self.locks.hold(consumer_lock(index)):
-                self.index = index
-                taken_back = self._take_over(index + 1)
-                if taken_back is not None:
-                    self._control.asleep[index] = 0
-                    return taken_back
-                self.locks.drop(consumer_lock(index))
-                self.index = -1
-        raise SegmentError(f"{self._name} has {MAX_CONSUMERS} consumer processes already, which is the limit.")
+    def _join(self, forwards: bool) -> int:
+        """Take the first free place; how many messages its last holder had left LEASED.
+
+        The forwarder's own is free for a producer that starts, unless somebody just takes back what the last one had left.
+        """
+        places = [FORWARDER, *range(FORWARDER)] if forwards else range(FORWARDER)
+        until = time.monotonic() + (_FORWARDERS_PATIENCE_S if forwards else 0)
+        while True:
+            for index in places:
+                if self.locks.hold(consumer_lock(index)):
+                    self.index = index
+                    taken_back = self._take_over(index + 1)
+                    if taken_back is not None:
+                        self._control.asleep[index] = 0
+                        return taken_back
+                    self.locks.drop(consumer_lock(index))
+                    self.index = -1
+            if time.monotonic() >= until:
+                raise SegmentError(
+                    f"It has {FORWARDER} readers already, which is the limit: each iterator of a dataset, and each worker of a "
+                    f"DataLoader, is one. Close one, and this one takes its place."
+                )
+            time.sleep(0.01)
 
     def _take_over(self, owner: int) -> int | None:
         """Reclaim what a dead member of the same number still held; None if somebody is just doing it."""

@@ -71,6 +71,7 @@ class StreamStats:
         slots: messages that there is memory for.
         nbytes: of that memory.
         delivered, released, copied, redelivered, rejected, reclaimed: sums over all consumers, see :class:`ConsumerStats`.
+        reachable: whether readers elsewhere can connect: False while the port of the instance is another program's.
         consumers: those that are there or were.
     """
 
@@ -92,6 +93,7 @@ class StreamStats:
     redelivered: int = 0
     rejected: int = 0
     reclaimed: int = 0
+    reachable: bool = True
     consumers: Sequence[ConsumerStats] = ()
 
 
@@ -161,6 +163,7 @@ def _stats(twin: Twin) -> StreamStats:
             leased=holders.total(),
             slots=sum(ring.num_slots for ring in rings),
             nbytes=control.segment.nbytes + sum(ring.segment.nbytes for ring in rings),
+            reachable=not control.unreachable,
             consumers=consumers,
             **sums,
         )

@@ -28,8 +28,10 @@ from .tcp import Demand, TcpForwarder, TcpLane
 
 __all__ = ["open_sink", "open_source"]
 
-_PER_SINK = 64
-"""File descriptors: 28 to begin with, arrays that were lent, and connections to some consumers, here and elsewhere."""
+_PER_SINK, _FOR_KEYS = 64, 6
+"""File descriptors: 28 to begin with, arrays that were lent, and connections to some consumers, here and elsewhere; what looks
+at keys.
+"""
 _PER_TWIN, _FOR_TWINS = 9, 16
 """Of each stream its lock file, bell, inbox, control segment and two rings, mapped twice (a mapping keeps its file open), and a
 connection; with the first stream ZeroMQ's threads.
@@ -50,7 +52,7 @@ def open_sink(
         lingerms: extra milliseconds that closing may wait for TCP consumers to take what is left.
 
     Raises:
-        PortInUse: somebody else listens there.
+        PortInUse: somebody else listens there, and the address has no twin.
         OutOfDescriptors: this process has too many files open.
         SegmentError: no shared memory, or another living process publishes to the same twin.
 
@@ -59,7 +61,7 @@ def open_sink(
         with open_sink(Address("tcp://127.0.0.1:11000")) as sink:
             sink.publish({"image": image, "frame": 3})
     """
-    descriptors.require(_PER_SINK, f"publishing on {address}")
+    descriptors.require(_PER_SINK + (_FOR_KEYS if address.keys is not None else 0), f"publishing on {address}")
     place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
     trusted = address.twin is not None or address.keys is not None
     sink = Producer(place, send_hwm=send_hwm, num_slots=num_slots, trusted=trusted)

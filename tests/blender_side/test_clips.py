@@ -9,7 +9,6 @@ import pytest
 from torch.utils import data
 
 import torch_side.launching.supervisor
-from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
 from .conftest import CUBE_BLEND, SCRIPTS
@@ -120,7 +119,7 @@ def test_clips_are_batched_like_any_item_here_and_elsewhere(launch: Callable[...
     with launch("frames(0, 24)\ntime.sleep(600)\n") as launcher:
         (address,) = launcher.launch_info.addresses["DATA"]
         here = data.DataLoader(RemoteIterableDataset([address], max_items=4), batch_size=2, num_workers=1)
-        elsewhere = data.DataLoader(RemoteIterableDataset([Address(address)], max_items=4), batch_size=2)
+        elsewhere = data.DataLoader(RemoteIterableDataset([address.elsewhere()], max_items=4), batch_size=2)
         batches = [*here, *elsewhere]
     assert [tuple(batch["image"].shape) for batch in batches] == 4 * [(2, 3, 48, 64, 3)]
     assert np.concatenate([batch["frame"].numpy().ravel() for batch in batches]).tolist() == list(range(24))

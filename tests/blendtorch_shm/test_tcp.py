@@ -612,10 +612,10 @@ def test_noise_harms_nobody(opened: Open, address: Address, keys: bool, caplog: 
 
 
 GREETINGS = [
-    Hello(VERSION + 1, b"s" * 16, 1, 10, 0, []),
-    Hello(VERSION, b"short", 1, 10, 0, []),
-    Hello(VERSION, b"s" * 16, -1, 10, 0, []),
-    Hello(VERSION, b"s" * 16, 1, 0, 0, []),
+    Hello(VERSION + 1, b"s" * 16, 1, 10, 0, [], 0),
+    Hello(VERSION, b"short", 1, 10, 0, [], 0),
+    Hello(VERSION, b"s" * 16, -1, 10, 0, [], 0),
+    Hello(VERSION, b"s" * 16, 1, 0, 0, [], 0),
     Taken(2**63, 1),
     Bye(),
 ]
@@ -655,7 +655,7 @@ def test_a_pickle_from_an_unauthenticated_producer_is_not_read(
 ) -> None:
     def message(fields: dict[str, Any], number: int) -> list[bytes]:
         header = Encoder(trusted=True).take_apart(fields).header()
-        return [generation + number.to_bytes(8, "little") + bytes(8), header, b""]
+        return [generation + number.to_bytes(8, "little") + bytes(16), header, b""]
 
     bomb = Bomb(tmp_path / "executed")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as producer:

@@ -38,6 +38,7 @@ from blendtorch_shm.transport.tcp.protocol import (
 )
 
 KEY, OTHER_KEY = 77, 88
+LAUNCH, OTHER_LAUNCH = 0x01234567, 0x89ABCDEF
 A, B, C = b"route a", b"route b", b"route c"
 ANNA, BERT, CARL = (name * 16 for name in (b"A", b"B", b"C"))
 
@@ -60,8 +61,9 @@ def hello(
     stream: int = KEY,
     taken: Sequence[int] = (),
     version: int = VERSION,
+    launch: int = 0,
 ) -> Hello:
-    return Hello(version, session, generation, room, stream, list(taken))
+    return Hello(version, session, generation, room, stream, list(taken), launch)
 
 
 # -- the producer's end: events ---------------------------------------------------------------------------------
@@ -104,8 +106,8 @@ def close(session: Session) -> list[Action]:
 # -- the producer's end: actions --------------------------------------------------------------------------------
 
 
-def send(route: bytes, generation: int, *sequences: int) -> list[Action]:
-    return [Send(route, STAMP.pack(generation, n, KEY), Number(n)) for n in sequences]
+def send(route: bytes, generation: int, *sequences: int, launch: int = 0) -> list[Action]:
+    return [Send(route, STAMP.pack(generation, n, KEY, launch), Number(n)) for n in sequences]
 
 
 def release(*sequences: int) -> list[Action]:
@@ -294,6 +296,20 @@ def test_another_version_is_refused_and_both_are_named(version: int) -> None:
     assert not session.peers
 
 
+@pytest.mark.parametrize("launch", [0, OTHER_LAUNCH], ids=["by hand", "another launch"])
+def test_a_reader_of_another_launch_is_refused_and_both_are_named(launch: int) -> None:
+    session: Session = ProducerSession(KEY, launch)
+    refusal, rejection = session.hear(A, [encode(hello(ANNA, 1, launch=LAUNCH))])
+    assert isinstance(rejection, Reject)
+    assert refusal == Tell(A, REFUSAL + rejection.why.encode())
+    assert len(refusal.remark) <= 200, "what a consumer reads of a refusal"
+    assert "belongs to launch 01234567" in rejection.why
+    assert ("launch 89abcdef is there" if launch else "no launcher started is there") in rejection.why
+    assert not session.peers
+    assert session.hear(A, [encode(hello(ANNA, 2, launch=launch))]) == []
+    assert list(offer(0)(session)) == send(A, 2, 0, launch=launch)
+
+
 def test_one_consumer_too_many_is_refused_and_those_who_are_there_may_greet_again() -> None:
     session: Session = ProducerSession(KEY)
     for number in range(MAX_CONSUMERS):
@@ -362,8 +378,8 @@ class Consumer:
             pass
 
 
-def message(generation: int, sequence: int, stream: int = KEY) -> list[Any]:
-    return [STAMP.pack(generation, sequence, stream), b"header", np.zeros(3, np.uint8)]
+def message(generation: int, sequence: int, stream: int = KEY, launch: int = 0) -> list[Any]:
+    return [STAMP.pack(generation, sequence, stream, launch), b"header", np.zeros(3, np.uint8)]
 
 
 Step = Callable[[Consumer], object]
@@ -381,8 +397,8 @@ def interrupt(consumer: Consumer) -> None:
     consumer.say(consumer.session.resume())
 
 
-def come(generation: int, *sequences: int, stream: int = KEY) -> Step:
-    return lambda consumer: [consumer.receive(message(generation, n, stream)) for n in sequences]
+def come(generation: int, *sequences: int, stream: int = KEY, launch: int = 0) -> Step:
+    return lambda consumer: [consumer.receive(message(generation, n, stream, launch)) for n in sequences]
 
 
 def remark(text: bytes, now: float = 0.0) -> Step:
@@ -401,8 +417,8 @@ def leave(consumer: Consumer) -> None:
     consumer.say(consumer.session.bye())
 
 
-def greeting(generation: int, *taken: int, stream: int = KEY) -> Hello:
-    return hello(ANNA, generation, room=4, stream=stream if taken else 0, taken=taken)
+def greeting(generation: int, *taken: int, stream: int = KEY, launch: int = 0) -> Hello:
+    return hello(ANNA, generation, room=4, stream=stream if taken else 0, taken=taken, launch=launch)
 
 
 def took(*sequences: int) -> list[Said]:
@@ -462,6 +478,47 @@ CONSUMER: dict[str, tuple[list[Step], list[Said], list[int]]] = {
         [connect, come(1, 0), take(1), remark(END), disconnect, connect, come(2, 1), take(1), disconnect, take(1)],
         [greeting(1), *took(0), greeting(2, 0), *took(1)],
         [0, 1],
+    ),
+    "it belongs to the launch of the first message, and says so, and takes nothing of another one": (
+        [
+            connect,
+            come(1, 0, launch=LAUNCH),
+            take(1),
+            disconnect,
+            connect,
+            come(2, 1, launch=OTHER_LAUNCH),
+            come(2, 2),
+            come(2, 3, launch=LAUNCH),
+            take(3),
+        ],
+        [greeting(1), *took(0), greeting(2, 0, launch=LAUNCH), *took(3)],
+        [0, 3],
+    ),
+    "scripts that no launcher started may follow each other, and a launch them": (
+        [
+            connect,
+            come(1, 0),
+            take(1),
+            disconnect,
+            connect,
+            come(2, 0, stream=OTHER_KEY),
+            take(1),
+            disconnect,
+            connect,
+            come(3, 0, launch=LAUNCH),
+            take(1),
+            connect,
+        ],
+        [
+            greeting(1),
+            *took(0),
+            greeting(2, 0),
+            *took(0),
+            greeting(3, 0, stream=OTHER_KEY),
+            *took(0),
+            greeting(4, 0, launch=LAUNCH),
+        ],
+        [0, 0, 0],
     ),
     "two producers closed before anything was taken": (
         [connect, come(1, 0), remark(END), disconnect, connect, come(2, 1), remark(END), disconnect, take(9)],
@@ -714,9 +771,9 @@ class Network:
             if isinstance(action, (Send, Tell)) and action.route not in self.down:
                 self.producer.unreachable(action.route, self.now)
             elif isinstance(action, Send):
-                generation, sequence, stream = STAMP.unpack(action.stamp)
+                generation, sequence, stream, launch = STAMP.unpack(action.stamp)
                 assert sequence == action.message.sequence
-                self.down[action.route].append(message(generation, sequence, stream))
+                self.down[action.route].append(message(generation, sequence, stream, launch))
             elif isinstance(action, Tell):
                 self.down[action.route].append([action.remark])
             elif isinstance(action, Release):

@@ -182,7 +182,7 @@ def greetings(data: bytes) -> None:
     forwarder._returned, forwarder._complained, forwarder._remote = deque(), set(), 0
     forwarder._socket = _Nowhere()
     forwarder._consumer = Consumer(place)
-    session = forwarder._session = protocol.ProducerSession(1)
+    session = forwarder._session = protocol.ProducerSession(1, 1)
     try:
         for line in data.splitlines()[:20]:
             route, _, said = line.partition(b":")

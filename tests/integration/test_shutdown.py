@@ -80,7 +80,7 @@ from torch_side import LaunchInfo, RemoteIterableDataset
 def dataset(way, **options):
     addresses = list(LaunchInfo.load_json(sys.argv[1]).addresses["DATA"])
     twins = {"shared": 2, "mixed": 1, "tcp": 0}[way]
-    return RemoteIterableDataset(addresses[:twins] + [str.__str__(a) for a in addresses[twins:]], **options)
+    return RemoteIterableDataset(addresses[:twins] + [a.elsewhere() for a in addresses[twins:]], **options)
 
 def loader(way, workers, method, **options):
     return DataLoader(dataset(way, **options), batch_size=4, num_workers=workers, multiprocessing_context=method)

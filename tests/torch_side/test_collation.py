@@ -21,6 +21,7 @@ import torch
 from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError, StreamClosed
+from blendtorch_shm.launch.address import Address
 from blendtorch_shm.memory.layout import PAGE
 from blendtorch_shm.process import leaving
 from torch_side import RemoteIterableDataset, collation, pooled_collate
@@ -148,8 +149,8 @@ def test_without_workers_it_is_the_default_collation(addresses: list[str]) -> No
         assert type(batch["image"]) is torch.Tensor
 
 
-def test_messages_over_tcp_are_collated_as_well(addresses: list[str]) -> None:
-    batches = list(load([str(a) for a in addresses], 40))
+def test_messages_over_tcp_are_collated_as_well(addresses: list[Address]) -> None:
+    batches = list(load([a.elsewhere() for a in addresses], 40))
     assert len(set(keys(batches))) == 40
     for batch in batches:
         check(batch)

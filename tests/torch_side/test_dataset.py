@@ -264,17 +264,25 @@ def test_a_dataset_pickles_as_its_specification(addresses: list[str]) -> None:
     assert len(list(dataset)) == 7
 
 
-def test_plain_strings_work_over_tcp(addresses: list[str]) -> None:
-    dataset = RemoteIterableDataset([str.__str__(a) for a in addresses], max_items=20)
-    assert all(a.twin is None for a in dataset.addresses)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_that_was_typed_by_hand_is_read_in_shared_memory(addresses: list[Address], host: str) -> None:
+    typed = [str(a).replace("127.0.0.1", host) for a in addresses]
+    dataset = RemoteIterableDataset(typed, max_items=20)
+    assert [a.twin for a in dataset.addresses] == [a.twin for a in addresses]
+    assert len(set(map(key, dataset))) == 20
+
+
+def test_messages_arrive_over_tcp_as_well(addresses: list[Address]) -> None:
+    dataset = RemoteIterableDataset([a.elsewhere() for a in addresses], max_items=20)
+    assert all(a.twin is None and a.keys is not None for a in dataset.addresses)
     items = list(dataset)
     assert len(set(map(key, items))) == 20
     for item in items:
         check(item)
 
 
-def test_local_and_remote_addresses_mix(addresses: list[str]) -> None:
-    mixed = [addresses[0], str.__str__(addresses[1])]
+def test_local_and_remote_addresses_mix(addresses: list[Address]) -> None:
+    mixed = [addresses[0], addresses[1].elsewhere()]
     items = list(RemoteIterableDataset(mixed, max_items=40))
     assert len(set(map(key, items))) == 40
     origins = set()
@@ -585,7 +593,7 @@ def test_a_time_out_names_the_socket_that_an_instance_waits_for_and_who_reads_it
             except StreamTimeout as error:
                 return str(error)
 
-        with open_source([Address(debug)]) as idle:
+        with open_source([debug.elsewhere()]) as idle:
             eventually(lambda: idle.receive(1) is not None)
             eventually(lambda: "on its socket 'DEBUG': 3 messages wait there for 1 reader over TCP." in what_is_said())
 

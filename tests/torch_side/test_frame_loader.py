@@ -330,8 +330,8 @@ def test_instances_that_come_back_are_read_on() -> None:
 
 
 @pytest.mark.parametrize("local", [0, 1])
-def test_instances_elsewhere_are_read_over_tcp(addresses: list[str], local: int) -> None:
-    mixed = addresses[:local] + [str.__str__(address) for address in addresses[local:]]
+def test_instances_elsewhere_are_read_over_tcp(addresses: list[Address], local: int) -> None:
+    mixed = addresses[:local] + [address.elsewhere() for address in addresses[local:]]
     seen: set[tuple[int, int]] = set()
     for batch in FrameLoader(mixed, 8):
         check(batch)
@@ -456,7 +456,7 @@ import signal, sys
 from torch_side import FrameLoader, LaunchInfo
 addresses = LaunchInfo.load_json(sys.argv[1]).addresses["DATA"]
 if sys.argv[2] == "tcp":
-    addresses = [str.__str__(address) for address in addresses]
+    addresses = [address.elsewhere() for address in addresses]
 batches = iter(FrameLoader(addresses, 4))
 next(batches)
 print("iterating")

@@ -146,7 +146,7 @@ def test_what_a_killed_instance_had_ready_arrives_over_tcp_too(script: Callable[
         twin = address(launcher).twin
         eventually(lambda: published(twin) == 10)
         process(launcher).kill()
-        items = iter(RemoteIterableDataset(str.__str__(address(launcher)), max_items=1000))
+        items = iter(RemoteIterableDataset(address(launcher).elsewhere(), max_items=1000))
         received = [key(next(items)) for _ in range(60)]
         assert received[:10] == [(0, i) for i in range(10)]
         check_that_each_run_is_whole(received)
@@ -154,7 +154,7 @@ def test_what_a_killed_instance_had_ready_arrives_over_tcp_too(script: Callable[
 
 def test_a_tcp_reader_goes_on_across_a_kill(script: Callable[[str], Path], quick: None) -> None:
     with launched(script(FOREVER), restart="on-failure") as launcher:
-        items = iter(RemoteIterableDataset(str.__str__(address(launcher)), max_items=1000))
+        items = iter(RemoteIterableDataset(address(launcher).elsewhere(), max_items=1000))
         received = [key(next(items)) for _ in range(40)]
         process(launcher).kill()
         while received[-1] < (1, 40):
@@ -341,7 +341,7 @@ def test_recycling_is_exact_and_loses_and_repeats_nothing(script: Callable[[str]
 
 def test_recycling_loses_nothing_over_tcp(script: Callable[[str], Path]) -> None:
     with launched(script(FOREVER), recycle_after=20) as launcher:
-        items = iter(RemoteIterableDataset(str.__str__(address(launcher)), max_items=1000))
+        items = iter(RemoteIterableDataset(address(launcher).elsewhere(), max_items=1000))
         received = [key(next(items)) for _ in range(61)]
         check_that_each_run_is_whole(received, per_run=20)
 

@@ -2,7 +2,10 @@
 
 It leases a slot when a consumer has room, and sends from the slot without a copy. So it competes fairly with the consumers that
 share the memory. What is said, and when, is in protocol.py. Consumers are unknown programs until they have greeted properly;
-beyond loopback they are not even heard without the keys of the launch (CURVE, launch/keys.py).
+where a launcher made keys, they are not even heard without those (CURVE, launch/keys.py).
+
+A port that cannot be bound is an error for a script that was started by hand: its readers would wait in vain. An instance of a
+launch is read in shared memory, too, so it goes on without the port, says so, and tries again and again.
 
 A slot is released when the consumer says that it has taken the message. ZeroMQ may hold on to the memory a little longer, but no
 longer sends from it: a consumer says so only when it has the whole message, and messages of one connection come in order. (An
@@ -46,6 +49,8 @@ _LAST_CHANCE_S = 120.0
 """How long it waits where messages are left that only consumers elsewhere may ever come for."""
 _WAIT_IN_SILENCE_S = 2.0
 """A producer that closes says after so long what it waits for."""
+_BIND_EVERY_S = 1.0
+"""A port that another program has is tried again this often."""
 _LOOK_EVERY_MS = 100
 """While consumers are connected: lost ones, dead ones and messages that somebody else gave back need a look this often."""
 _MAX_GREETING_NBYTES = 2**16
@@ -69,7 +74,7 @@ class TcpForwarder(Closable):
         waits: whether it wants to know of the next commit: the producer calls :meth:`wake` then.
 
     Raises:
-        PortInUse: somebody else listens there.
+        PortInUse: somebody else listens there, and nobody can read the stream in shared memory.
         ConfigurationError: not an endpoint that can be bound, or one beyond loopback without keys.
 
     Example::
@@ -104,12 +109,14 @@ class TcpForwarder(Closable):
         try:
             if keys is not None:
                 self._authenticate(keys)
-            self._bind()
-            self._consumer = Consumer(place)
+            self._is_bound = self._try_bind()
+            self._tried_at = time.monotonic()
+            self._consumer = Consumer(place, forwards=True)
+            self._consumer.say_unreachable(not self._is_bound)
         except BaseException:
             self._shut()
             raise
-        self._session: ProducerSession = ProducerSession(self._consumer.key)
+        self._session: ProducerSession = ProducerSession(self._consumer.key, int(address.launch or "0", 16))
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._bell.fd):
             self._poller.register(source, zmq.POLLIN)
@@ -143,11 +150,21 @@ class TcpForwarder(Closable):
         self._socket.zap_enforce_domain = 1
         keys.secure(self._socket)
 
-    def _bind(self) -> None:
+    def _try_bind(self) -> bool:
+        """Listen for consumers; False if that is not possible now, and the stream can do without them."""
         try:
             self._socket.bind(self._address)
+            return True
         except zmq.ZMQError as error:
-            if error.errno == errno.EADDRINUSE:
+            is_taken = error.errno == errno.EADDRINUSE
+            if self._address.twin is not None and (is_taken or error.errno == errno.EADDRNOTAVAIL):
+                why = "another program listens there" if is_taken else "this host does not have that address now"
+                self._warn_once(
+                    f"Readers elsewhere cannot reach {self._address}: {why}. Readers on this host that share its memory go on. "
+                    f"The port is tried again each second."
+                )
+                return False
+            if is_taken:
                 raise PortInUse(
                     f"Cannot publish on {self._address}: another program listens there. Stop it, or choose another port "
                     f"(start_port= of BlenderLauncher)."
@@ -155,6 +172,15 @@ class TcpForwarder(Closable):
             raise ConfigurationError(
                 f"Cannot publish on {str(self._address)!r}: {error}. Expected tcp://ADDRESS:PORT."
             ) from error
+
+    def _bind_later(self) -> None:
+        if self._is_bound or time.monotonic() - self._tried_at < _BIND_EVERY_S:
+            return
+        self._is_bound = self._try_bind()
+        self._tried_at = time.monotonic()
+        if self._is_bound:
+            self._consumer.say_unreachable(False)
+            log.warning("Readers elsewhere can reach %s now.", self._address)
 
     def _shut(self, linger_ms: int = 0) -> None:
         stop_monitor(self._socket)
@@ -183,6 +209,7 @@ class TcpForwarder(Closable):
                     self._send()  # what was committed before the producer saw that we wait
                 taken = self._wait()
                 self.waits = False
+                self._bind_later()
                 if taken:
                     progress = 0.0
                 self._perform(self._session.time_passed(time.monotonic()))
@@ -234,7 +261,8 @@ class TcpForwarder(Closable):
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; whether a consumer took a message."""
-        events = dict(self._poller.poll(_LOOK_EVERY_MS if self._session.peers or self._closing else None))
+        timeout_ms = None if self._is_bound else int(_BIND_EVERY_S * 1000)
+        events = dict(self._poller.poll(_LOOK_EVERY_MS if self._session.peers or self._closing else timeout_ms))
         if self._bell.fd in events:
             self._bell.clear()
         if self._monitor in events:
@@ -327,9 +355,12 @@ class TcpForwarder(Closable):
     def _complain(self, text: str) -> None:
         """Count, and log each text once."""
         self._consumer.reject()
+        self._warn_once(text, " Later ones are counted silently.")
+
+    def _warn_once(self, text: str, more: str = "") -> None:
         if text not in self._complained and len(self._complained) < 16:
             self._complained.add(text)
-            log.warning("%s Later ones are counted silently.", text)
+            log.warning("%s%s", text, more)
 
 
 def _check_reach(address: Address, keys: ServerKeys | None) -> None:

@@ -101,7 +101,7 @@ class TcpLane(Closable):
         self._calls = calls
         self._is_trusted = isinstance(address.keys, ClientKeys)
         self._decoder = Decoder(trusted=self._is_trusted)
-        self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size)
+        self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size, int(address.launch or "0", 16))
         self._frames = Frames()
         self._rejected = 0
         self._is_inside = False  # a call; if the next one finds that, an interrupt cut it short

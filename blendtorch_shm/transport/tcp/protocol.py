@@ -5,7 +5,7 @@ Theory of operation
 A consumer opens one connection per producer (DEALER to ROUTER). It greets, takes messages, and says which it has taken::
 
     consumer                                                        producer
-    Hello(session, generation, room, taken)        ───────────►     knows the session, begins one, or refuses it
+    Hello(session, generation, room, taken, launch) ──────────►     knows the session, begins one, or refuses it
                        ◄───────────  stamp, header, payload         at most as many untaken ones as there is room for
     Taken(sequence, room)                          ───────────►     releases the slot of that message
     Bye()                                          ───────────►     gives back what was not taken: it is READY again
@@ -19,6 +19,10 @@ message carries the generation in which it was sent. A greeting names what the c
 producer sent to it and that is not taken, the producer sends again in the new generation. The consumer drops what was sent in an
 earlier generation, unless END followed: then nobody sends it again, and the consumer keeps it. Sequence numbers tell what a
 consumer has taken already, even when a producer that was killed is followed by one that goes on with its stream.
+
+A consumer belongs to one launch, and takes nothing of another one that has the same port later. It knows its launch from its
+address; or, where somebody typed that by hand, from the first message: the stamp names it. An instance that is started again is
+of the same launch. Scripts that no launcher started are of none (0), and may follow each other.
 
 There is one limit. A consumer may be unable to say that it took a message, because its connection broke or its producer was
 killed at that moment. If another consumer asks for that message before the first one is back (:data:`LOST_S`), both get it.
@@ -34,7 +38,7 @@ LOST       PRESENT, again  --              release    UNKNOWN, b  --           U
 =========  ==============  ==============  =========  ==========  ===========  ============  ===========
 
 *again*: release what the greeting says was taken, send the rest again. *b*: give back what was sent and not taken. *--*: nothing
-happens. A Hello of another version, or one too many, is refused and changes nothing.
+happens. A Hello of another version, of another launch, or one too many, is refused and changes nothing.
 
 The consumer's end: a :class:`ConsumerSession`
 ----------------------------------------------
@@ -79,8 +83,8 @@ GREET_AGAIN_S = 5.0
 MAX_QUEUE = 1024
 """Most messages on their way to one consumer."""
 
-STAMP = struct.Struct("<QQQ")
-"""First frame of each message: the generation that it was sent in, its sequence number, and the key of its stream."""
+STAMP = struct.Struct("<QQQQ")
+"""First frame of each message: the generation that it was sent in, its sequence number, the key of its stream, and its launch."""
 PROBE = b""
 """A producer's question whether a consumer's connection still exists; ZeroMQ answers it. Consumers ignore it."""
 END = b"end"
@@ -102,6 +106,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
         room: messages that may be on their way, or wait at the consumer.
         stream: key of the stream that it has taken messages of; 0 for none.
         taken: sequence numbers of those taken last.
+        launch: that it belongs to; 0: to none (yet).
     """
 
     version: int
@@ -110,6 +115,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
     room: Annotated[int, msgspec.Meta(ge=1)]
     stream: int
     taken: list[int]
+    launch: int
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -231,10 +237,12 @@ class ProducerSession:
 
     Args:
         stream: key of the producer's stream.
+        launch: that it belongs to; 0: to none.
     """
 
-    def __init__(self, stream: int) -> None:
+    def __init__(self, stream: int, launch: int = 0) -> None:
         self._stream = stream
+        self._launch = launch
         self._peers: dict[bytes, Peer] = {}  # by route; who waits longest for a message is first
         self._probe_until = self._probed_at = 0.0
 
@@ -274,6 +282,12 @@ class ProducerSession:
         peer = next((peer for peer in self._peers.values() if peer.session == hello.session), None)
         if peer is not None and hello.generation <= peer.generation:
             return []  # of an earlier connection, overtaken
+        if hello.launch not in (0, self._launch):
+            why = (
+                f"{_name(self._launch)} is there now, and this reader belongs to {_name(hello.launch)}. "
+                f"Read from the new one with its own addresses, in a new dataset"
+            )
+            return self._refuse(route, why)
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
             return self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
         actions: list[Action] = []
@@ -321,7 +335,7 @@ class ProducerSession:
         return [] if peer.must_send_again else [self._send(peer, message)]
 
     def _send(self, peer: Peer, message: Claimed) -> Send:
-        return Send(peer.route, STAMP.pack(peer.generation, message.sequence, self._stream), message)
+        return Send(peer.route, STAMP.pack(peer.generation, message.sequence, self._stream, self._launch), message)
 
     # -- who is gone
 
@@ -366,6 +380,10 @@ class ProducerSession:
         return [Release(peer.sent.pop(sequence)) for sequence in sequences if sequence in peer.sent]
 
 
+def _name(launch: int) -> str:
+    return f"launch {launch:08x}" if launch else "a script that no launcher started"
+
+
 # -- the consumer's end -----------------------------------------------------------------------------------------
 
 
@@ -379,8 +397,10 @@ class ConsumerState(enum.Enum):
 
 
 NOT_UNDERSTOOD = (
-    "the two ends do not understand each other. Is it blendtorch-shm of the same version that listens there? "
-    "Connections from other hosts need the keys in the launch information of the launch that runs there"
+    "the two ends do not understand each other. Is it blendtorch-shm of the same version that listens there? The instances of a "
+    "launch serve those who have its keys: take the addresses from launch_info, or from LaunchInfo.load_json of its file. An "
+    "address that was typed by hand, tcp://ADDRESS:PORT, will do for the user who launched, on the same host, in a dataset "
+    "that is made while the launch runs"
 )
 WRONG_KEYS = "these are not the keys of the launch that runs there. Load its launch information"
 
@@ -404,14 +424,16 @@ class ConsumerSession:
     Args:
         session: 16 random bytes.
         room: messages that may be on their way, or wait here.
+        launch: that it belongs to; 0: that of the first message.
 
     Attributes:
         room: may be changed; the next :class:`Taken` or :class:`Hello` says it.
         state: what is known of the producer.
     """
 
-    def __init__(self, session: bytes, room: int) -> None:
+    def __init__(self, session: bytes, room: int, launch: int = 0) -> None:
         self.room = room
+        self._launch = launch
         self.state = ConsumerState.UNREACHED
         self._why_refused = ""
         self._refused_at: float | None = None  # by the producer itself, on a connection that still exists
@@ -470,7 +492,9 @@ class ConsumerSession:
     def _greet(self) -> Hello:
         self._generation += 1
         self._refused_at = None
-        return Hello(VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken))
+        return Hello(
+            VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken), self._launch
+        )
 
     # -- messages
 
@@ -484,9 +508,12 @@ class ConsumerSession:
         _, header, payload = frames
         assert isinstance(header, bytes)
         assert not isinstance(payload, bytes)
-        generation, sequence, stream = STAMP.unpack(first)
+        generation, sequence, stream, launch = STAMP.unpack(first)
+        if launch != (self._launch or launch):
+            return Reject(f"It is of {_name(launch)}, and this reader belongs to {_name(self._launch)}.")
         arrived = Arrived(generation, sequence, stream, header, payload)
         if self._ended_generation < arrived.generation <= self._generation:
+            self._launch = launch
             if self._arrived and self._arrived[-1].generation < arrived.generation:
                 self._drop()  # the producer has heard a newer greeting, and sends those again
             if arrived.generation == self._generation:
