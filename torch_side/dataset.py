@@ -167,6 +167,10 @@ class _Iteration(Iterator[Any]):
     transform was given, is gone; anything else closes the source, and the next call opens one anew.
     """
 
+    _source: Source | None = None  # these are here for one whose making was interrupted
+    _watch: Watch | None = None
+    _recorder: WorkerRecorder | None = None
+
     def __init__(self, dataset: RemoteIterableDataset, count: int, recorder: WorkerRecorder | None) -> None:
         self._dataset = dataset
         self._count = count
@@ -176,8 +180,6 @@ class _Iteration(Iterator[Any]):
         self._is_users = dataset.has_transform()
         heard_at = dataset._heard_at
         self._heard_at = None if heard_at is None else heard_at.numpy()
-        self._source: Source | None = None
-        self._watch: Watch | None = None
 
     def __next__(self) -> Any:
         if self._received == self._count:

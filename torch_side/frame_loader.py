@@ -140,10 +140,11 @@ class _Batches(Iterator[Any]):
         loader: whose batches it yields.
     """
 
+    _receiver: _Receiver | None = None  # here for one whose making was interrupted
+
     def __init__(self, loader: FrameLoader) -> None:
         self._loader = loader
         self._is_over = loader.max_items is not None and len(loader) == 0
-        self._receiver: _Receiver | None = None
 
     def __next__(self) -> Any:
         if self._is_over:

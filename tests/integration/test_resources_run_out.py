@@ -228,7 +228,7 @@ left()
 def test_a_publisher_without_descriptors_says_how_many_it_needs() -> None:
     output = run(
         f"""{LIMITED}
-for spare in range(0, 60, 4):
+for spare in range(0, 80, 4):
     with limited(spare):
         sink = open_sink(address)
         sink.publish({{"number": spare}})
@@ -237,7 +237,7 @@ directory.remove()
 left()
 """
     )
-    check_descriptors(output, range(0, 60, 4))
+    check_descriptors(output, range(0, 80, 4))
 
 
 @pytest.mark.parametrize("plain", [False, True])
