@@ -10,6 +10,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FrameType
 from typing import Any
@@ -84,6 +85,57 @@ def runs_with_a_switch(first: Callable[[], object], second: Callable[[], object]
     Returns:
         whether it has so many lines.
     """
+    has_switched = _runs_until(first, at, second)
+    if not has_switched:
+        second()
+    return has_switched
+
+
+def runs_in_turn(
+    first: Callable[[], object], second: Callable[[], object], between: Callable[[], object], at: int, back: int
+) -> tuple[bool, bool]:
+    """Run `first` and `second`, in a thread each: `first` to its line `at`, `second` to its line `back`, and both to their ends.
+    At each switch `between` is called.
+
+    Returns:
+        whether they have so many lines.
+    """
+    paused, goes_on = threading.Event(), threading.Event()
+    found: list[bool] = []
+    errors: list[BaseException] = []
+
+    def pause() -> None:
+        paused.set()
+        assert goes_on.wait(20)
+
+    def run_second() -> None:
+        try:
+            found.append(_runs_until(second, back, pause))
+        except BaseException as error:
+            errors.append(error)
+        paused.set()
+
+    thread = threading.Thread(target=run_second)
+
+    def switch() -> None:
+        thread.start()
+        assert paused.wait(20)
+        between()
+
+    has_switched = _runs_until(first, at, switch)
+    if not has_switched:
+        switch()
+    between()
+    goes_on.set()
+    thread.join()
+    between()
+    for error in errors:
+        raise error
+    return has_switched, found[0]
+
+
+def _runs_until(run: Callable[[], object], at: int, then: Callable[[], object]) -> bool:
+    """Run `run`, and `then` before its line number `at` of ours; whether it has so many."""
     lines = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -94,15 +146,13 @@ def runs_with_a_switch(first: Callable[[], object], second: Callable[[], object]
             lines += 1
             if lines == at:
                 sys.settrace(None)
-                second()
+                then()
                 return None
         return trace
 
     sys.settrace(trace)
     try:
-        first()
+        run()
     finally:
         sys.settrace(None)
-    if lines < at:
-        second()
     return lines >= at

@@ -1,7 +1,8 @@
-"""The end of a lease in one thread, and the end of its reader in another: every order of their lines, with one switch."""
+"""A lease ends in one thread, and its reader leaves in another: they take turns, and somebody else looks at each turn."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
 
-from ..interruption import runs_with_a_switch
+from ..interruption import runs_in_turn
+from ..selection import stride_and_offset
 
 
 def closes(source: Source) -> None:
@@ -29,44 +31,57 @@ def finishes(source: Source) -> None:
             member.finish()
 
 
+class Stream:
+    """One reader that holds one message, and others that join, in its place if that is free, and take what is there."""
+
+    def __init__(self, place: SharedPlace) -> None:
+        self.place = place
+        self.sink = Producer(place, trusted=True)
+        self.leaver = Source([place])
+        self.sink.publish({"i": 0, "image": np.zeros(9000, np.uint8)})
+        self.held: list[Any] = [self.leaver.receive(20)]
+        assert self.held[0] is not None
+        self.others: list[Source] = []
+        self.found: list[int] = []
+
+    def look(self) -> None:
+        self.others.append(Source([self.place]))
+        while (message := self.others[-1].receive(0)) is not None:
+            self.found.append(message.fields["i"])
+
+    def check(self, where: object) -> None:
+        """Nobody got the first message again, and nothing is in use."""
+        self.sink.publish({"i": 1, "image": np.zeros(9000, np.uint8)})
+        self.look()
+        assert self.found == [1], where
+        for source in self.others:
+            source.close()
+        seen = inspect(self.place)
+        assert (seen.count(State.LEASED), seen.count(State.READY), len(seen.consumers)) == (0, 0, 0), where
+        self.sink.close()
+
+
 @pytest.mark.parametrize("ends", [closes, finishes])
 @pytest.mark.parametrize("release_first", [True, False])
 def test_a_lease_that_ends_while_its_reader_leaves_is_delivered_once(
     place: SharedPlace, ends: Callable[[Source], None], release_first: bool
 ) -> None:
-    at, going = 0, True
-    while going:
+    stride, offset = stride_and_offset()
+
+    def runs(at: int, back: int) -> tuple[bool, bool]:
+        stream = Stream(place)
+        steps = [stream.held.clear, functools.partial(ends, stream.leaver)]
+        first, second = steps if release_first else reversed(steps)
+        has = runs_in_turn(first, second, stream.look, at, back)
+        stream.check(f"lines {at} and {back}")
+        return has
+
+    at = 1
+    while True:
+        back = 1 + (at + offset) % stride
+        while runs(at, back)[1]:
+            back += stride
+        if not runs(at, 1)[0]:
+            break
         at += 1
-        with Producer(place, trusted=True) as sink:
-            leaver = Source([place])
-            sink.publish({"i": 0, "image": np.zeros(9000, np.uint8)})
-            held = [leaver.receive(20)]
-            assert held[0] is not None
-            other: list[Source] = []
-            found: list[int] = []
-
-            def look(found: list[int] = found, other: list[Source] = other) -> None:
-                """Somebody joins, in the leaver's place if that is free, and takes what is there."""
-                other.append(Source([place]))
-                while (message := other[-1].receive(0)) is not None:
-                    found.append(message.fields["i"])
-
-            def leave(leaver: Source = leaver, look: Callable[[], None] = look) -> None:
-                ends(leaver)
-                look()
-
-            def release(held: list[Any] = held, look: Callable[[], None] = look) -> None:
-                held.clear()
-                look()
-
-            steps = (held.clear, leave) if release_first else (lambda: ends(leaver), release)  # noqa: B023
-            going = runs_with_a_switch(*steps, at)
-            sink.publish({"i": 1, "image": np.zeros(9000, np.uint8)})
-            look()
-            assert found == [1], f"line {at}"
-            del leaver
-            for source in other:
-                source.close()
-            seen = inspect(place)
-            assert (seen.count(State.LEASED), seen.count(State.READY), len(seen.consumers)) == (0, 0, 0), f"line {at}"
     assert at > 10
