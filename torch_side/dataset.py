@@ -136,7 +136,8 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         """Turn a message into what users get; override it or pass `item_transform`.
 
         Args:
-            item: the message: ``btid`` and what the script published. Its ndarrays are writable, and lie in the message's slot.
+            item: the message: ``btid`` and what the script published. Its ndarrays are writable, and lie in the message's slot;
+                what is written to them, nobody else sees.
 
         Returns:
             anything. Its ndarrays (in dicts, lists and tuples too) become tensors afterwards.

@@ -8,6 +8,7 @@ The locks are those of *open file descriptions* (``F_OFD_SETLK``, man 2 fcntl). 
 
 * Two members exclude each other even if they are threads of one process.
 * Closing any other descriptor of the file drops nothing.
+* They belong to the file itself, so containers that share /dev/shm see each other's, whatever their process numbers.
 * A forked child shares its parent's description. It closes its copy at once (:mod:`~blendtorch_shm.process.forks`), or its
   parent would look alive for as long as the child lives.
 """

@@ -28,6 +28,7 @@ from .layout import PAGE
 if TYPE_CHECKING:
     from .segment import Segment
 
+_MADV_DONTNEED_LOCKED = 24  # Linux 5.18
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14, <linux/mman.h>
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4  # the last one, of shared memory: Linux 5.13
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
@@ -85,7 +86,10 @@ class OwnPages:
         """
         pages = -(-nbytes // PAGE)
         if _page_table.has_copies(self._address + offset, pages):
-            self._mapping.madvise(mmap.MADV_DONTNEED, offset, pages * PAGE)
+            try:
+                self._mapping.madvise(mmap.MADV_DONTNEED, offset, pages * PAGE)
+            except OSError:  # locked in memory, as by mlockall
+                self._mapping.madvise(_MADV_DONTNEED_LOCKED, offset, pages * PAGE)
             self.prefault(offset, pages * PAGE)
 
     def is_as_shared(self, offset: int, nbytes: int) -> bool:

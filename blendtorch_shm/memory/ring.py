@@ -88,7 +88,6 @@ class Ring:
         view = segment.view if self._own is None else self._own.view
         self._slots = [view[start : start + slot_nbytes] for start in self._starts]
         self._faulted = bytearray(num_slots)
-        self._handed_out = bytearray(num_slots)  # to who may have written there; only of pages of our own
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
 
@@ -200,7 +199,7 @@ class Ring:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
-        if self._own is not None and self._handed_out[slot]:
+        if self._own is not None:  # always: besides who got the slot before, a lock on all memory makes copies
             self._own.renew(self._starts[slot], header_at + header_nbytes)
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self.generation[slot], self.sequence[slot], self.flags[slot]
@@ -210,8 +209,6 @@ class Ring:
         if not self._faulted[slot]:
             self._faulted[slot] = 1
             (self._own or self.segment).prefault(self._starts[slot], self.slot_nbytes)
-        if self._own is not None:
-            self._handed_out[slot] = 1  # before anybody can write there
         return self._slots[slot]
 
     def payload(self, slot: int, nbytes: int) -> Bytes:

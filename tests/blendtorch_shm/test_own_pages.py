@@ -6,6 +6,8 @@ import mmap
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,6 +178,41 @@ def test_a_message_that_was_changed_and_comes_again_in_this_process_is_as_it_was
             np.testing.assert_array_equal(message.fields["image"], np.arange(9000, dtype=np.uint16))
             message.fields["image"][4500:] = 7
             del message
+
+
+LOCKED = """
+import ctypes, os
+import numpy as np
+from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
+
+if ctypes.CDLL(None, use_errno=True).mlockall(3):  # MCL_CURRENT | MCL_FUTURE
+    raise SystemExit(77)
+directory = LaunchDirectory().create()
+try:
+    place = SharedPlace(directory.twin("DATA", 0))
+    with Producer(place, trusted=True) as sink, Source([place]) as source:
+        for i in range(40):
+            nbytes = 50_000 if i % 3 else 9_000
+            sink.publish({"i": i, "image": np.full(nbytes, i, np.uint8)})
+            fields = source.receive(20).fields
+            assert fields["i"] == i
+            assert (fields["image"] == i).all(), i
+            fields["image"][:] = 255
+            del fields
+finally:
+    directory.remove()
+"""
+
+
+def test_a_process_whose_memory_is_locked_gets_what_was_published() -> None:
+    """There, a private mapping consists of copies from the start."""
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 77:
+        pytest.skip("this user may not lock so much memory")
+    assert done.returncode == 0, done.stderr
 
 
 def changes_and_waits(twin: Any, ready: Any) -> None:

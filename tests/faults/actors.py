@@ -1,4 +1,7 @@
-"""What the processes of a round do: publish, take, drain.
+"""What the processes of a round do: publish, take, drain; and what users do to the library meanwhile.
+
+They write to the arrays that they were given and to those that they have published, are interrupted in the middle of calls
+(:class:`Interrupts`), and fork children that use what is their parent's (:class:`Children`).
 
 Each is told all that it needs by a :class:`Part`, so that it may be forked from a warm parent or started afresh alike::
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -20,13 +24,14 @@ import time
 import traceback
 import zlib
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import points
 from ledger import Board, Ledger, What
 
-from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.errors import SegmentError, StreamClosed
 from blendtorch_shm.launch.address import Address, Twin
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Message
@@ -58,6 +63,7 @@ class Part:
         num_slots: of a ring.
         keep: messages that a consumer holds on to.
         growth: probability that a message is larger than all before.
+        forks: probability that a call is followed by a fork.
     """
 
     actor: int
@@ -71,6 +77,7 @@ class Part:
     num_slots: int = 16
     keep: int = 0
     growth: float = 0.02
+    forks: float = 0.0
 
     def places(self) -> list[SharedPlace]:
         """Where the streams live."""
@@ -90,6 +97,76 @@ def play(part: Part) -> None:
     {"producer": _produce, "consumer": _consume, "remote": _consume, "drainer": _drain}[part.role](part, ledger, board)
 
 
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, and nobody else's."""
+
+
+class Interrupts:
+    """SIGUSR1 raises :class:`Interrupted` wherever a call of the library is that may be interrupted.
+
+    No signal is looked for between the return of such a call and the next line, so what was handed over is not lost.
+    """
+
+    def __init__(self) -> None:
+        self.may_come = False
+        signal.signal(signal.SIGUSR1, self._raise)
+
+    def _raise(self, *_: object) -> None:
+        if self.may_come:
+            self.may_come = False
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """What is in here may be cut short where :attr:`may_come` is set."""
+        try:
+            yield
+        except Interrupted:
+            pass
+        finally:
+            self.may_come = False
+
+
+class Children:
+    """Forked children: they end at once, or sleep with copies of all that their parent has, or try to use it."""
+
+    def __init__(self, part: Part, ledger: Ledger) -> None:
+        self._chance = random.Random(part.seed + 1)
+        self._probability = part.forks
+        self._ledger = ledger
+
+    def sometimes(self, use: Callable[[], object], scribble: Callable[[], object]) -> None:
+        """Fork one now and then. To `use` what is its parent's must be an error there; what it writes, nobody else may see."""
+        if self._chance.random() >= self._probability:
+            return
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._check(ended[1])
+        kind = self._chance.random()
+        if os.fork():
+            return
+        status = 1
+        try:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+            points.disarm()
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            scribble()
+            if kind < 0.4:
+                time.sleep(kind)
+            elif kind < 0.8:
+                with contextlib.suppress(StreamClosed):
+                    use()
+                    os._exit(status)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _check(self, status: int) -> None:
+        self._ledger.write(What.FORKED)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            self._ledger.write(What.MISUSED)
+
+
 def picture(producer: int, number: int, nbytes: int) -> np.ndarray:
     """Pixels that nobody else has."""
     return np.full(nbytes // 4, (producer * 1_000_003 + number) & 0xFFFFFFFF, np.uint32)
@@ -98,6 +175,7 @@ def picture(producer: int, number: int, nbytes: int) -> np.ndarray:
 def _produce(part: Part, ledger: Ledger, board: Board) -> None:
     chance = random.Random(part.seed)
     sink = open_sink(part.address(part.stream), send_hwm=SEND_HWM, num_slots=part.num_slots)
+    interrupts, children = Interrupts(), Children(part, ledger)
     largest = 6000
     number = 0
     while not board.is_over("producer"):
@@ -105,15 +183,28 @@ def _produce(part: Part, ledger: Ledger, board: Board) -> None:
             largest = int(largest * chance.uniform(1.2, 2.0))
         first, second = (picture(part.actor, number, chance.randrange(3000, largest)) for _ in range(2))
         check = zlib.crc32(second, zlib.crc32(first))
+        late = second
         if chance.random() < 0.3:
-            lent = sink.lend(first.shape, first.dtype)
+            with interrupts.caught():
+                lent = None
+                interrupts.may_come = True
+                lent = sink.lend(first.shape, first.dtype)
+                interrupts.may_come = False
             if lent is not None:
+                late = lent[::-1]
                 lent[...] = first
                 first = lent
+        fields = {"first": first, "second": second, "who": (part.stream, part.actor, number), "check": check}
+        children.sometimes(lambda fields=fields: sink.publish(fields), lambda late=late: late.fill(7))
         ledger.write(What.WILL_PUBLISH, number=number)
-        sink.publish({"first": first, "second": second, "who": (part.stream, part.actor, number), "check": check})
-        ledger.write(What.PUBLISHED, number=number)
+        with interrupts.caught():
+            interrupts.may_come = True
+            sink.publish(fields)
+            interrupts.may_come = False
+            ledger.write(What.PUBLISHED, number=number)
+        late.fill(9)  # too late for who gets the message
         number += 1
+        del lent, late, first, fields
     sink.close()
 
 
@@ -126,6 +217,8 @@ def _read(message: Message, ledger: Ledger) -> int:
     intact = bool((first == value).all() and (second == value).all())
     intact = intact and zlib.crc32(second, zlib.crc32(first)) == fields["check"]
     ledger.write(What.READ if intact else What.BROKEN, stream, message.sequence, producer, number)
+    first[number % len(first) :] = 5  # nobody who gets it again may see that
+    second[-1:] = 6
     return int(stream)
 
 
@@ -136,14 +229,22 @@ def _consume(part: Part, ledger: Ledger, board: Board) -> None:
         source = open_source([part.address(stream) for stream in range(len(part.twins))])
     held: deque[tuple[int, int, Message]] = deque()
     leaving: list[int] = []
+    interrupts, children = Interrupts(), Children(part, ledger)
     signal.signal(signal.SIGTERM, lambda *_: leaving.append(1))
     while not leaving and not board.is_over(part.role):
-        if part.role == "remote" or part.seed % 3:  # a remote one may take one message along when it dies
-            message = source.receive(0.05)
-            messages = [] if message is None else [message]
-            del message
-        else:
-            messages = source.receive_many(4, 0.05)
+        messages: list[Message] = []
+        with interrupts.caught():
+            if part.role == "remote" or part.seed % 3:  # a remote one may take one message along when it dies
+                interrupts.may_come = True
+                message = source.receive(0.05)
+                interrupts.may_come = False
+                messages = [] if message is None else [message]
+                del message
+            else:
+                interrupts.may_come = True
+                messages = source.receive_many(4, 0.05)
+                interrupts.may_come = False
+        children.sometimes(lambda: source.receive(0.0), lambda m=messages: [x.fields["first"].fill(8) for x in m])
         keep = part.keep if messages else max(0, len(held) - 1)
         for message in messages:
             ledger.write(What.TAKEN, message.fields["who"][0], message.sequence)

@@ -36,7 +36,9 @@ from judge import Life, judge
 from ledger import RECORD, Board, Ledger, What, records
 
 from blendtorch_shm.launch.directory import LaunchDirectory
+from blendtorch_shm.launch.sweep import sweep
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S
+from blendtorch_shm.stream.place import SharedPlace
 
 PATIENCE_S = 30.0
 """A round in which nothing at all happened for so long has come to a standstill."""
@@ -63,6 +65,8 @@ class Settings:
         fresh: probability that a process is started afresh instead of forked.
         num_slots: of a ring.
         late: probability that a dead consumer is replaced only when the living have taken back what it held.
+        forks: probability that a process forks a child after a call.
+        beside: probability that a deed is one beside the round: another launch begins, and dies, and somebody sweeps.
     """
 
     seed: int
@@ -76,6 +80,8 @@ class Settings:
     fresh: float = 0.0
     num_slots: int = NUM_SLOTS
     late: float = 0.0
+    forks: float = 0.0
+    beside: float = 0.0
 
 
 @dataclass
@@ -201,6 +207,7 @@ class Round:
             num_slots=settings.num_slots,
             keep=chance.choice([0, 0, 0, 1, 2]) if settings.late < 1 else 2,
             growth=0.2 if settings.point is not None else 0.02,
+            forks=settings.forks,
         )
         process = Process(part.actor, role, stream)
         if chance.random() < settings.fresh:
@@ -319,7 +326,9 @@ class Round:
                 self.start(process.role, process.stream)
 
     def _do_something(self) -> None:
-        """Kill, stop or send away somebody."""
+        """Kill, stop, interrupt or send away somebody; or do something beside."""
+        if self.chance.random() < self.settings.beside:
+            self._launch_beside()
         choice = self.chance.random()
         targets = [process for process in self.living.values() if not process.doomed]
         if not targets:
@@ -340,6 +349,25 @@ class Round:
             os.kill(process.pid, signal.SIGSTOP)
         elif choice < 0.9 and process.role != "producer":
             os.kill(process.pid, signal.SIGTERM)
+        if self.settings.point is None and not process.doomed:
+            for _ in range(self.chance.choice([0, 1, 1, 5])):
+                self.outcome.figures["interrupts"] += 1
+                os.kill(process.pid, signal.SIGUSR1)
+                time.sleep(0.0005)
+
+    def _launch_beside(self) -> None:
+        """Another launch begins, sweeps after those before it, and is killed; its files stay."""
+        self.outcome.figures["launches beside"] += 1
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sweep()
+                other = LaunchDirectory().create()
+                with SharedPlace(other.twin("DATA", 0)).open_locks(create=True):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finally:
+                os._exit(1)
+        os.waitpid(pid, 0)
 
     def _is_enough(self) -> bool:
         if self.settings.point is not None:
@@ -384,6 +412,7 @@ class Round:
         left = []
         found = map(os.stat, Path(self.launch.streams).glob("DATA-*.lock"))
         files = {f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}" for file in found}
+        sweep()
         for line in Path("/proc/locks").read_text().splitlines():
             if "->" not in line and line.split()[5] in files:
                 left.append(f"a lock is left: {line}")
@@ -451,6 +480,8 @@ def by_chance(kills: int, seconds: float, seed: int, num_slots: int) -> Outcome:
                 kills=40,
                 pace_s=[0.01, 0.02, 0.06][seed % 3],
                 num_slots=num_slots,
+                forks=0.01,
+                beside=0.1,
                 **kinds[seed % len(kinds)],
             )
         ).play()
@@ -472,6 +503,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     arguments = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # of those who do not expect it yet
     points.install()
     if arguments.what == "points":
         result: Any = at_points(arguments.only or [point.name for point in points.POINTS])

@@ -50,6 +50,7 @@ def judge(
     dropped: set[tuple[int, int, int]] = set()
     takes: dict[tuple[int, int], list[int]] = defaultdict(list)  # (actor, stream) -> sequence numbers, in order
     deaths: dict[int, int] = {}  # producers' -> row
+    forked = 0
     for row, (what, actor, stream, sequence, producer, number) in enumerate(rows):
         if what == What.WILL_PUBLISH:
             begun[actor, number] = row
@@ -65,6 +66,10 @@ def judge(
             dropped.add((actor, stream, sequence))
         elif what == What.BROKEN:
             wrong.append(f"consumer {actor} found message {sequence} of stream {stream} broken")
+        elif what == What.FORKED:
+            forked += 1
+        elif what == What.MISUSED:
+            wrong.append(f"a forked child of {lives[actor].role} {actor} could use what is its parent's, or failed")
         elif what == What.DIED and lives[actor].role == "producer":
             deaths[actor] = row
 
@@ -103,6 +108,7 @@ def judge(
 
     figures = {
         "messages": len(taken),
+        "forked children": forked,
         "taken along by a killed remote": gone,
         "again after a killed consumer": 0,
         "again after a killed producer": 0,

@@ -27,6 +27,8 @@ class What(IntEnum):
     BROKEN = 6  # it was not intact
     FAULT = 7  # `actor` is about to be hit at point `number`
     DIED = 8  # the director knows that `actor` is dead
+    FORKED = 9  # a child of `actor` has ended
+    MISUSED = 10  # and could use what is its parent's, or ended with an error
 
 
 RECORD = np.dtype(

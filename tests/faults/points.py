@@ -308,6 +308,11 @@ def arm(points: dict[str, tuple[int, int]], on_fault: Callable[[int], None]) -> 
     _on_fault = on_fault
 
 
+def disarm() -> None:
+    """Nothing more happens to this process."""
+    _armed.clear()
+
+
 def reach(name: str) -> None:
     """Called at each point of a process in which points are installed."""
     if name not in _armed:
