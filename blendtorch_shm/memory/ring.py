@@ -85,8 +85,9 @@ class Ring:
         first = layout.slots_offset(num_slots)
         self._starts = range(first, first + num_slots * slot_nbytes, slot_nbytes)
         self._own = segment.own
-        view = segment.view if self._own is None else self._own.view
-        self._slots = [view[start : start + slot_nbytes] for start in self._starts]
+        self._slots = [segment.view[start : start + slot_nbytes] for start in self._starts]
+        own_view = segment.view if self._own is None else self._own.view
+        self._writable = [own_view[start : start + slot_nbytes] for start in self._starts]
         self._faulted = bytearray(num_slots)
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
@@ -199,25 +200,30 @@ class Ring:
             raise SegmentError(
                 f"Slot {slot} of {self.segment.name} claims {payload_nbytes} + {header_nbytes} bytes and has {self.slot_nbytes}."
             )
-        if self._own is not None:  # always: besides who got the slot before, a lock on all memory makes copies
-            self._own.renew(self._starts[slot], header_at + header_nbytes)
         header = self._slots[slot][header_at : header_at + header_nbytes].tobytes()
         return header, payload_nbytes, self.generation[slot], self.sequence[slot], self.flags[slot]
 
     def memory(self, slot: int) -> memoryview:
-        """The bytes of `slot`, writable; mapped as a whole at first use. If the segment has pages of our own, these."""
+        """The bytes of `slot`, shared and writable; mapped as a whole at first use."""
         if not self._faulted[slot]:
             self._faulted[slot] = 1
-            (self._own or self.segment).prefault(self._starts[slot], self.slot_nbytes)
+            self.segment.prefault(self._starts[slot], self.slot_nbytes)
         return self._slots[slot]
 
     def payload(self, slot: int, nbytes: int) -> Bytes:
         """The arrays of the message in `slot`, of `nbytes`, for who may write there; a copy where that is faster than to see
         whether somebody did.
         """
-        if self._own is None or nbytes > _COPIED_NBYTES:
+        own = self._own
+        if own is None:
             return np.frombuffer(self.memory(slot), np.uint8, nbytes)
-        return np.frombuffer(self._slots[slot], np.uint8, nbytes).copy() if nbytes else _NOTHING[:]
+        if nbytes <= _COPIED_NBYTES:
+            return np.frombuffer(self._slots[slot], np.uint8, nbytes).copy() if nbytes else _NOTHING[:]
+        if not self._faulted[slot]:
+            self._faulted[slot] = 1
+            own.prefault(self._starts[slot], self.slot_nbytes)
+        own.renew(self._starts[slot], nbytes)
+        return np.frombuffer(self._writable[slot], np.uint8, nbytes)
 
     def window(self, slot: int) -> Window:
         """The bytes of `slot` at an address of their own, for arrays that a script is lent.
