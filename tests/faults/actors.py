@@ -183,10 +183,9 @@ def _produce(part: Part, ledger: Ledger, board: Board) -> None:
             largest = int(largest * chance.uniform(1.2, 2.0))
         first, second = (picture(part.actor, number, chance.randrange(3000, largest)) for _ in range(2))
         check = zlib.crc32(second, zlib.crc32(first))
-        late = second
+        late, lent = second, None
         if chance.random() < 0.3:
             with interrupts.caught():
-                lent = None
                 interrupts.may_come = True
                 lent = sink.lend(first.shape, first.dtype)
                 interrupts.may_come = False

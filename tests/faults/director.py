@@ -480,7 +480,7 @@ def by_chance(kills: int, seconds: float, seed: int, num_slots: int) -> Outcome:
                 kills=40,
                 pace_s=[0.01, 0.02, 0.06][seed % 3],
                 num_slots=num_slots,
-                forks=0.01,
+                forks=0.05,
                 beside=0.1,
                 **kinds[seed % len(kinds)],
             )

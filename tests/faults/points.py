@@ -122,7 +122,7 @@ def _table() -> list[Point]:
         Point("the producer closes", ours, f"{producer}.close", "self._control.closed = 1", last=True),
         Point("the producer has closed", ours, f"{producer}.close", "self._sleepers.close()", last=True),
         # A consumer joins; a producer's forwarder does, too.
-        Point("a pipe is made, not open yet", members, f"{stream}.bell:open_bell", "fd = os.open("),
+        Point("a pipe is made, not open yet", members, f"{stream}.bell:open_bell", "file = opened(os.open"),
         Point("a consumer has no bell yet", members, f"{consumer}.__init__", "self._bell = place.open_bell"),
         Point("a member's lock is taken", members, f"{membership}._join", "taken_back = self._take_over("),
         Point(
