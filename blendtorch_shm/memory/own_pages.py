@@ -16,6 +16,7 @@ import errno
 import io
 import mmap
 import os
+import resource
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,12 @@ def address_of(memory: memoryview | mmap.mmap) -> int:
     return int(np.frombuffer(memory, np.uint8).__array_interface__["data"][0])
 
 
+def page_faults() -> int:
+    """How many page faults all threads of this process have had."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
+
+
 class OwnPages:
     """All of a segment, as one reader sees it: what it changes is its own.
 
@@ -73,6 +80,8 @@ class OwnPages:
         self._mapping = mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE | _MAP_NORESERVE)
         self.view = memoryview(self._mapping)
         self._address = address_of(self._mapping)
+        self._seen: dict[int, tuple[int, int]] = {}
+        """By offset: how many page faults there had been when its pages were last seen to be as shared, and how many bytes."""
 
     def prefault(self, offset: int, nbytes: int) -> None:
         """Map these pages now, in one system call; `offset` is a multiple of the page size."""
@@ -82,8 +91,13 @@ class OwnPages:
     def renew(self, offset: int, nbytes: int) -> None:
         """Forget what was written to these pages; `offset` is a multiple of the page size. Nobody uses them.
 
-        To look costs 0.6 us for 12 KiB, 2 for 900 KiB, 40 for 24 MiB; where something was written, a page fault for each page.
+        The first write to a page is a page fault. So if this process had none since the last look, nothing was written (0.5 us).
+        Otherwise it looks: 1 us for 12 KiB, 4 for 900 KiB, 40 for 24 MiB.
         """
+        faults = page_faults()
+        seen = self._seen.get(offset)
+        if seen is not None and seen[0] == faults and seen[1] >= nbytes and _page_table.counts_faults:
+            return
         pages = -(-nbytes // PAGE)
         if _page_table.has_copies(self._address + offset, pages):
             try:
@@ -91,6 +105,7 @@ class OwnPages:
             except OSError:  # locked in memory, as by mlockall
                 self._mapping.madvise(_MADV_DONTNEED_LOCKED, offset, pages * PAGE)
             self.prefault(offset, pages * PAGE)
+        self._seen[offset] = faults, nbytes
 
     def is_as_shared(self, offset: int, nbytes: int) -> bool:
         """Whether nothing was written to the pages of these bytes since they were renewed."""
@@ -110,6 +125,8 @@ class _PageTable:
         self._file: io.FileIO | None = None
         self._fd = -1
         self._is_true = True  # as far as we know
+        self.counts_faults = False
+        """Whether the kernel counts the page fault of a first write."""
         forks.register(self)
 
     def has_copies(self, address: int, pages: int) -> bool:
@@ -133,7 +150,10 @@ class _PageTable:
                 tried = mmap.mmap(file.fileno(), 2 * PAGE, flags=mmap.MAP_PRIVATE)
         except OSError:
             return False
-        tried[0] = tried[PAGE]  # one is written to, and both are read
+        read = tried[0], tried[PAGE]
+        faults = page_faults()
+        tried[0] = read[1]
+        self.counts_faults = page_faults() > faults
         first = address_of(tried)
         self._is_true = self.has_copies(first, 1) and not self.has_copies(first + PAGE, 1)
         if not self._is_true:

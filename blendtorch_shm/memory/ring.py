@@ -31,8 +31,6 @@ Bytes = npt.NDArray[np.uint8]
 
 _READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
 _NO_SEQUENCE = 2**64 - 1  # of a slot whose message never was
-_COPIED_NBYTES = 2**14
-_NOTHING = np.empty(0, np.uint8)
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
 
 
@@ -211,14 +209,10 @@ class Ring:
         return self._slots[slot]
 
     def payload(self, slot: int, nbytes: int) -> Bytes:
-        """The arrays of the message in `slot`, of `nbytes`, for who may write there; a copy where that is faster than to see
-        whether somebody did.
-        """
+        """The arrays of the message in `slot`, of `nbytes`, for who may write there."""
         own = self._own
-        if own is None:
+        if own is None or nbytes == 0:
             return np.frombuffer(self.memory(slot), np.uint8, nbytes)
-        if nbytes <= _COPIED_NBYTES:
-            return np.frombuffer(self._slots[slot], np.uint8, nbytes).copy() if nbytes else _NOTHING[:]
         if not self._faulted[slot]:
             self._faulted[slot] = 1
             own.prefault(self._starts[slot], self.slot_nbytes)

@@ -32,10 +32,13 @@ PAGES = 6
 chooses = np.random.default_rng
 
 
-@pytest.fixture(params=["page table", "no page table"])
+@pytest.fixture(params=["all is said", "no page table", "no faults"])
 def page_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what the kernel says of pages, and without, as in some sandboxes."""
-    if request.param == "no page table":
+    """With what the kernel says of pages and faults, and without, as in some sandboxes."""
+    if request.param == "no faults":
+        monkeypatch.setattr(own_pages, "page_faults", lambda: 0)
+        monkeypatch.setattr(own_pages, "_page_table", own_pages._PageTable())
+    elif request.param == "no page table":
         monkeypatch.setattr(own_pages, "_page_table", hidden := own_pages._PageTable())
         monkeypatch.setattr(hidden, "_is_true", False)
 
