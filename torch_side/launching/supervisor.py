@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
@@ -568,6 +569,8 @@ class Supervisor:
                 kept_log=instance.kept_log,
                 lost=instance.lost,
             )
+        except FileNotFoundError:  # somebody has removed the directory: it is made anew, and then this is written
+            self._mended_at = -math.inf
         except OSError as error:  # a full disk must not end the launch
             log.error("Cannot note the state of instance %d in %s: %s", instance.btid, self._directory.path, error)
 
