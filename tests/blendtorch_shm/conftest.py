@@ -13,7 +13,7 @@ from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.keys import make_keys
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import SharedPlace
-from blendtorch_shm.stream.producer import Sink
+from blendtorch_shm.stream.producer import Producer, Sink
 from blendtorch_shm.transport import open_sink, open_source
 from blendtorch_shm.transport.local import LocalStream
 
@@ -37,6 +37,18 @@ def twin(launch_directory: LaunchDirectory) -> Twin:
 def place(twin: Twin) -> SharedPlace:
     """Where one stream lives in shared memory."""
     return SharedPlace(twin)
+
+
+@pytest.fixture
+def sink(place: SharedPlace) -> Iterator[Producer]:
+    with Producer(place, trusted=True) as sink:
+        yield sink
+
+
+@pytest.fixture
+def source(place: SharedPlace, sink: Producer) -> Iterator[Source]:
+    with Source([place]) as source:
+        yield source
 
 
 @dataclass

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,18 +48,6 @@ def moving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """With a kernel that moves page-table entries, and with one that does not."""
     if request.param == "faulted in":
         monkeypatch.setattr(Window, "_move", lambda *_: False)
-
-
-@pytest.fixture
-def sink(place: SharedPlace) -> Iterator[Producer]:
-    with Producer(place, trusted=True) as sink:
-        yield sink
-
-
-@pytest.fixture
-def source(place: SharedPlace, sink: Producer) -> Iterator[Source]:
-    with Source([place]) as source:
-        yield source
 
 
 def receive(source: Source) -> dict[str, Any]:

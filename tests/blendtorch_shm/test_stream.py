@@ -8,7 +8,6 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -36,18 +35,6 @@ from .members import PATIENCE_S, asleep, when
 
 NBYTES = 9000
 """Of an array that is large enough to lie in the slot."""
-
-
-@pytest.fixture
-def sink(place: SharedPlace) -> Iterator[Producer]:
-    with Producer(place, trusted=True) as sink:
-        yield sink
-
-
-@pytest.fixture
-def source(place: SharedPlace, sink: Producer) -> Iterator[Source]:
-    with Source([place]) as source:
-        yield source
 
 
 @pytest.fixture
