@@ -180,7 +180,8 @@ def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]
         dtype: of its elements.
 
     Returns:
-        an uninitialised, C-contiguous, writable ndarray; never one that is written to behind its holder's back.
+        an uninitialised, C-contiguous, writable ndarray; never one that is written to behind its holder's back. Once it is
+        published it is read-only; what is written through a view of it that was kept reaches nobody.
     """
     lender = _lenders.get((shape, np.dtype(dtype)))
     publisher = None if lender is None else lender()

@@ -68,7 +68,7 @@ class FrameLoader:
         max_items: items of one iteration; None means that it does not end.
         device: where batches are to be, such as ``'cuda'``; None means this host's memory.
         transform: called with each item (``btid`` and what the script published, arrays as writable ndarrays in the message's
-            slot) before it becomes part of a batch. Runs in the loader's thread.
+            slot) before it becomes part of a batch. What it writes to them, nobody else sees. Runs in the loader's thread.
         collate_fn: makes a batch of a list of `batch_size` items, whose arrays are tensors over their slots. Without it, the
             default collation, which does not keep the slots.
         drop_last: leave out the last batch of an iteration if it would be smaller than the others; its items are not taken.

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from blendtorch_shm.errors import RecordingError, RecordingNotFound
+from blendtorch_shm.wording import counted
 
 from .old_recordings import EXTENSION, old_files_of
 from .recording import FileReader, absolute, files_of
@@ -47,7 +48,8 @@ class Verification:
 
     def __str__(self) -> str:
         unverified = f", {self.num_unverified} of them without a checksum, not verified" if self.num_unverified else ""
-        total = f"{self.num_items} items in {len(self.paths)} files{unverified}; damaged: {len(self.damage)}"
+        where = counted(len(self.paths), "file")
+        total = f"{counted(self.num_items, 'item')} in {where}{unverified}; damaged: {len(self.damage)}"
         return "\n".join([*map(str, self.damage), total + "."])
 
 

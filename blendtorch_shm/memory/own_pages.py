@@ -34,10 +34,8 @@ _MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14, <linux/mman.h>
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4  # the last one, of shared memory: Linux 5.13
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
-_THERE, _OF_A_FILE = (
-    0xC0,
-    0x20,
-)  # the highest byte of a page's entry: present or swapped; not a copy (man 5 proc, pagemap)
+_THERE, _OF_A_FILE = 0xC0, 0x20
+"""In the highest byte of a page's entry: present or swapped; not a copy (man 5 proc, pagemap)."""
 _ENTRY_NBYTES = 8
 _AS_SHARED = bytes(flags for flags in range(256) if not flags & _THERE or flags & _OF_A_FILE)
 

@@ -35,8 +35,14 @@ of a parent's. A process number could not: in another PID name space two process
 def _after_fork_in_child() -> None:
     global generation
     generation += 1
+    failed: Exception | None = None
     for inherited in list(_registered):
-        inherited.in_child()
+        try:
+            inherited.in_child()
+        except Exception as error:  # the others must let go all the same, or the parent would look alive
+            failed = error
+    if failed is not None:
+        raise failed  # Python prints it, and goes on
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
