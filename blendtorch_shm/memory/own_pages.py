@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import OutOfSharedMemory
 from ..process import forks
 from ..process.descriptors import opened
+from ..wording import mebibytes
 from .layout import PAGE
 
 if TYPE_CHECKING:
@@ -236,8 +238,11 @@ class Window:
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         nbytes = len(self._mapping)
         if _libc.mmap(self._address, nbytes, protection, flags, self._segment.fd, self._start) == _FAILED:
-            error = ctypes.get_errno()
-            raise OSError(error, f"cannot set {nbytes} bytes apart: {os.strerror(error)}")
+            raise OutOfSharedMemory(
+                f"The system maps no more memory for this process ({os.strerror(ctypes.get_errno())}): what a script was lent, "
+                f"{mebibytes(nbytes)}, cannot be kept apart from what it publishes. Raise vm.max_map_count (sysctl), or publish "
+                f"arrays of your own."
+            )
 
     def _move(self, source: int, target: int) -> bool:
         """Move the page-table entries of this piece from one address to the other. Both stay mapped. False on an older kernel."""
