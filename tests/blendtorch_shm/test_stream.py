@@ -6,6 +6,9 @@ import itertools
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -105,6 +108,23 @@ def test_the_next_producer_goes_on_where_the_last_one_ended(place: SharedPlace) 
         second.publish({"i": 3})
         received = [source.receive(PATIENCE_S) for _ in range(4)]
         assert [(m.sequence, m.fields["i"]) for m in received if m is not None] == [(i, i) for i in range(4)]
+
+
+def test_a_producer_that_was_killed_right_after_a_fork_has_a_successor(place: SharedPlace, twin: Twin) -> None:
+    script = f"""
+import os, signal, sys, time
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))  # before anything of ours: the child has all descriptors
+from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
+sink = Producer(SharedPlace({twin!r}), trusted=True)
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+os._exit(0)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    with Producer(place, trusted=True) as sink:
+        sink.publish({"i": 0})
 
 
 def test_a_second_living_producer_is_refused(place: SharedPlace, sink: Producer, source: Source) -> None:
