@@ -34,6 +34,12 @@ class SharedPlace:
         """Forget a segment."""
         segment.unlink(self.name + suffix)
 
+    def next_ring(self) -> int:
+        """One more than the largest number of a ring that is there, of whatever stream."""
+        prefix = f"{self.name[1:]}."
+        numbers = [name.removeprefix(prefix) for name in os.listdir(SHARED_MEMORY) if name.startswith(prefix)]
+        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
     def is_current(self, control: Segment) -> bool:
         """Whether the stream's name still means this control segment, or nothing at all; False: the stream was made anew."""
         try:
@@ -81,6 +87,9 @@ class PrivatePlace:
 
     def unlink(self, suffix: str) -> None:
         self._segments.pop(suffix, None)
+
+    def next_ring(self) -> int:
+        return 0
 
     def is_current(self, control: Segment) -> bool:
         return True

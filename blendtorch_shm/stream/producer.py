@@ -49,6 +49,8 @@ AFTER_FORK = (
 )
 _LOOK_EVERY_S = 0.1
 """A producer that waits looks at the slot tables itself this often."""
+_STILL_LOCKED_S = 1.0
+"""A child that a killed producer has just forked holds a copy of its locks, until it closes that first of all: for no longer."""
 _EXPLAIN_EVERY_S = 30.0
 
 
@@ -131,7 +133,7 @@ class Producer(Closable):
         self._closed = self._stopping = self._is_copy = False
         self._spin = Spin()
         self._locks = place.open_locks(create=True)
-        if not self._locks.hold(PRODUCER_LOCK):
+        if not _becomes_true(lambda: self._locks.hold(PRODUCER_LOCK)):
             self._locks.close()
             raise SegmentError(
                 f"Another living process publishes as {place.name}. One instance owns a socket: give each publisher "
@@ -151,14 +153,15 @@ class Producer(Closable):
         try:
             control = Control.attach(self.place)
             if control.lock_file != self._locks.inode():
-                if self.place.is_locked_in(control.lock_file, PRODUCER_LOCK):
+                lock_file = control.lock_file
+                if not _becomes_true(lambda: not self.place.is_locked_in(lock_file, PRODUCER_LOCK)):
                     raise SegmentError(
                         f"Another living process publishes as {self.place.name}, although its lock file was removed. End that "
                         f"one first; or give each publisher a socket name of its own (named_sockets)."
                     )
                 control = self._begin_anew(control)
         except SegmentMissing:  # none yet, or one that its creator never finished
-            control = Control.create(self.place, self._locks)
+            control = Control.create(self.place, self._locks, first_ring=self.place.next_ring())
         control.epoch += 1
         control.closed = 0
         return control
@@ -174,7 +177,7 @@ class Producer(Closable):
             self.place.title,
             ready,
         )
-        return Control.create(self.place, self._locks, first_ring=control.next_ring)
+        return Control.create(self.place, self._locks, first_ring=max(control.next_ring, self.place.next_ring()))
 
     def _adopt_rings(self) -> None:
         """The rings of an earlier producer, whose READY messages stay for the consumers.
@@ -485,6 +488,16 @@ class Producer(Closable):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._control.published} published"
         return f"<Producer of {self.place.name}, {state}>"
+
+
+def _becomes_true(condition: Callable[[], bool]) -> bool:
+    """Whether it is true now, or within a moment."""
+    deadline = time.monotonic() + _STILL_LOCKED_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def check_alone(running: threading.Lock, name: str) -> None:

@@ -6,6 +6,9 @@ import itertools
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -92,6 +95,23 @@ def test_the_next_producer_goes_on_where_the_last_one_ended(place: SharedPlace) 
         second.publish({"i": 3})
         received = [source.receive(PATIENCE_S) for _ in range(4)]
         assert [(m.sequence, m.fields["i"]) for m in received if m is not None] == [(i, i) for i in range(4)]
+
+
+def test_a_producer_that_was_killed_right_after_a_fork_has_a_successor(place: SharedPlace, twin: Twin) -> None:
+    script = f"""
+import os, signal, sys, time
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))  # before anything of ours: the child has all descriptors
+from blendtorch_shm.launch.address import Twin
+from blendtorch_shm.stream.place import SharedPlace
+from blendtorch_shm.stream.producer import Producer
+sink = Producer(SharedPlace({twin!r}), trusted=True)
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+os._exit(0)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    with Producer(place, trusted=True) as sink:
+        sink.publish({"i": 0})
 
 
 def test_a_second_living_producer_is_refused(place: SharedPlace, sink: Producer, source: Source) -> None:
@@ -696,3 +716,24 @@ def test_a_publish_in_the_middle_of_another_one_is_an_error_or_right(sink: Produ
         received += receive_all(source)
     assert at > 50
     assert sorted(received + receive_all(source)) == sorted(accepted)
+
+
+def test_a_stream_whose_control_segment_was_removed_begins_anew_with_rings_of_other_names(place: SharedPlace) -> None:
+    with Producer(place, trusted=True) as first, Source([place]) as old:
+        for i in range(4):
+            first.publish({"i": i, "image": picture(i)})
+        message = old.receive(PATIENCE_S)
+        assert message is not None
+        assert message.fields["i"] == 0
+        os.unlink(f"/dev/shm{place.name}")
+        first.close()
+        with Producer(place, trusted=True) as second:
+            second.publish({"i": 4, "image": picture(4)})
+            assert {
+                name.rpartition(".")[2] for name in os.listdir("/dev/shm") if f"/{name}".startswith(f"{place.name}.")
+            } == {
+                "0",
+                "1",
+            }
+            found = [old.receive(PATIENCE_S) for _ in range(4)]
+            assert [message.fields["i"] for message in found if message is not None] == [1, 2, 3, 4]

@@ -32,9 +32,10 @@ import actors
 import numpy as np
 import points
 from actors import Part
-from judge import Life, judge
+from judge import Life, judge, judge_removed
 from ledger import RECORD, Board, Ledger, What, records
 
+from blendtorch_shm.launch.address import SHARED_MEMORY, Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.sweep import sweep
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S
@@ -67,6 +68,7 @@ class Settings:
         late: probability that a dead consumer is replaced only when the living have taken back what it held.
         forks: probability that a process forks a child after a call.
         beside: probability that a deed is one beside the round: another launch begins, and dies, and somebody sweeps.
+        removals: probability that a deed is to remove a file of a stream, and to kill its producer.
     """
 
     seed: int
@@ -82,6 +84,7 @@ class Settings:
     late: float = 0.0
     forks: float = 0.0
     beside: float = 0.0
+    removals: float = 0.0
 
 
 @dataclass
@@ -168,13 +171,17 @@ class Round:
             while drainer.pid in self.living:
                 self._attend(0.02)
             drained = json.loads(Path(self.folder, "drained").read_text())
-            figures, wrong = judge(
-                records(f"{self.folder}/ledger"),
-                self.lives,
-                drained,
-                queue_size=actors.QUEUE_SIZE,
-                alone=settings.consumers == 1 and not settings.remotes,
-            )
+            written = records(f"{self.folder}/ledger")
+            if settings.removals:
+                figures, wrong = judge_removed(written, self.lives, drained)
+            else:
+                figures, wrong = judge(
+                    written,
+                    self.lives,
+                    drained,
+                    queue_size=actors.QUEUE_SIZE,
+                    alone=settings.consumers == 1 and not settings.remotes,
+                )
             self.outcome.figures.update(figures)
             self.outcome.figures["rings"] += sum(stream["rings"] for stream in drained)
             self.outcome.wrong += [f"seed {settings.seed}: {text}" for text in wrong]
@@ -329,6 +336,10 @@ class Round:
         """Kill, stop, interrupt or send away somebody; or do something beside."""
         if self.chance.random() < self.settings.beside:
             self._launch_beside()
+        # Late in a round no more: the drainer needs a stream that is whole.
+        is_late = sum(self.outcome.kills.values()) > 0.7 * self.settings.kills
+        if not is_late and self.chance.random() < self.settings.removals:
+            self._remove_file()
         choice = self.chance.random()
         targets = [process for process in self.living.values() if not process.doomed]
         if not targets:
@@ -368,6 +379,19 @@ class Round:
             finally:
                 os._exit(1)
         os.waitpid(pid, 0)
+
+    def _remove_file(self) -> None:
+        """Remove a stream's lock file or control segment, and kill its producer: the next one begins the stream anew."""
+        stream = self.chance.randrange(self.settings.streams)
+        place = SharedPlace(Twin(**self.twins[stream]))
+        path = self.chance.choice([place.twin.lock_path, f"{SHARED_MEMORY}{place.name}"])
+        self.ledger.write(What.REMOVED, stream, number=len(self.lives))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        for process in self.living.values():
+            if process.role == "producer" and process.stream == stream:
+                process.doomed = True
+                os.kill(process.pid, signal.SIGKILL)
 
     def _is_enough(self) -> bool:
         if self.settings.point is not None:
@@ -472,13 +496,14 @@ def by_chance(kills: int, seconds: float, seed: int, num_slots: int) -> Outcome:
         dict(streams=1, consumers=1, remotes=0),
         dict(streams=2, consumers=3, remotes=0, fresh=0.05, late=0.2),
         dict(streams=1, consumers=1, remotes=2),
+        dict(streams=2, consumers=3, remotes=0, removals=0.05),
     ]
     while sum(total.kills.values()) < kills and time.monotonic() - start < seconds and not total.wrong:
         outcome = Round(
             Settings(
                 seed=seed,
                 kills=40,
-                pace_s=[0.01, 0.02, 0.06][seed % 3],
+                pace_s=[0.01, 0.02, 0.06][seed // len(kinds) % 3],
                 num_slots=num_slots,
                 forks=0.05,
                 beside=0.1,

@@ -139,6 +139,64 @@ def judge(
     return figures, wrong
 
 
+def judge_removed(
+    records: npt.NDArray[Any], lives: Mapping[int, Life], drained: list[dict[str, Any]]
+) -> tuple[dict[str, int], list[str]]:
+    """As :func:`judge`, where files of the streams were removed, and no consumer was remote.
+
+    Streams begin anew then, with sequence numbers from 0, so messages are known by their contents here. What an earlier stream
+    had may be lost; what was published by producers that began after the last removal may not.
+    """
+    wrong: list[str] = []
+    # (producer, number) -> [(actor, its which)]
+    takes: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    count: dict[int, int] = defaultdict(int)  # actor -> messages read
+    dropped: dict[int, int] = defaultdict(int)  # actor -> messages, the first ones that it read
+    begun: set[tuple[int, int]] = set()
+    announced: set[tuple[int, int]] = set()
+    last = removals = forked = 0
+    for what, actor, stream, sequence, producer, number in records.tolist():
+        if what == What.WILL_PUBLISH:
+            begun.add((actor, number))
+        elif what == What.PUBLISHED:
+            announced.add((actor, number))
+        elif what == What.READ:
+            takes[producer, number].append((actor, count[actor]))
+            count[actor] += 1
+        elif what == What.DROPPED:
+            dropped[actor] += 1
+        elif what == What.BROKEN:
+            wrong.append(f"consumer {actor} found message {sequence} of stream {stream} broken")
+        elif what == What.FORKED:
+            forked += 1
+        elif what == What.MISUSED:
+            wrong.append(f"a forked child of {lives[actor].role} {actor} could use what is its parent's, or failed")
+        elif what == What.REMOVED:
+            last, removals = number, removals + 1
+    again = 0
+    for message, entries in takes.items():
+        for actor, which in entries[:-1]:
+            if lives[actor].killed and which >= dropped[actor]:
+                again += 1
+            else:
+                wrong.append(f"{lives[actor].role} {actor} had message {message}, and it came again: {entries}")
+    if takes.keys() - begun:
+        wrong.append(f"read and never published: {sorted(takes.keys() - begun)[:10]}")
+    unread = announced - takes.keys()
+    if lost := sorted(message for message in unread if message[0] > last):
+        wrong.append(f"published after the last removal and never read, (producer, number): {lost[:10]}")
+    for stream, state in enumerate(drained):
+        wrong += [f"stream {stream}: {what}: {state[what]}" for what in ("not free", "held locks") if state[what]]
+    figures = {
+        "removals": removals,
+        "messages where files are removed": len(takes),
+        "lost with an earlier stream": len(unread),
+        "forked children": forked,
+        "again after a killed consumer": again,
+    }
+    return figures, wrong
+
+
 def _producer_died_since(row: int, stream: int, lives: Mapping[int, Life], deaths: Mapping[int, int]) -> bool:
     return any(died > row and lives[actor].stream == stream and lives[actor].killed for actor, died in deaths.items())
 

@@ -29,6 +29,7 @@ class What(IntEnum):
     DIED = 8  # the director knows that `actor` is dead
     FORKED = 9  # a child of `actor` has ended
     MISUSED = 10  # and could use what is its parent's, or ended with an error
+    REMOVED = 11  # the director removes files of `stream`; actors to `number` have begun
 
 
 RECORD = np.dtype(

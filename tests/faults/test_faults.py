@@ -53,7 +53,7 @@ def test_nothing_is_lost_when_somebody_dies_or_stops_when(point: str, rounds_at_
 @pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_nothing_is_lost_when_processes_die_and_stop_at_random() -> None:
-    kills = 5_000 if ALL else 100  # three rounds of 40, of the five kinds that there are
+    kills = 5_000 if ALL else 100  # three rounds of 40, of the six kinds that there are
     outcome = direct("chance", "--kills", str(kills), "--seconds", "1800", "--seed", str(3 * TURN))
     assert not outcome["wrong"], "\n".join(outcome["wrong"])
     print(json.dumps(outcome, indent=1))
