@@ -161,6 +161,8 @@ class Round:
             while not self._is_enough():
                 self._attend(self.chance.expovariate(1 / settings.pace_s))
                 self._do_something()
+            if settings.removals:
+                self._see_that_readers_follow()
             for role in ("producer", "consumer", "remote"):
                 self.finishing.add(role)
                 self.board.order(role)
@@ -339,7 +341,7 @@ class Round:
         # Late in a round no more: the drainer needs a stream that is whole.
         is_late = sum(self.outcome.kills.values()) > 0.7 * self.settings.kills
         if not is_late and self.chance.random() < self.settings.removals:
-            self._remove_file()
+            self._remove_file(self.chance.randrange(self.settings.streams))
         choice = self.chance.random()
         targets = [process for process in self.living.values() if not process.doomed]
         if not targets:
@@ -380,9 +382,8 @@ class Round:
                 os._exit(1)
         os.waitpid(pid, 0)
 
-    def _remove_file(self) -> None:
+    def _remove_file(self, stream: int) -> None:
         """Remove a stream's lock file or control segment, and kill its producer: the next one begins the stream anew."""
-        stream = self.chance.randrange(self.settings.streams)
         place = SharedPlace(Twin(**self.twins[stream]))
         path = self.chance.choice([place.twin.lock_path, f"{SHARED_MEMORY}{place.name}"])
         self.ledger.write(What.REMOVED, stream, number=len(self.lives))
@@ -392,6 +393,22 @@ class Round:
             if process.role == "producer" and process.stream == stream:
                 process.doomed = True
                 os.kill(process.pid, signal.SIGKILL)
+
+    def _see_that_readers_follow(self) -> None:
+        """Begin all streams anew once more, and wait until one who read the old ones has a message of each new one."""
+        self._go_on()
+        for stream in range(self.settings.streams):
+            self._remove_file(stream)
+        last = len(self.lives)
+        missing = set(range(self.settings.streams))
+        deadline = time.monotonic() + PATIENCE_S
+        while missing and any(p.role == "consumer" and p.actor <= last for p in self.living.values()):
+            self._attend(0.02)
+            rows = records(f"{self.folder}/ledger")
+            new = rows[(rows["what"] == What.READ) & (rows["actor"] <= last) & (rows["producer"] > last)]
+            missing -= set(new["stream"].tolist())
+            if time.monotonic() > deadline:
+                raise Standstill(f"no reader of streams {sorted(missing)} has followed. {self._explain()}")
 
     def _is_enough(self) -> bool:
         if self.settings.point is not None:
