@@ -472,8 +472,9 @@ class _Part:
         view = memoryview(content)
         if checksum(view[:-CHECKSUM_NBYTES]) != view[-CHECKSUM_NBYTES:]:
             raise ValueError(
-                f"bytes {self._start} to {self._start + self.nbytes} of the file are not those that were written: their checksum "
-                f"is another"
+                f"bytes {self._start} to {self._start + self.nbytes} of the file do not have the checksum that was written "
+                f"with them, so they were changed since. Other items can be read. Copy the file again from where it is whole, or "
+                f"leave this item out."
             )
         self._verified = content
 

@@ -46,11 +46,14 @@ class Verification:
     num_unverified: int
     damage: list[Damage]
 
-    def __str__(self) -> str:
+    def total(self) -> str:
+        """The numbers, as a sentence."""
         unverified = f", {self.num_unverified} of them without a checksum, not verified" if self.num_unverified else ""
         where = counted(len(self.paths), "file")
-        total = f"{counted(self.num_items, 'item')} in {where}{unverified}; damaged: {len(self.damage)}"
-        return "\n".join([*map(str, self.damage), total + "."])
+        return f"{counted(self.num_items, 'item')} in {where}{unverified}; damaged: {len(self.damage)}."
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.damage), self.total()])
 
 
 def verify_recording(path: str | os.PathLike[str]) -> Verification:

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"blendtorch-verify: {error}", file=sys.stderr)
             failed = True
         else:
-            print(f"{recording}: {found}")
+            for damage in found.damage:
+                print(damage)
+            print(f"{recording}: {found.total()}")
             failed |= bool(found.damage)
     return int(failed)
 
