@@ -138,7 +138,10 @@ class BoundProcess(subprocess.Popen[bytes]):
             while not line.endswith(b"\n") and (byte := self._news.recv(1)):
                 line += byte
         if not (line.startswith(b"pid ") and line.endswith(b"\n")):
-            raise LaunchError(f"its guardian ({sys.executable}) does not start.")
+            raise LaunchError(
+                f"the process that watches over it has not started within {_START_S:.0f} s, or ended at once. It is run by "
+                f"{sys.executable!r}, which must be a Python that works; look for its own message above."
+            )
         self._news.setblocking(False)
         return int(line.split()[1])
 
