@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch.utils import data
 
 from blendtorch_shm.errors import InstanceDied, SegmentError, StreamTimeout
-from blendtorch_shm.launch.address import SHARED_MEMORY, Twin, is_signed
+from blendtorch_shm.launch.address import SHARED_MEMORY, Twin, is_signed, streams_path
 from blendtorch_shm.launch.directory import is_abandoned
 from blendtorch_shm.launch.notes import InstanceReport, instance_reports, log_path, state_of
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
@@ -121,7 +122,7 @@ class Watch:
     def _all_exited(self, reports: dict[_Instance, InstanceReport]) -> bool:
         """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
         return all(a.twin is not None for a in self._dataset.addresses) and all(
-            reports[twin.directory, twin.btid].state == "exited" or is_abandoned(twin.launch)
+            reports[twin.directory, twin.btid].state == "exited" or is_abandoned(twin.launch) or _is_swept(twin.launch)
             if (twin.directory, twin.btid) in reports
             else not (twin.is_here() or is_signed(twin.launch))
             for twin in self._twins
@@ -235,6 +236,11 @@ class Watch:
             for stream in stats_of_instance(self._twins_of(instance)[0])
             if stream.waits
         ]
+
+
+def _is_swept(launch: str) -> bool:
+    """Whether somebody has swept a dead launch's shared memory. Its reports may lie where that one did not look."""
+    return not os.path.exists(streams_path(launch)) and not is_signed(launch)
 
 
 def _whom_it_waits_for(stream: StreamStats, report: InstanceReport) -> str:

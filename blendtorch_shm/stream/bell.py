@@ -41,6 +41,8 @@ class Bell:
         fd: its descriptor.
     """
 
+    _file: io.FileIO | None = None  # of one whose making was interrupted
+
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self.fd = file.fileno()
@@ -70,8 +72,9 @@ class Bell:
         return f"<Bell, fd {self.fd}>"
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):  # somebody closed all files, as before an exec
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # somebody closed all files, as before an exec
+                self._file.close()
 
 
 def open_bell(path: str) -> Bell:

@@ -107,7 +107,7 @@ def test_the_process_id_of_one_that_has_ended_is_nobody_elses_before_all_is_over
 
 
 def test_one_whose_guardian_is_killed_dies_with_it(bound: Callable[..., BoundProcess]) -> None:
-    process = bound("sleep 600")
+    process = bound("exec sleep 600")
     process._guardian.kill()
     assert process.wait(60) == -signal.SIGKILL
     eventually(lambda: not is_alive(process.pid))

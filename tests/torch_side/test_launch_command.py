@@ -148,8 +148,9 @@ def test_the_launch_information_is_enough_to_read_while_the_program_runs(
     assert not (tmp_path / "launch_info.json").exists()
 
 
+@pytest.mark.parametrize("swept", [False, True])
 def test_the_launch_information_of_a_killed_program_is_an_error_at_once(
-    start: Callable[..., Program], tmp_path: Path
+    start: Callable[..., Program], tmp_path: Path, swept: bool
 ) -> None:
     program = start(counting())
     info = tmp_path / "launch_info.json"
@@ -159,6 +160,10 @@ def test_the_launch_information_of_a_killed_program_is_an_error_at_once(
     next(items)
     program.process.kill()
     program.process.wait()
+    if swept:  # by a launch with another folder for logs, which leaves those of the dead one
+        elsewhere = {"XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        program_that_sweeps = "from blendtorch_shm.launch.sweep import sweep; sweep()"
+        subprocess.run([sys.executable, "-c", program_that_sweeps], env={**os.environ, **elsewhere}, check=True)
     with pytest.raises(InstanceDied, match=r"[Ii]nstances 0 and 1 ended with their launcher, which was killed"):
         for _ in items:
             pass

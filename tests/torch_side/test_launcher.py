@@ -407,6 +407,12 @@ with {block}:
 """
 
 
+def hear_signals() -> None:
+    """In a new process: as at a terminal, even if whoever runs the tests ignores some signals, as nohup does."""
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class OtherLauncher:
     """A launcher in another process, with two instances, that ends by itself or not."""
 
@@ -423,6 +429,7 @@ class OtherLauncher:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_signals,
         )
         assert self.process.stdout is not None
         self.directory, *pids = self.process.stdout.readline().split()
