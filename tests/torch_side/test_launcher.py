@@ -413,6 +413,12 @@ def hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def under_nohup() -> None:
+    """In a new process: as :func:`hear_signals`, and with SIGHUP ignored."""
+    hear_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class OtherLauncher:
     """A launcher in another process, with two instances, that ends by itself or not."""
 
@@ -423,13 +429,14 @@ class OtherLauncher:
         blender: str = "python",
         block: str = "contextlib.closing(launcher)",
         seconds: int = 600,
+        begin: Callable[[], None] = hear_signals,
     ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", OTHER_LAUNCHER.format(block=block, seconds=seconds), str(script), blender],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=hear_signals,
+            preexec_fn=begin,
         )
         assert self.process.stdout is not None
         self.directory, *pids = self.process.stdout.readline().split()
@@ -453,11 +460,7 @@ def test_a_signal_to_the_launcher_ends_everything(script: Callable[[str], Path],
 
 
 def test_a_launcher_under_nohup_outlives_the_terminal(script: Callable[[str], Path]) -> None:
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        other = OtherLauncher(script(STAY))
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+    other = OtherLauncher(script(STAY), begin=under_nohup)
     eventually(lambda: reports(other.directory, "running"))
     other.process.send_signal(signal.SIGHUP)
     for pid in other.pids:
