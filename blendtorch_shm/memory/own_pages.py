@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .segment import Segment
 
 _MADV_DONTNEED_LOCKED = 24  # Linux 5.18
-_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14, <linux/mman.h>
+_MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23  # Linux 5.14, <linux/mman.h>
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4  # the last one, of shared memory: Linux 5.13
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _FAILED = ctypes.c_void_p(-1).value
@@ -157,11 +157,14 @@ class _PageTable:
         first = address_of(tried)
         self._is_true = self.has_copies(first, 1) and not self.has_copies(first + PAGE, 1)
         if not self._is_true:
-            self.in_child()
+            self._close()
         return self._is_true
 
     def in_child(self) -> None:
         """In a forked child: the open file shows the pages of its parent."""
+        self._close()
+
+    def _close(self) -> None:
         self._fd = -1
         if self._file is not None:
             self._file.close()
@@ -206,7 +209,7 @@ class Window:
         self._segment, self._start, self._home = segment, start, home
         if not self._move(home, self._address):
             with contextlib.suppress(OSError):
-                self._mapping.madvise(_MADV_POPULATE_WRITE)
+                self._mapping.madvise(MADV_POPULATE_WRITE)
         forks.register(self)
 
     def part(self, offset: int, nbytes: int) -> tuple[Window, int]:

@@ -21,9 +21,8 @@ from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
 from ..process.descriptors import opened
 from ..wording import mebibytes
 from . import limits
-from .own_pages import OwnPages
+from .own_pages import MADV_POPULATE_WRITE, OwnPages
 
-_MADV_POPULATE_WRITE = 23  # Linux 5.14, <linux/mman.h>
 _AT_A_TIME = 2**25
 """Bytes that are allocated before limits are looked at again: other producers may be allocating, too."""
 _KEEP_THE_ORDER_OF_STORES = ("x86_64", "amd64", "i386", "i686")
@@ -82,7 +81,7 @@ class Segment:
             nbytes: length in bytes.
         """
         with contextlib.suppress(OSError):  # an older kernel: the pages fault in one by one, no harm
-            self._mapping.madvise(_MADV_POPULATE_WRITE, offset, nbytes)
+            self._mapping.madvise(MADV_POPULATE_WRITE, offset, nbytes)
 
 
 def create(name: str, nbytes: int) -> Segment:

@@ -56,6 +56,18 @@ def receive(source: Source) -> dict[str, Any]:
     return message.fields
 
 
+def in_a_child(does: Callable[[], None]) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            does()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 # -- a reader's pages -------------------------------------------------------------------------------------------
 
 OFFSETS = st.integers(0, PAGES * PAGE - 1)
@@ -119,16 +131,13 @@ def test_a_forked_child_asks_for_its_own_pages() -> None:
     shared = segment.private(2 * PAGE)
     own = OwnPages(shared.fd, shared.nbytes)
     assert own.is_as_shared(0, 2 * PAGE) or own.view[0] == 0
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            own.view[PAGE] = 7
-            own.renew(0, 2 * PAGE)
-            status = own.view[PAGE]
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def writes() -> None:
+        own.view[PAGE] = 7
+        own.renew(0, 2 * PAGE)
+        assert own.view[PAGE] == 0
+
+    in_a_child(writes)
     own.view[0] = 7
     own.renew(0, 2 * PAGE)
     assert own.view[0] == 0
@@ -356,18 +365,6 @@ def test_a_frame_that_a_script_keeps_stays_as_it_was_published(sink: Producer, p
                     assert (array == number).all()
                 while source.receive(0) is not None:
                     pass
-
-
-def in_a_child(does: Callable[[], None]) -> None:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            does()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_a_forked_child_writes_to_arrays_that_its_parent_was_lent_does_not_reach_its_parent(
