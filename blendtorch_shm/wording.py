@@ -14,4 +14,4 @@ def counted(number: int, noun: str) -> str:
 
 def mebibytes(nbytes: int) -> str:
     """`nbytes` for people."""
-    return f"{nbytes / 2**20:.1f} MiB"
+    return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 2**20 or nbytes == 0 else f"{nbytes / 2**10:.1f} KiB"

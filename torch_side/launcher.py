@@ -253,7 +253,10 @@ class BlenderLauncher:
     def close(self) -> None:
         """End all instances and remove what they leave. In any process but the one that launched them, do nothing."""
         if self in _running:
-            self._cleanup.close()  # each step is taken whatever becomes of the others
+            try:
+                self._cleanup.close()  # each step is taken whatever becomes of the others
+            finally:
+                self._cleanup.close()  # and those between which an interrupt came
 
     # -- on entry -----------------------------------------------------------------------------------------------
 
@@ -277,9 +280,10 @@ class BlenderLauncher:
             f"starting {config.num_instances} instance{'s' if config.num_instances > 1 else ''} with {runtime}, "
             f"logs in {logs.folder}"
         )
-        self._cleanup.callback(self._stop_display)
+        self._at_last(self._stop_display)
         self._supervisor = Supervisor(directory, logs, self._tell, config)
-        self._cleanup.callback(self._supervisor.stop)
+        self._at_last(self._supervisor.stop)
+        self._supervisor.begin()
         variables = {**os.environ, LAUNCH_VARIABLE: directory.launch, "PYTHONUNBUFFERED": "1"}
         variables[RECYCLE_VARIABLE] = str(config.recycle_after or 0)
         background = config.background or runtime.kind != "executable"
@@ -287,10 +291,7 @@ class BlenderLauncher:
             if runtime.version >= _HEADLESS_SINCE:
                 background = True
             else:
-                log_path = f"{directory.path}/display.log"
-                display: VirtualDisplay = self._supervisor.call(lambda: VirtualDisplay.start(log_path))
-                self._display = display
-                variables["DISPLAY"] = display.name
+                variables["DISPLAY"] = self._supervisor.call(partial(self._start_display, f"{directory.path}/display.log"))
         instances = [
             Instance(
                 btid,
@@ -318,7 +319,7 @@ class BlenderLauncher:
         host = _numeric_address(config.bind_addr)
         public_host = get_primary_ip() if host == _EVERYWHERE else host
         self._ports = PortReservations(host)
-        self._cleanup.callback(self._ports.close)
+        self._at_last(self._ports.close)
         self._ports.sign(directory.launch)
         count = len(config.named_sockets) * config.num_instances
         ports = iter(self._ports.reserve(count, config.start_port))
@@ -391,6 +392,11 @@ class BlenderLauncher:
         if self in _running and self._supervisor is not None:
             first, *others = self._supervisor.call(self._supervisor.keep_logs) or [""]
             self._tell(f"what the instances printed: {first}{f' and {len(others)} more beside it' if others else ''}")
+
+    def _start_display(self, log_path: str) -> str:
+        """In the supervisor's thread: start an X server, and return its name."""
+        self._display = VirtualDisplay.start(log_path)
+        return self._display.name
 
     def _stop_display(self) -> None:
         if self._display is not None:

@@ -35,6 +35,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import LaunchError
+from ..memory import limits
 from ..memory.locks import SETLK, is_locked, lock_request
 from ..process import forks
 from .address import SHARED_MEMORY, Address, Twin, beacon_path, describe, readers_path, streams_path
@@ -107,9 +108,11 @@ class LaunchDirectory:
             room.unlink()
         except OSError as error:
             self.remove()
+            limit = limits.short_of_file_size(_ROOM_NBYTES)
+            remedy = "Make room there, or set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs"
             raise LaunchError(
-                f"Cannot make directories for the launch in {SHARED_MEMORY} and {os.path.dirname(self.path)}: {error}. "
-                f"Make room there, or set XDG_RUNTIME_DIR or TMPDIR to another directory for the logs."
+                f"Cannot make directories for the launch in {SHARED_MEMORY} and {os.path.dirname(self.path)}: "
+                f"{limit or f'{error}. {remedy}'}."
             ) from error
         return self
 
@@ -297,8 +300,10 @@ def is_abandoned(launch: str) -> bool:
 
 def base_directories() -> list[str]:
     """Directories in which launches keep their logs, best first."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return [os.path.abspath(base) for base in [*([runtime] if runtime else []), tempfile.gettempdir(), "/tmp"]]
+    bases = [runtime] if (runtime := os.environ.get("XDG_RUNTIME_DIR")) else []
+    with contextlib.suppress(FileNotFoundError):  # it has tried to write a file everywhere
+        bases.append(tempfile.gettempdir())
+    return [os.path.abspath(base) for base in [*bases, "/tmp"]]
 
 
 def _base() -> str:

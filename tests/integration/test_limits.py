@@ -349,3 +349,31 @@ def test_of_version_2_the_lower_of_both_limits_counts(tmp_path: Path, monkeypatc
     (inner / "memory.high").write_text("max\n")
     assert limits.short_of_memory(50 * MIB) == ""
     assert f"the control group {tmp_path} has 960.0 MiB left of 1000.0 MiB" in limits.short_of_memory(800 * MIB)
+
+
+LAUNCH = f"""
+import resource
+from torch_side import BlenderLauncher
+what, nbytes = {{}}
+if what == resource.RLIMIT_DATA:  # a thread's stack counts
+    nbytes += int(open("/proc/self/statm").read().split()[5]) * 4096
+resource.setrlimit(what, (nbytes, nbytes))
+with BlenderLauncher("", {COUNT!r}, 1, ["DATA"], blender="python", progress=False):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("resource.RLIMIT_FSIZE, 0", "this process may make files of 0.0 MiB at most. Raise that limit (ulimit -f)"),
+        ("resource.RLIMIT_FSIZE, 10240", "this process may make files of 10.0 KiB at most. Raise that limit (ulimit -f)"),
+        ("resource.RLIMIT_DATA, 2**20", "Cannot start the thread that watches over the instances"),
+    ],
+)
+def test_a_launcher_says_which_limit_keeps_it_from_launching(what: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH.format(what)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said in done.stderr
+    assert "LaunchError" in done.stderr.splitlines()[-1]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from blendtorch_shm.errors import InstanceDied
 from blendtorch_shm.launch.sweep import sweep
+from torch_side import BlenderLauncher
 from torch_side.launching.bound import BoundProcess
 
 from .conftest import eventually, is_alive
@@ -126,6 +128,30 @@ def test_one_whose_guardian_is_stopped_can_be_ended(bound: Callable[..., BoundPr
     process.close()
     assert process.poll() == -signal.SIGKILL
     assert not os.path.exists(f"/proc/{process.pid}")
+
+
+def test_the_end_of_one_whose_guardian_is_stopped_is_known(bound: Callable[..., BoundProcess]) -> None:
+    process = bound("sleep 600")
+    process._guardian.send_signal(signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert not process.is_unguarded
+
+
+def test_one_that_survives_its_guardian_is_killed_and_the_error_says_so(script: Callable[[str], Path]) -> None:
+    """As with a Blender that has capabilities: for such a program the kernel forgets whose death it was to die with."""
+    path = script(
+        "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nprint('ready', flush=True)\ntime.sleep(600)"
+    )
+    with BlenderLauncher("", path, blender="python", progress=False) as launcher:
+        (process,) = launcher.launch_info.processes
+        assert isinstance(process, BoundProcess)
+        eventually(lambda: "ready" in launcher.reports()[0].log_tail)
+        process._guardian.kill()
+        assert launcher.wait() == [-signal.SIGKILL]
+        eventually(lambda: not is_alive(process.pid))
+        with pytest.raises(InstanceDied, match="somebody has killed the process that watches over it"):
+            launcher.assert_alive()
 
 
 def test_one_that_cannot_be_run_says_why(bound: Callable[..., BoundProcess], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Interrupts at any moment of opening, reading and closing: nothing is left in use."""
+"""Interrupts at any moment of opening, reading and closing, and of launching and ending: nothing is left in use."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -99,5 +101,72 @@ def test_after_interrupts_at_any_moment_no_slot_seat_thread_or_descriptor_is_in_
     interrupts = "10000" if os.environ.get("BLENDTORCH_TESTS") == "all" else "800"
     storm = subprocess.run(
         [sys.executable, "-c", STORM, interrupts, kind], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert storm.returncode == 0, storm.stdout + storm.stderr
+
+
+LAUNCHES = """
+import gc, os, random, signal, subprocess, sys, threading, time
+import torch_side.launcher
+from torch_side.launcher import BlenderLauncher
+
+wanted = int(sys.argv[2])
+random.seed(0)
+raised, armed = 0, False
+
+def interrupt(*_):
+    global raised
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.04))
+    if armed:
+        raised += 1
+        raise KeyboardInterrupt
+
+def launch():
+    with BlenderLauncher("", sys.argv[1], 2, ["DATA"], blender="python", progress=False):
+        time.sleep(random.uniform(0, 0.1))
+
+def in_use():
+    gc.collect()
+    with os.scandir("/proc/self/fd") as fds:
+        files = sorted(os.path.realpath(fd.path).partition(":")[0] for fd in fds)
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        return {
+            "threads": [thread.name for thread in threading.enumerate()],
+            "files": [file for file in files if "/proc" not in file],
+            "children": len(children.read().split()),
+            "directories": [name for name in os.listdir(os.environ["XDG_RUNTIME_DIR"]) if "blendtorch-" in name],
+        }
+
+signal.signal(signal.SIGALRM, interrupt)
+launch()
+before = in_use()
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+while raised < wanted:
+    try:
+        armed = True
+        launch()
+        armed = False
+    except KeyboardInterrupt:
+        armed = False
+    torch_side.launcher._close_all()  # what hits the first lines of __exit__ leaves the rest to the end of this process
+signal.setitimer(signal.ITIMER_REAL, 0)
+until = time.monotonic() + 20
+while (after := in_use()) != before and time.monotonic() < until:
+    time.sleep(0.5)
+print(raised, "interrupts:", before, "before,", after, "after", flush=True)
+os._exit(before != after)
+"""
+
+
+def test_after_interrupts_at_any_moment_of_launches_no_process_thread_descriptor_or_directory_is_left(
+    script: Callable[[str], Path],
+) -> None:
+    interrupts = "1000" if os.environ.get("BLENDTORCH_TESTS") == "all" else "60"
+    storm = subprocess.run(
+        [sys.executable, "-c", LAUNCHES, script("import time\ntime.sleep(600)"), interrupts],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert storm.returncode == 0, storm.stdout + storm.stderr

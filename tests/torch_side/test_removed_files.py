@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import torch_side.launching.supervisor
-from blendtorch_shm.errors import SegmentError
+from blendtorch_shm.errors import InstanceDied, SegmentError
 from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LOCK_FILE, is_abandoned
 from torch_side import BlenderLauncher, RemoteIterableDataset
@@ -140,6 +140,19 @@ def test_an_instance_is_recycled_and_its_error_known_although_the_directory_was_
         assert report.restarts == 1
         assert report.error.startswith("ValueError: the cube is gone")
         assert "the cube is gone" in report.log_tail
+
+
+def test_the_last_words_of_an_instance_are_known_although_the_directory_was_just_removed(
+    script: Callable[[str], Path],
+) -> None:
+    path = script(
+        "import os, shutil\nprint('last words', flush=True)\n"
+        "shutil.rmtree(os.path.dirname(os.environ['BLENDTORCH_INSTANCE']))\nos._exit(3)"
+    )
+    with BlenderLauncher("", path, blender="python", progress=False) as launcher:
+        assert launcher.wait() == [3]
+        with pytest.raises(InstanceDied, match="last words"):
+            launcher.assert_alive()
 
 
 def test_an_instance_starts_again_without_a_log_where_there_is_no_place_for_one(

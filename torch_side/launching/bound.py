@@ -59,6 +59,8 @@ class BoundProcess(subprocess.Popen[bytes]):
     ) -> None:
         self.args = list(command)
         self.returncode: int | None = None
+        self.is_unguarded = False
+        """Whether somebody has killed its guardian while it ran. Then it was sent its death signal, and may have ignored it."""
         self.stdin = self.stdout = self.stderr = None
         self._communication_started = False  # what the base class looks at
         self._sigint_wait_secs = 0.0
@@ -93,7 +95,10 @@ class BoundProcess(subprocess.Popen[bytes]):
             if news.endswith(b"\n"):
                 self.returncode = int(news.split()[1])
             elif is_over:
+                self.is_unguarded = True
                 self.returncode = -signal.SIGKILL
+            else:
+                self._guardian.send_signal(signal.SIGCONT)  # a stopped one would tell nothing
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -16,11 +16,12 @@ import math
 import os
 import selectors
 import signal
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -69,6 +70,8 @@ _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
 _MEND_S = 0.5
 """How often it is looked whether somebody has removed files of the launch."""
+_END_S = 4 * GRACE_S
+"""How long the end of a launch may take."""
 _LISTEN_S = 1.0
 """How often signs of life are looked for, or four times within the patience."""
 
@@ -162,21 +165,45 @@ class Supervisor:
         self._logs = logs
         self._tell = tell
         self._ending = False
+        self._is_patient = True
         self._warned: set[str] = set()
         self._mended_at = time.monotonic()
         self._changed = threading.Condition()
-        self._orders: deque[tuple[Callable[[], Any], Future[Any]] | None] = deque()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._orders: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="blendtorch-supervisor", daemon=True)
-        self._thread.start()
+
+    def begin(self) -> None:
+        """Start the supervisor's thread. Before this, see to it that :meth:`stop` is called at the end.
+
+        Raises:
+            LaunchError: this process may not have another thread.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise LaunchError(
+                f"Cannot start the thread that watches over the instances ({error}). This process is at a limit: look at "
+                f"'ulimit -a' for its memory (-v, -d) and its processes (-u), and at the container's limit of processes."
+            ) from error
 
     def call(self, order: Callable[[], Any]) -> Any:
-        """Run `order` in the supervisor's thread, so that what it starts is bound to the launch, and return its result."""
+        """Run `order` in the supervisor's thread, so that what it starts is bound to the launch, and return its result.
+
+        Raises:
+            LaunchError: the launch is over.
+        """
         future: Future[Any] = Future()
         self._orders.append((order, future))
         self._wake()
+        while not wait([future], _LISTEN_S).done and self._thread.is_alive():
+            pass
+        if not future.done():
+            raise LaunchError("The launch is over: nothing can be started any more.")
         return future.result()
 
     def start(self, instances: Sequence[Instance]) -> None:
@@ -213,20 +240,58 @@ class Supervisor:
     def stop(self) -> None:
         """End every process of the launch: SIGTERM, up to :data:`GRACE_S` seconds of patience, then SIGKILL.
 
-        A second Ctrl-C ends the patience, and nothing else.
+        The supervisor's thread does it, which no interrupt reaches. A second Ctrl-C ends the patience, and nothing else. Calling
+        this again goes on where it was interrupted.
         """
         self._ending = True
+        self._wake()
+        interrupt: BaseException | None = None
+        deadline = time.monotonic() + _END_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            try:
+                self._thread.join(_END_S)
+            except Exception as error:  # of a signal handler, such as torch's for a worker that died
+                log.debug("While the launch ended: %r", error)
+            except BaseException as error:
+                interrupt = error
+                self._is_patient = False
+                self._wake()
+        if self._thread.is_alive():
+            log.error("Launch %s has not ended within %.0f s.", self._directory.launch, _END_S)
+        self._waker.close()
+        if interrupt is not None:
+            raise interrupt
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is full, and wakes anyway; or the thread has ended
+            self._waker.send(b"x")
+
+    # -- in the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
         try:
+            while not self._ending:
+                self._take_turn(self._patience())
             self._end_all(signal.SIGTERM)
-        finally:
             if alive := self._end_all(signal.SIGKILL):
                 log.error("Processes %s of launch %s do not end, even when killed.", alive, self._directory.launch)
-            self._orders.append(None)
-            self._wake()
-            self._thread.join(GRACE_S)
-            if not self._thread.is_alive():  # not by the thread: it may see the order before we write
-                os.close(self._wake_read)
-                os.close(self._wake_write)
+        finally:
+            for process in self.processes:
+                if process.poll() is None:
+                    process.close()
+            self._look_around()
+            self._logs.close()
+            self._selector.close()
+            self._woken.close()
+
+    def _take_turn(self, patience_s: float) -> None:
+        """Wait for something to do, and do it."""
+        for key, _ in self._selector.select(patience_s):
+            if key.fileobj is self._woken:
+                self._woken.recv(4096)
+        while self._orders:
+            _obey(*self._orders.popleft())
+        self._look_around()
 
     def _end_all(self, number: signal.Signals) -> set[int]:
         """Send a signal once to every process of the launch, also those that come up meanwhile, and wait for their ends.
@@ -236,15 +301,11 @@ class Supervisor:
         """
         told: set[int] = set()
         deadline = time.monotonic() + GRACE_S
-        while True:
-            try:
-                alive = self._tell_each(number, told)
-                if not alive or time.monotonic() > deadline:
-                    return alive
-                time.sleep(0.01)
-            except Exception:  # of a signal handler, such as torch's for a worker that died; it may hit any line
-                if time.monotonic() > deadline:
-                    raise
+        while alive := self._tell_each(number, told):
+            if time.monotonic() > deadline or (number == signal.SIGTERM and not self._is_patient):
+                break
+            self._take_turn(_LEFTOVERS_S)
+        return alive
 
     def _tell_each(self, number: signal.Signals, told: set[int]) -> set[int]:
         """Send a signal to every process of the launch that was not `told`; all that are there."""
@@ -253,7 +314,7 @@ class Supervisor:
         leaders = {process.pid for process in processes if process.poll() is None}
         alive = leaders | set(processes_of(launch))
         for pid in alive - told:
-            told.add(pid)  # before: the answer may come, and be raised, before the call that sends returns
+            told.add(pid)
             for each in (number, signal.SIGCONT):  # a stopped process would not notice
                 if pid in leaders:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -265,33 +326,6 @@ class Supervisor:
                 process.end_all()
             alive |= {process.pid for process in processes}
         return alive
-
-    def _wake(self) -> None:
-        if self._thread.is_alive():
-            with contextlib.suppress(BlockingIOError):  # full: it wakes anyway
-                os.write(self._wake_write, b"x")
-
-    # -- in the thread ------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            while True:
-                for key, _ in self._selector.select(self._patience()):
-                    if key.fd == self._wake_read:
-                        os.read(self._wake_read, 4096)
-                while self._orders:
-                    order = self._orders.popleft()
-                    if order is None:
-                        return
-                    _obey(*order)
-                self._look_around()
-        finally:
-            for process in self.processes:
-                if process.poll() is None:  # it was just being started while all others were ended
-                    process.close()
-            self._look_around()
-            self._logs.close()
-            self._selector.close()
 
     def _patience(self) -> float:
         """Seconds until there may be something to do that nothing wakes us for."""
@@ -348,18 +382,22 @@ class Supervisor:
             self._warn(f"what instance {instance.btid} prints is lost from now on: its log cannot be made ({error}).")
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
-    def _mend(self) -> None:
-        """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
-        self._mended_at = time.monotonic()
-        is_mended = True
+    def _mend_directory(self) -> bool:
+        """Make anew what somebody has removed of the launch's directory; whether nothing of it is missing then."""
         try:
             for path in self._directory.mend():
                 self._warn(f"{path} was removed although the launch runs, and is made anew. {_CLEANERS}")
         except OSError as error:
-            is_mended = False
             self._warn(
                 f"Files of this launch were removed although it runs, and cannot be made anew: {error}. {_CLEANERS}"
             )
+            return False
+        return True
+
+    def _mend(self) -> None:
+        """Make anew what somebody has removed of the launch, and find out what cannot be made anew."""
+        self._mended_at = time.monotonic()
+        is_mended = self._mend_directory()
         for instance in self.instances:
             lost: list[str] = []
             if instance.state in ("starting", "running") and instance.process is not None:
@@ -401,7 +439,7 @@ class Supervisor:
                 if code is not None:
                     self._selector.unregister(instance.process)
                     instance.process.hear_no_more()
-                    self._bury(instance, code)
+                    self._bury(instance, instance.process, code)
                 elif self._config.stall_timeout is not None and not instance.stuck:
                     self._listen(instance, self._config.stall_timeout)
 
@@ -459,12 +497,17 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def _bury(self, instance: Instance, code: int) -> None:
+    def _bury(self, instance: Instance, process: BoundProcess, code: int) -> None:
         """Note how an instance ended, and decide whether it is started again."""
         age_s = time.monotonic() - instance.started_at
         how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
+        if process.is_unguarded:
+            how = "killed, for somebody has killed the process that watches over it"
+            self._kill_leftovers(instance)
         instance.exit_code = code
         pause_s, fate = self._decide(instance, code, age_s)
+        if not self._ending:
+            self._mend_directory()  # or the end of its log would be lost
         self._logs.end(instance.btid)
         headline = f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate}"
         failed = code not in (0, -signal.SIGTERM, -signal.SIGINT) and not self._ending
@@ -523,10 +566,7 @@ class Supervisor:
             self._move(instance, "exited")
             return
         now = time.monotonic()
-        whose = self._directory.launch, instance_path(self._directory.path, instance.btid)
-        leftovers = processes_of(*whose)
-        for pid in leftovers:
-            send(signal.SIGKILL, pid, *whose)
+        leftovers = self._kill_leftovers(instance)
         if instance.process is not None and not instance.process.is_over():
             instance.process.end_all()
             leftovers.append(instance.process.pid)
@@ -548,6 +588,14 @@ class Supervisor:
             if pause_s is None:
                 instance.exit_code = 1  # whatever its last process said: it should run, and does not
                 self._move(instance, "exited")
+
+    def _kill_leftovers(self, instance: Instance) -> list[int]:
+        """Kill what still lives of an instance; which processes that was."""
+        whose = self._directory.launch, instance_path(self._directory.path, instance.btid)
+        leftovers = processes_of(*whose)
+        for pid in leftovers:
+            send(signal.SIGKILL, pid, *whose)
+        return leftovers
 
     def _move(self, instance: Instance, state: InstanceState) -> None:
         with self._changed:
