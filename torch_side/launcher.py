@@ -291,7 +291,9 @@ class BlenderLauncher:
             if runtime.version >= _HEADLESS_SINCE:
                 background = True
             else:
-                variables["DISPLAY"] = self._supervisor.call(partial(self._start_display, f"{directory.path}/display.log"))
+                variables["DISPLAY"] = self._supervisor.call(
+                    partial(self._start_display, f"{directory.path}/display.log")
+                )
         instances = [
             Instance(
                 btid,

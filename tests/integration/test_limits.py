@@ -367,7 +367,10 @@ with BlenderLauncher("", {COUNT!r}, 1, ["DATA"], blender="python", progress=Fals
     ("what", "said"),
     [
         ("resource.RLIMIT_FSIZE, 0", "this process may make files of 0.0 MiB at most. Raise that limit (ulimit -f)"),
-        ("resource.RLIMIT_FSIZE, 10240", "this process may make files of 10.0 KiB at most. Raise that limit (ulimit -f)"),
+        (
+            "resource.RLIMIT_FSIZE, 10240",
+            "this process may make files of 10.0 KiB at most. Raise that limit (ulimit -f)",
+        ),
         ("resource.RLIMIT_DATA, 2**20", "Cannot start the thread that watches over the instances"),
     ],
 )
