@@ -314,6 +314,8 @@ class Ring:
         """End `owner`'s lease. False if the lease is no longer its own."""
         if self._states[slot] != _LEASED or self.generation[slot] != generation or self.owner[slot] != owner:
             return False
+        if self._own is not None:
+            self._own.let_go(self._starts[slot])
         self._states[slot] = _FREE
         return True
 

@@ -71,11 +71,13 @@ def in_a_child(does: Callable[[], None]) -> None:
 # -- a reader's pages -------------------------------------------------------------------------------------------
 
 OFFSETS = st.integers(0, PAGES * PAGE - 1)
+SLOTS = st.integers(0, PAGES // 2 - 1).map(lambda slot: slot * 2 * PAGE)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("theirs"), OFFSETS, st.integers(1, 2 * PAGE)),
         st.tuples(st.just("ours"), OFFSETS, st.integers(1, 2 * PAGE)),
-        st.tuples(st.just("renew"), st.integers(0, PAGES - 1), st.integers(1, 2 * PAGE)),
+        st.tuples(st.just("renew"), SLOTS, st.integers(1, 2 * PAGE)),
+        st.tuples(st.just("let go"), SLOTS, st.just(2 * PAGE)),
         st.tuples(st.just("ask"), OFFSETS, st.integers(1, 2 * PAGE)),
     ),
     max_size=30,
@@ -89,13 +91,13 @@ def test_own_pages_show_what_is_shared_but_for_pages_written_to_since_they_were_
     own = OwnPages(shared.fd, shared.nbytes)
     theirs, ours = bytearray(PAGES * PAGE), bytearray(PAGES * PAGE)  # the model
     apart: set[int] = set()
+    free: set[int] = set()
     for number, (what, at, length) in enumerate(steps, 1):
-        at = at * PAGE if what == "renew" else at
         length = min(length, PAGES * PAGE - at)
         pages = set(range(at // PAGE, (at + length - 1) // PAGE + 1))
         if what == "theirs":
             shared.view[at : at + length] = theirs[at : at + length] = bytes([number]) * length
-        elif what == "ours":
+        elif what == "ours" and not pages & free:
             for page in pages - apart:
                 ours[page * PAGE : (page + 1) * PAGE] = theirs[page * PAGE : (page + 1) * PAGE]
             apart |= pages
@@ -103,6 +105,10 @@ def test_own_pages_show_what_is_shared_but_for_pages_written_to_since_they_were_
         elif what == "renew":
             own.renew(at, length)
             apart -= pages
+            free -= {at // PAGE, at // PAGE + 1}
+        elif what == "let go":
+            own.let_go(at)
+            free |= pages
         else:
             assert own.is_as_shared(at, length) == (not pages & apart)
         seen = b"".join(bytes((ours if p in apart else theirs)[p * PAGE : (p + 1) * PAGE]) for p in range(PAGES))
