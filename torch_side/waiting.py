@@ -160,7 +160,7 @@ class Watch:
         for instance, report in reports.items():
             lines.append(f"instance {report.btid}: {self._state(instance, report)}; it last logged:")
             lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR) or ["(nothing)"]]
-        if not reports:
+        if not reports and not self._source.is_answered():
             lines.append(
                 f"Nothing is known about the instances at {', '.join(self._dataset.addresses)}: do they run, and can this host "
                 f"reach those ports?"

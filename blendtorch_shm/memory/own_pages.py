@@ -101,9 +101,9 @@ class OwnPages:
     def renew(self, offset: int, nbytes: int) -> None:
         """Forget what was written to these pages; `offset` is a multiple of the page size. Nobody uses them.
 
-        The first write to a page is a page fault. So if this process had none since the last look, nothing was written. To ask how
-        many it had takes 1 us, and one answer does for all pages that were let go before: of a ring, once in a round. If there were
-        some, this looks: 1 us for 12 KiB, 4 for 900 KiB, 40 for 24 MiB.
+        The first write to a page is a page fault. So if this process had none since the last look, nothing was written. To ask
+        how many it had takes 1 us, and one answer does for all pages that were let go before: of a ring, once in a round. If
+        there were some, this looks: 1 us for 12 KiB, 4 for 900 KiB, 40 for 24 MiB.
         """
         at, faults = self._count
         if self._let_go.pop(offset, at) >= at:

@@ -59,6 +59,9 @@ class RemoteLane(Lane, Protocol):
     def sockets(self) -> Sequence[zmq.Socket[bytes]]:
         """One of them is readable when it may have something."""
 
+    def is_answered(self) -> bool:
+        """Whether anybody has ever answered there."""
+
 
 class Source(Closable):
     """Hands out messages: each to one source only, those of one producer in order where it has one source.
@@ -195,6 +198,10 @@ class Source(Closable):
     def absent(self) -> list[Place]:
         """The streams in shared memory that it has not joined (yet)."""
         return list(self._absent)
+
+    def is_answered(self) -> bool:
+        """Whether anybody has ever answered, wherever it reads from elsewhere."""
+        return all(lane.is_answered() for lane in self._elsewhere)
 
     def explain(self, *, brief: bool = False) -> str:
         """What this source is connected to, and what it could not reach and why; for messages to people.

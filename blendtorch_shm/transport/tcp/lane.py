@@ -17,7 +17,7 @@ from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
 from ...stream.lease import Calls
 from .frames import Frames
-from .protocol import MAX_QUEUE, NOT_UNDERSTOOD, WRONG_KEYS, Arrived, ConsumerSession, Said, encode
+from .protocol import MAX_QUEUE, WRONG_KEYS, Arrived, ConsumerSession, ConsumerState, Said, encode
 from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, readable, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
@@ -101,7 +101,9 @@ class TcpLane(Closable):
         self._calls = calls
         self._is_trusted = isinstance(address.keys, ClientKeys)
         self._decoder = Decoder(trusted=self._is_trusted)
-        self._session = ConsumerSession(secrets.token_bytes(16), demand.queue_size, int(address.launch or "0", 16))
+        self._session = ConsumerSession(
+            secrets.token_bytes(16), demand.queue_size, int(address.launch or "0", 16), has_keys=self._is_trusted
+        )
         self._frames = Frames()
         self._rejected = 0
         self._is_inside = False  # a call; if the next one finds that, an interrupt cut it short
@@ -155,6 +157,10 @@ class TcpLane(Closable):
         while len(messages) < count and (message := self.take()) is not None:
             messages.append(message)
         return messages
+
+    def is_answered(self) -> bool:
+        """Whether anybody has ever answered there, be it with a refusal."""
+        return self._session.state is not ConsumerState.UNREACHED
 
     def explain(self) -> str:
         """The state of the connection in one line, for messages to people."""
@@ -223,7 +229,7 @@ class TcpLane(Closable):
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._session.refused(WRONG_KEYS)
             elif event:
-                self._session.refused(NOT_UNDERSTOOD)
+                self._session.refused()
         self._say(self._session.time_passed(time.monotonic()))
 
     def _drain(self) -> None:

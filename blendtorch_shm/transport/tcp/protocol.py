@@ -402,6 +402,10 @@ NOT_UNDERSTOOD = (
     "address that was typed by hand, tcp://ADDRESS:PORT, will do for the user who launched, on the same host, in a dataset "
     "that is made while the launch runs"
 )
+NOT_OF_THIS_LAUNCH = (
+    "what listens there now does not have the keys of this launch: another launch, or another program, has that port. Read from "
+    "the launch that runs now, with its own addresses: from launch_info, or from LaunchInfo.load_json of its file"
+)
 WRONG_KEYS = "these are not the keys of the launch that runs there. Load its launch information"
 
 
@@ -425,15 +429,17 @@ class ConsumerSession:
         session: 16 random bytes.
         room: messages that may be on their way, or wait here.
         launch: that it belongs to; 0: that of the first message.
+        has_keys: whether it knows the keys of that launch.
 
     Attributes:
         room: may be changed; the next :class:`Taken` or :class:`Hello` says it.
         state: what is known of the producer.
     """
 
-    def __init__(self, session: bytes, room: int, launch: int = 0) -> None:
+    def __init__(self, session: bytes, room: int, launch: int = 0, *, has_keys: bool = False) -> None:
         self.room = room
         self._launch = launch
+        self._no_handshake = NOT_OF_THIS_LAUNCH if has_keys else NOT_UNDERSTOOD
         self.state = ConsumerState.UNREACHED
         self._why_refused = ""
         self._refused_at: float | None = None  # by the producer itself, on a connection that still exists
@@ -459,13 +465,13 @@ class ConsumerSession:
         """The connection has ended, or came to nothing."""
         self._refused_at = None  # the next connection begins with a greeting anyway
         if not self._why_refused:
-            self._why_refused = NOT_UNDERSTOOD
+            self._why_refused = self._no_handshake
         self.state = ConsumerState.LOST if self.state is ConsumerState.CONNECTED else ConsumerState.REFUSED
         self._drop()
 
-    def refused(self, why: str) -> None:
-        """There was no connection, because of `why`."""
-        self._why_refused = why
+    def refused(self, why: str = "") -> None:
+        """There was no connection, because of `why`, or because the two ends do not understand each other."""
+        self._why_refused = why or self._no_handshake
         self.state = ConsumerState.REFUSED
 
     def time_passed(self, now: float) -> Hello | None:
