@@ -245,7 +245,8 @@ def beacon_path(launch: str) -> str:
 class Address(str):
     """A TCP endpoint, and what is known about it.
 
-    Compares, prints and formats as the plain string. Pickling keeps the rest.
+    Compares, prints and formats as the plain string. Pickling keeps the rest; but in a process that does not see the memory of
+    the launch, such as one in another container, what comes out is for TCP.
 
     Attributes:
         twin: the same stream in shared memory, if this process may look there.
@@ -283,8 +284,16 @@ class Address(str):
         """The same for a reader that does not share the memory."""
         return Address(str(self), None, self.keys, self.unauthenticated, self.launch)
 
-    def __reduce__(self) -> tuple[type[Address], tuple[Any, ...]]:
-        return Address, (str(self), self.twin, self.keys, self.unauthenticated, self.launch)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (str(self), self.twin, self.keys, self.unauthenticated, self.launch)
+
+
+def _arrived(endpoint: str, twin: Twin | None, *rest: Any) -> Address:
+    """An address that another process has pickled. Of a launch that is over, the twin tells that."""
+    address = Address(endpoint, twin, *rest)
+    if twin is None or twin.is_here() or (is_loopback(endpoint) and leads_nowhere(endpoint, twin.launch)):
+        return address
+    return address.elsewhere()
 
 
 class NamedSockets(dict[str, _AddressOrMany]):

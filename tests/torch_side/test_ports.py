@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import pickle
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from blendtorch_shm.memory.locks import Locks, consumer_lock
 from blendtorch_shm.transport import open_source
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
+from ..integration.hosts import why_not
 from .conftest import eventually, is_alive, launch
 
 SCRIPT = """
@@ -90,6 +94,20 @@ def test_a_reader_over_tcp_takes_nothing_of_the_next_launch_on_its_port(script: 
             assert "do they run" not in said
         received = [next(items_of_second)["frameid"] for items_of_second in [read(only(second))] for _ in range(20)]
         assert received == list(range(20))
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_dataset_that_is_sent_into_a_container_with_memory_of_its_own_reads_over_tcp(
+    script: Path, tmp_path: Path
+) -> None:
+    with launch(num_instances=1, script=script) as launcher:
+        sent = tmp_path / "dataset.pickle"
+        sent.write_bytes(pickle.dumps(RemoteIterableDataset([only(launcher)], max_items=20, timeoutms=20_000)))
+        program = f"import pickle; print([item['frameid'] for item in pickle.load(open({str(sent)!r}, 'rb'))])"
+        container = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
+        done = subprocess.run([*container, sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == str(list(range(20))), done.stderr
+        assert pickle.loads(pickle.dumps(only(launcher))).twin == only(launcher).twin
 
 
 # -- who may read ---------------------------------------------------------------------------------------------------
