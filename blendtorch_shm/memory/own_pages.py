@@ -17,6 +17,7 @@ import io
 import mmap
 import os
 import resource
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -221,6 +222,8 @@ class Window:
         self.view = memoryview(self._mapping)
         self._address = address_of(self._mapping)
         self._segment, self._start, self._home = segment, start, home
+        self._parts: list[weakref.ref[Window]] = []
+        self._is_sealed = False
         if not self._move(home, self._address):
             with contextlib.suppress(OSError):
                 self._mapping.madvise(MADV_POPULATE_WRITE)
@@ -230,25 +233,46 @@ class Window:
         """A window of its own on these bytes of this one, and their offset in it."""
         first = offset // PAGE * PAGE
         window = Window(self._segment, self._start + first, offset + nbytes - first, self._address + first)
+        self._parts = [*(part for part in self._parts if part() is not None), weakref.ref(window)]
         return window, offset - first
 
     def array(self, offset: int, nbytes: int, holding: object) -> npt.NDArray[np.uint8]:
-        """These bytes as an array (n,) uint8. It, and all views of it, keep `holding` alive."""
+        """These bytes as an array (n,) uint8. It, and all views of it, keep `holding` and this window alive."""
         memory = (ctypes.c_ubyte * nbytes).from_buffer(self.view, offset)
-        memory.holding = holding  # type: ignore[attr-defined]
+        memory.holding = self, holding  # type: ignore[attr-defined]
         return np.frombuffer(memory, np.uint8)
 
     def seal(self) -> None:
         """From now on, what is written here is seen here alone.
 
         What is shared can be seen here until it is written to. So nobody writes to it elsewhere while arrays in here are alive.
+        Parts of it are sealed as well. To seal it twice does no harm.
         """
-        self._move(self._address, self._home)
-        self._set_apart()
+        for part in self._living_parts():  # before: their entries move to this one
+            part.seal()
+        if not self._is_sealed:
+            if self._home:  # once: later, it would be a private mapping that moves
+                home, self._home = self._home, 0
+                self._move(self._address, home)
+            self._set_apart()
+
+    def keep(self) -> None:
+        """Seal it, and the parts of it that are in use, and copy all that it shows: from now on, the slot may change."""
+        self.seal()
+        for part in self._living_parts():
+            part.keep()
+        try:
+            self._mapping.madvise(MADV_POPULATE_WRITE)
+        except OSError:  # an older kernel
+            np.frombuffer(self.view, np.uint8)[::PAGE] |= 0  # a write to each page
 
     def in_child(self) -> None:
         """In a forked child: what it writes to its copies of arrays does not reach its parent."""
-        self._set_apart()
+        if not self._is_sealed:  # else it is its own already, with what the parent wrote there
+            self._set_apart()
+
+    def _living_parts(self) -> list[Window]:
+        return [part for ref in self._parts if (part := ref()) is not None]
 
     def _set_apart(self) -> None:
         flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
@@ -260,6 +284,7 @@ class Window:
                 f"{mebibytes(nbytes)}, cannot be kept apart from what it publishes. Raise vm.max_map_count (sysctl), or publish "
                 f"arrays of your own."
             )
+        self._is_sealed = True
 
     def _move(self, source: int, target: int) -> bool:
         """Move the page-table entries of this piece from one address to the other. Both stay mapped. False on an older kernel."""

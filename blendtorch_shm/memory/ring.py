@@ -228,6 +228,13 @@ class Ring:
         start = self._starts[slot]
         return Window(self.segment, start, self.slot_nbytes, address_of(self.segment.view) + start)
 
+    def pinned(self) -> int:
+        """How many slots this process still holds arrays in. Forgets the others; called by the producer, in a call of its own."""
+        for slot, pin in list(self.pins.items()):
+            if pin() is None:
+                self.pins.pop(slot, None)
+        return len(self.pins)
+
     def has_free(self) -> bool:
         """Whether :meth:`loan` would find a slot."""
         return self._find_free() is not None
@@ -244,7 +251,7 @@ class Ring:
     def _find_free(self) -> int | None:
         states = self._states.tobytes()
         slot = states.find(_FREE)
-        while slot in self.pins:
+        while (pin := self.pins.get(slot)) is not None and pin() is not None:
             slot = states.find(_FREE, slot + 1)
         return None if slot < 0 else slot
 

@@ -17,23 +17,26 @@ from ..memory.layout import align
 from ..memory.own_pages import Window
 from ..memory.ring import Bytes, Ring
 from ..message.dtypes import Array
-from ..process import interrupts
 
 
 class Pin(weakref.ref[Bytes]):
-    """Knows until when arrays that a script was lent are alive; their slot is not loaned again before."""
+    """Knows until when arrays that a script was lent are alive; their slot is not loaned again before.
 
-    __slots__ = ("ring", "slot")
+    It has no callback: an interrupt may hit one, and then the slot would stay pinned.
+    """
+
+    __slots__ = ("ring", "slot", "window")
     ring: Ring
     slot: int
+    window: Window
+    """That they lie in."""
 
 
-def _unpin(pin: Pin) -> None:
-    try:
-        if pin.ring.pins.get(pin.slot) is pin:
-            del pin.ring.pins[pin.slot]
-    except BaseException as error:  # of a signal's handler, or Ctrl-C
-        interrupts.keep(error)
+def keep_lent(ring: Ring) -> None:
+    """What this process was lent of a ring's slots, and still holds, becomes copies: the slots may be used again."""
+    for pin in list(ring.pins.values()):
+        if isinstance(pin, Pin) and pin() is not None:
+            pin.window.keep()
 
 
 class Loan:
@@ -75,9 +78,9 @@ class Loan:
         nbytes = math.prod(shape) * dtype.itemsize
         if offset + nbytes > self.ring.slot_nbytes:
             return None
-        if self.root() is not root:
-            pin = self._pin = Pin(root, _unpin)
-            pin.ring, pin.slot = self.ring, self.slot
+        if self._window is not None and self.root() is not root:
+            pin = self._pin = Pin(root)
+            pin.ring, pin.slot, pin.window = self.ring, self.slot, self._window
             self.ring.pins[self.slot] = pin
         self.used = offset + nbytes
         array: Array = np.ndarray(shape, dtype, root, offset)

@@ -31,7 +31,7 @@ from ..message.values import SMALL_NBYTES
 from ..message.wire import Encoder, Parts
 from ..process import forks, interrupts
 from .control import RECLAIM_EVERY_S, Control
-from .lending import Loan
+from .lending import Loan, keep_lent
 from .place import Place
 from .reclaim import reclaim_dead
 from .rings import Rings
@@ -278,7 +278,7 @@ class Producer(Closable):
                 return None
             self._begin("lend")
             with self._running:
-                if self._loan is None and self._rings and len(self._rings[-1].pins) < RESERVE - 1:
+                if self._loan is None and self._rings and self._rings[-1].pinned() < RESERVE - 1:
                     self._loan = self._try_loan(nbytes)
                 lent = None if self._loan is None else self._loan.lend(shape, dtype)
             self._is_in_call = False
@@ -475,10 +475,14 @@ class Producer(Closable):
         finally:  # also when Ctrl-C ends its patience
             with self._lock:
                 if self._locks.fd >= 0:  # else it is closed already, and the stream may be a successor's
-                    self._recover()
-                    self._control.closed = 1
-                    self._sleepers.close()
-                    self._locks.close()
+                    try:  # a successor, perhaps in this very process, uses the same slots
+                        for ring in self._rings:
+                            keep_lent(ring)
+                    finally:
+                        self._recover()
+                        self._control.closed = 1
+                        self._sleepers.close()
+                        self._locks.close()
 
     def in_child(self) -> None:
         """In a forked child: the stream is its parent's."""

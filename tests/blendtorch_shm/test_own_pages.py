@@ -373,6 +373,74 @@ def test_a_frame_that_a_script_keeps_stays_as_it_was_published(sink: Producer, p
                     pass
 
 
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize("frames", [None, 2])
+def test_arrays_that_a_script_keeps_have_nothing_to_do_with_what_its_next_publisher_sends(
+    sink: Producer, place: SharedPlace, frames: int | None
+) -> None:
+    """One array was published, one is drawn to still. The next publisher, in the same process, uses their slots."""
+    for i in range(6):
+        clips = sink if frames is None else ClipSink(sink, frames)
+        kept: list[tuple[int, np.ndarray]] = []
+        with Source([place]) as source:
+            for t in range(5):
+                lent = clips.lend((100, 100), np.uint8)
+                frame = np.empty((100, 100), np.uint8) if lent is None else lent
+                frame[:] = 100 + t
+                clips.publish({"image": frame})
+                kept = [(100 + t, frame)]
+            drawn = clips.lend((100, 100), np.uint8)
+            if i > 0:
+                assert drawn is not None
+                drawn[:] = 7
+            clips.close()
+            while source.receive(0) is not None:
+                pass
+            sink = Producer(place, trusted=True)
+            for n in range(8):
+                sink.publish({"image": np.full((100, 100), n, np.uint8)})
+            for number, array in kept:
+                assert (array == number).all()
+            if i > 0:
+                assert (drawn == 7).all()
+                drawn[:] = 255
+            for n in range(8):
+                assert (receive(source)["image"] == n).all()
+    sink.close()
+
+
+def test_what_a_parent_wrote_late_stays_in_its_forked_child(sink: Producer, source: Source) -> None:
+    sink.publish({"image": np.zeros((100, 100), np.uint8)})
+    receive(source)
+    lent = sink.lend((100, 100), np.uint8)
+    assert lent is not None
+    late = lent[:]
+    lent[:] = 3
+    sink.publish({"image": lent})
+    late[:] = 4
+    in_a_child(lambda: np.testing.assert_array_equal(late, 4))
+    assert (receive(source)["image"] == 3).all()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_slot_is_lent_again_although_an_interrupt_hit_the_end_of_its_arrays(sink: Producer, source: Source) -> None:
+    """Python prints what a signal's handler raises in a callback's first instruction, and does not run the rest."""
+
+    def interrupts(*_: object) -> None:
+        sys.settrace(None)
+        raise KeyboardInterrupt
+
+    for i in range(100):
+        lent = sink.lend((100, 100), np.uint8)
+        assert (lent is None) == (i == 0)
+        sink.publish({"image": np.full((100, 100), i, np.uint8) if lent is None else lent})
+        tracing = sys.gettrace()
+        sys.settrace(interrupts)
+        del lent
+        sys.settrace(tracing)
+        receive(source)
+
+
 def test_what_a_forked_child_writes_to_arrays_that_its_parent_was_lent_does_not_reach_its_parent(
     sink: Producer, source: Source
 ) -> None:
