@@ -59,6 +59,14 @@ def page_faults() -> int:
     return usage.ru_minflt + usage.ru_majflt
 
 
+def _copy(mapping: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Make copies of the pages of a private mapping: what it shows now, it shows whatever becomes of what is shared."""
+    try:
+        mapping.madvise(MADV_POPULATE_WRITE, offset, nbytes)
+    except OSError:  # an older kernel
+        np.frombuffer(mapping, np.uint8)[offset : offset + nbytes : PAGE] |= 0  # a write to each page
+
+
 class OwnPages:
     """All of a segment, as one reader sees it: what it changes is its own.
 
@@ -121,6 +129,11 @@ class OwnPages:
                 self._mapping.madvise(_MADV_DONTNEED_LOCKED, offset, pages * PAGE)
             self.prefault(offset, pages * PAGE)
         self._seen[offset] = faults, nbytes
+
+    def keep(self, offset: int, nbytes: int) -> None:
+        """Copy these pages, until :meth:`renew`; `offset` is a multiple of the page size."""
+        self._seen.pop(offset, None)
+        _copy(self._mapping, offset, nbytes)
 
     def is_as_shared(self, offset: int, nbytes: int) -> bool:
         """Whether nothing was written to the pages of these bytes since they were renewed."""
@@ -261,10 +274,7 @@ class Window:
         self.seal()
         for part in self._living_parts():
             part.keep()
-        try:
-            self._mapping.madvise(MADV_POPULATE_WRITE)
-        except OSError:  # an older kernel
-            np.frombuffer(self.view, np.uint8)[::PAGE] |= 0  # a write to each page
+        _copy(self._mapping, 0, len(self._mapping))
 
     def in_child(self) -> None:
         """In a forked child: what it writes to its copies of arrays does not reach its parent."""

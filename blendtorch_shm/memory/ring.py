@@ -219,6 +219,13 @@ class Ring:
         own.renew(self._starts[slot], nbytes)
         return np.frombuffer(self._writable[slot], np.uint8, nbytes)
 
+    def keep(self, slot: int, nbytes: int) -> None:
+        """The arrays of the message in `slot`, of `nbytes`, that who may write there has: they are to stay as they are, whatever
+        becomes of the slot.
+        """
+        if self._own is not None and nbytes:
+            self._own.keep(self._starts[slot], nbytes)
+
     def window(self, slot: int) -> Window:
         """The bytes of `slot` at an address of their own, for arrays that a script is lent.
 

@@ -1,7 +1,8 @@
 """Forked children: what they inherit belongs to their parent.
 
 A child of ``os.fork``, such as a DataLoader worker, has a copy of every object. Objects that hold something the kernel counts (a
-lock, a lease) register here; their :meth:`Inherited.in_child` runs in each forked child before anything else.
+lock, a lease) register here; their :meth:`Inherited.in_child` runs in each forked child before anything else. What must be done
+in the parent, just before, is registered by :func:`before`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import weakref
 from typing import Protocol
+
+from . import interrupts
 
 
 class Inherited(Protocol):
@@ -24,6 +27,21 @@ _registered: weakref.WeakSet[Inherited] = weakref.WeakSet()
 def register(inherited: Inherited) -> None:
     """Call ``inherited.in_child()`` in each child that this process forks from now on."""
     _registered.add(inherited)
+
+
+class Forked(Protocol):
+    """An object that has something to do before its process forks."""
+
+    def before_fork(self) -> None:
+        """Runs in the parent, right before the fork."""
+
+
+_before: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def before(forked: Forked) -> None:
+    """Call ``forked.before_fork()`` before each fork of this process."""
+    _before.add(forked)
 
 
 generation = 0
@@ -45,4 +63,12 @@ def _after_fork_in_child() -> None:
         raise failed  # Python prints it, and goes on
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _before_fork() -> None:
+    try:
+        for forked in list(_before):
+            forked.before_fork()
+    except BaseException as error:  # Python would print it, and go on
+        interrupts.keep(error)
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -94,6 +94,7 @@ class Consumer(Closable):
         self._member = Membership(place, self._control, self._rings, forwards=forwards)
         self.index = self._member.index
         forks.register(self)
+        forks.before(self)
         _of_this_process.add(self)
         self.reclaim_dead()  # first of all, so that who replaces a dead consumer gets what that one held in its order
 
@@ -407,11 +408,12 @@ class Consumer(Closable):
         self.mend()
 
     def finish(self) -> None:
-        """Close, and end all leases at once: the process is about to exit in good order.
+        """Close, and end all leases at once: the process is about to exit in good order. Arrays that are alive become copies.
 
         A message of a call that never returned stays LEASED: as that of a dead owner, it is made READY again.
         """
         self._closing = True
+        self._keep_arrays()
         for lease in list(self._leases.values()):
             if lease.call <= self._calls.handed:
                 self.end(lease)
@@ -421,6 +423,17 @@ class Consumer(Closable):
         leaving.leave(self)
         self._member.leave()
         self._rings.forget()
+
+    def _keep_arrays(self) -> None:
+        """Arrays that are alive become copies: they stay as they are when others get their slots."""
+        for lease in list(self._leases.values()):
+            payload = lease()
+            if payload is not None:
+                lease.ring.keep(lease.slot, payload.nbytes)
+
+    def before_fork(self) -> None:
+        """A child has no leases, and those of its parent may end before it does."""
+        self._keep_arrays()
 
     def in_child(self) -> None:
         """In a forked child: the leases are its parent's."""

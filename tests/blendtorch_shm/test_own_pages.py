@@ -249,6 +249,61 @@ def test_what_a_killed_reader_changed_comes_again_as_it_was_published(sink: Prod
             np.testing.assert_array_equal(fields["image"], image)
 
 
+@pytest.fixture(params=["copied at once", "written to"])
+def copying(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a kernel that copies pages when it is told to, and with one that does not know how."""
+    if request.param == "written to":
+        monkeypatch.setattr(own_pages, "MADV_POPULATE_WRITE", 255)
+
+
+def receive_three(sink: Producer, source: Source) -> list[np.ndarray]:
+    """Three arrays that show 0, 1, and 2 but for a 9."""
+    for i in range(3):
+        sink.publish({"image": np.full(9000, i, np.uint8)})
+    images = [receive(source)["image"] for _ in range(3)]
+    images[2][5000] = 9
+    return images
+
+
+def are_as_received(images: list[np.ndarray]) -> bool:
+    return [np.unique(image).tolist() for image in images] == [[0], [1], [2, 9]]
+
+
+def use_all_slots(sink: Producer, source: Source) -> None:
+    for i in range(100, 150):
+        sink.publish({"image": np.full(9000, i, np.uint8)})
+        assert (receive(source)["image"] == i).all()
+
+
+@pytest.mark.usefixtures("copying")
+def test_a_forked_childs_arrays_stay_as_they_are_when_its_parent_drops_its_own(sink: Producer, source: Source) -> None:
+    images = receive_three(sink, source)
+    dropped, drop = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(drop)
+        os.read(dropped, 1)
+        os._exit(0 if are_as_received(images) else 1)
+    assert are_as_received(images)
+    images.clear()
+    use_all_slots(sink, source)
+    os.close(drop)
+    os.close(dropped)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.usefixtures("copying")
+def test_arrays_stay_as_they_are_when_their_process_leaves_the_stream_at_its_end(
+    sink: Producer, source: Source, place: SharedPlace
+) -> None:
+    images = receive_three(sink, source)
+    for consumer in source._streams:
+        consumer.finish()
+    with Source([place]) as other:
+        use_all_slots(sink, other)
+    assert are_as_received(images)
+
+
 # -- a script's windows -----------------------------------------------------------------------------------------
 
 
