@@ -249,13 +249,11 @@ def _whom_it_waits_for(stream: StreamStats, report: InstanceReport) -> str:
         dict.fromkeys(_who(consumer, report) for consumer in alive if consumer.remote or consumer.pid != report.pid)
     )
     text = f"Instance {stream.btid} waits for room on its socket {stream.name!r}: "
+    waiting = f"{counted(stream.ready, 'message')} {'waits' if stream.ready == 1 else 'wait'} there"
     if stream.ready and not readers:
-        return (
-            f"{text}{counted(stream.ready, 'message')} wait there, and nobody reads them. Read that socket, too, or do not "
-            f"publish on it."
-        )
+        return f"{text}{waiting}, and nobody reads that socket. Read it, too, or do not publish on it."
     if stream.ready:
-        return f"{text}{counted(stream.ready, 'message')} wait there for {' and '.join(readers)}."
+        return f"{text}{waiting} for {' and '.join(readers)}."
     holders = [f"{consumer.leased} by {_who(consumer, report)}" for consumer in stream.consumers if consumer.leased]
     return f"{text}all {counted(stream.slots, 'slot')} are in use: {', '.join(holders)}."
 
