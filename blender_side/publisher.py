@@ -181,7 +181,8 @@ def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]
 
     Returns:
         an uninitialised, C-contiguous, writable ndarray; never one that is written to behind its holder's back. Once it is
-        published it is read-only; what is written through a view of it that was kept reaches nobody.
+        published it is read-only; what is written through a view of it that was kept reaches nobody. A read into it with
+        ``O_DIRECT``, or a device's copy, has to end before.
     """
     lender = _lenders.get((shape, np.dtype(dtype)))
     publisher = None if lender is None else lender()

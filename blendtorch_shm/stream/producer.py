@@ -328,6 +328,8 @@ class Producer(Closable):
         self._loan = None
         self._control.waiting = 0
         self._locks.unlock_slots()  # one that was just being reclaimed; nobody else could have the slot
+        # A ring that was made and not yet counted is empty, and consumers do not know it: another one takes its place.
+        self._rings = [ring for ring in self._rings if ring.number < self._control.next_ring]
         for ring in self._rings:
             self._control.published = max(self._control.published, ring.next_sequence())
             ring.abort_all()

@@ -23,6 +23,7 @@ from blendtorch_shm.memory.layout import VERSION, word
 from blendtorch_shm.memory.locks import Locks, slot_lock
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message.wire import Parts
+from blendtorch_shm.stream import producer
 from blendtorch_shm.stream.consumer import Consumer
 from blendtorch_shm.stream.control import Control
 from blendtorch_shm.stream.inspection import inspect
@@ -554,6 +555,32 @@ def test_ctrl_c_anywhere_while_publishing_publishes_all_of_a_message_or_nothing(
     received += receive_all(source)
     assert inspect(place).published == len(received)
     assert_at_rest(place)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_ctrl_c_anywhere_while_a_ring_is_opened_hides_no_message(is_first: bool) -> None:
+    """A ring that consumers do not know would take all that is published, and nobody would ever see it."""
+    streams: list[tuple[Producer, Source]] = []
+
+    def open_stream() -> None:
+        stream = LocalStream()
+        streams[:] = [(stream.open_sink(), stream.open_source())]
+        if not is_first:
+            streams[0][0].publish({"i": 0})
+            assert receive_all(streams[0][1]) == [0]
+
+    open_stream()
+    for where in everywhere(
+        lambda: streams[0][0].publish({"i": 1, "image": picture(1)}), [producer.__file__], stride=1
+    ):
+        sink, source = streams[0]
+        sink.publish({"i": 2, "image": picture(2)})
+        assert receive_all(source) in ([2], [1, 2]), where
+        source.close()
+        sink.close()
+        open_stream()
+    for end in streams[0]:
+        end.close()
 
 
 @pytest.mark.long
