@@ -38,8 +38,7 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
     """The messages that Blender instances publish, each once, fairly interleaved.
 
     Messages of instances on this host lie in shared memory, and so do the tensors of an item: a slot is used again when the last
-    tensor (or view, or NumPy array of one) over it has gone from the process that received it: a child that was forked meanwhile
-    copies what it is to keep. Instances elsewhere are received over TCP. Works with any number of
+    tensor (or view, or NumPy array of one) over it has gone. Instances elsewhere are received over TCP. Works with any number of
     DataLoader workers, forked or spawned: they share the messages, and `max_items` altogether.
 
     Args:

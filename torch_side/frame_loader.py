@@ -219,6 +219,9 @@ class _Receiver:
             self._room.put(None)
         self._wish: queue.SimpleQueue[None] = queue.SimpleQueue()
         """An entry when the user goes on after an error."""
+        # Now: the arrays that a transform sees must be its own. One that is set later is for the next iteration.
+        self._collate_fn = loader.collate_fn
+        self._has_transform = self._dataset.has_transform()
         self._in_flight: deque[tuple[Mark, Any]] = deque()
         """What is being copied, and must be kept until its mark has passed."""
         self._pace = _Pace(time.monotonic())
@@ -318,7 +321,7 @@ class _Receiver:
             self._dataset.addresses,
             queue_size=self._dataset.queue_size,
             count=count,
-            changes=self._dataset.has_transform() or loader.collate_fn is not None,
+            changes=self._has_transform or self._collate_fn is not None,
         )
         self._watch = Watch(self._dataset, source)
         try:
@@ -347,7 +350,7 @@ class _Receiver:
 
     def _prepare(self, source: Source, memory: Memory, received: int, size: int, count: int) -> _Prepared:
         """Receive `size` messages and make a batch of them."""
-        collate_fn = self._loader.collate_fn
+        collate_fn = self._collate_fn
         batch = Batch(memory, min(self._loader.batch_size, count))
         kept: list[Any] = []
         marks: list[Mark] = []
@@ -382,7 +385,7 @@ class _Receiver:
                 errors.clear()  # each is in a cycle with this frame, which holds messages
                 raise _Stopped
             try:
-                items.append(self._dataset._item(message.fields))
+                items.append(self._dataset._item(message.fields) if self._has_transform else message.fields)
             except Exception as error:
                 errors.append(error)
         return items, errors

@@ -185,6 +185,17 @@ def test_a_transform_is_called_for_each_item_and_may_return_anything(addresses: 
         assert set(btid.tolist()) <= {0, 1}
 
 
+def test_a_transform_that_is_set_meanwhile_is_for_the_next_iteration(addresses: list[str]) -> None:
+    """Only for one that there is from the start, arrays may be changed in place."""
+    loader = FrameLoader(addresses, 4, max_items=24)
+    batches = iter(loader)
+    check(next(batches))
+    loader.dataset.item_transform = lambda item: {"value": item["value"]}
+    for batch in batches:
+        check(batch)
+    assert {tuple(batch) for batch in loader} == {("value",)}
+
+
 def test_a_collate_fn_gets_the_items_as_tensors(addresses: list[str]) -> None:
     def collate(items: list[dict[str, Any]]) -> Any:
         assert all(isinstance(item["image"], torch.Tensor) for item in items)
