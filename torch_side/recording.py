@@ -363,13 +363,16 @@ class FileReader:
         self._allow_pickle = allow_pickle
         self._verify = verify
         try:
-            self._fd = os.open(self.path, os.O_RDONLY)
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
             self._close = weakref.finalize(self, os.close, self._fd)
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise RecordingError(f"{self.path} is not a recording: it is no ordinary file.")
             self._is_old = old_recordings.is_old(self._fd)
             if self._is_old and not allow_pickle:
                 raise old_recordings.not_trusted([self.path], self.path)
             self._ranges = (old_recordings.find_items if self._is_old else find_items)(self._fd, self.path)
-            self.has_checksums = not self._is_old and _has_checksums(self._fd)
+            self.has_checksums = not self._is_old and _has_checksums(self._fd, self._ranges)
+            self._is_numbered = self.has_checksums and _read_index(self._fd, os.fstat(self._fd).st_size) is not None
             self._window: _Window | None = None
         except OSError as error:
             kind = RecordingNotFound if isinstance(error, FileNotFoundError) else ConfigurationError
@@ -503,6 +506,12 @@ class _Part:
                 f"bytes {self._start} to {self._start + self.nbytes} of the file do not have the checksum that was written "
                 f"with them, so they were changed since. Other items can be read. Copy the file again from where it is whole, or "
                 f"leave this item out."
+            )
+        number = b"%0*d" % (KEY_DIGITS, self._index)
+        if self._reader._is_numbered and bytes(view[:KEY_DIGITS]) != number:
+            raise ValueError(
+                f"bytes {self._start} to {self._start + self.nbytes} of the file are another item, so they were moved or copied "
+                f"there since. Other items can be read. Copy the file again from where it is whole, or leave this item out."
             )
         self._verified = content
 
@@ -691,9 +700,12 @@ def _write_mark(fd: int, recording: str) -> None:
     _write(fd, [content + checksum(content)], 0)
 
 
-def _has_checksums(fd: int) -> bool:
-    """Whether each item of a recording must have one: the mark has one."""
-    return any(os.pread(fd, CHECKSUM_NBYTES, _MARK_NBYTES - CHECKSUM_NBYTES))
+def _has_checksums(fd: int, ranges: Ranges) -> bool:
+    """Whether each item of a recording must have one: the mark has one, or its first or last item. All were written with one or
+    none was; but a disk may have lost any of them.
+    """
+    ends = [_MARK_NBYTES, *ranges[[0, -1], 1].tolist()] if len(ranges) else [_MARK_NBYTES]
+    return any(any(os.pread(fd, CHECKSUM_NBYTES, end - CHECKSUM_NBYTES)) for end in ends)
 
 
 def _recording_at(path: str) -> str | None:
