@@ -194,8 +194,8 @@ class _Iteration(Iterator[Any]):
             if self._heard_at is not None:
                 self._heard_at[0] = time.monotonic_ns()
             if self._recorder is not None:
-                source.hand_over()  # to the recording
-                self._recorder.save(message.fields)  # before users get at the arrays, and only they may change them
+                # Before users get at the arrays, and only they may change them. Until it is in the file, Ctrl-C puts it back.
+                self._recorder.save(message.fields, source.hand_over)
             if self._is_users:
                 source.hand_over()  # to the transform, which may keep it
             item = self._output(self._dataset._item(message.fields))

@@ -25,6 +25,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import io
 import logging
 import mmap
 import operator
@@ -38,7 +39,7 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +50,7 @@ import numpy.typing as npt
 
 from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
 from blendtorch_shm.process import forks
+from blendtorch_shm.process.descriptors import opened
 
 from . import old_recordings
 from .recorded_item import (
@@ -123,10 +125,11 @@ class FileRecorder:
         self.outpath = Path(outpath)
         self.update_header = update_header
         self.max_messages: int = min(max_messages, _MAX_ITEMS)
-        self._fd = -1
+        self._file: io.FileIO | None = None
         self._generation = -1
         self._ranges = array.array("Q")
         self._end = 0
+        """Of the last item that counts. One that was written behind it does so with a store here, which no interrupt divides."""
         self._mtime = int(time.time())
 
     @staticmethod
@@ -137,9 +140,9 @@ class FileRecorder:
     def __enter__(self) -> FileRecorder:
         make_folder_of(self.path)
         try:
-            fd = _open_for(uuid.uuid4().hex, self.path)
-            assert fd is not None  # nobody else is of this recording
-            self._begin(fd)
+            file = _open_for(uuid.uuid4().hex, self.path)
+            assert file is not None  # nobody else is of this recording
+            self._begin(file)
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be written: {error.strerror}.") from error
         return self
@@ -160,10 +163,10 @@ class FileRecorder:
             OSError: the file cannot be opened, or begun.
         """
         number = worker
-        while (fd := _open_for(recording, cls.filename(prefix, number))) is None:
+        while (file := _open_for(recording, cls.filename(prefix, number))) is None:
             number += num_workers
         recorder = cls(cls.filename(prefix, number), max_messages=sys.maxsize)
-        recorder._begin(fd)
+        recorder._begin(file)
         try:
             _remove_other_recordings(prefix, recording)
         except BaseException:
@@ -171,21 +174,22 @@ class FileRecorder:
             raise
         return recorder
 
-    def _begin(self, fd: int) -> None:
+    def _begin(self, file: io.FileIO) -> None:
         """Write behind what is in the file already."""
-        self._fd, self._generation = fd, forks.generation
+        self._file, self._generation = file, forks.generation
         try:
-            ranges = find_items(fd, self.path)
+            ranges = find_items(file.fileno(), self.path)
             self._ranges = array.array("Q", ranges.tobytes())
             self._end = int(ranges[-1, 1]) if len(ranges) else _MARK_NBYTES
-            os.ftruncate(fd, self._end)
+            os.ftruncate(file.fileno(), self._end)
         except BaseException:
-            self._fd = -1
-            os.close(fd)
+            self._file = None
+            file.close()
             raise
 
     def __len__(self) -> int:
         """How many items are in the file."""
+        self._forget_what_was_cut_short()
         return len(self._ranges) // 2
 
     @property
@@ -209,7 +213,18 @@ class FileRecorder:
             RecordingError: the file cannot be written any more and was closed, the items so far being safe; or the item has a
                 value that cannot be recorded.
         """
-        if self._fd < 0 or forks.generation != self._generation:
+        self.save_and(_do_nothing, data, is_pickled)
+
+    def save_and(
+        self, hand_over: Callable[[], None], data: Mapping[str, Any] | bytes, is_pickled: bool = False
+    ) -> None:
+        """:meth:`save`, and call `hand_over` right before the item counts as saved. No interrupt comes between the two.
+
+        Args:
+            hand_over: written in Python, and its last step is a store. It is not called where nothing is saved.
+            data, is_pickled: as for :meth:`save`.
+        """
+        if self._file is None or forks.generation != self._generation:
             raise RecordingError(f"Nothing can be saved to {self.path}: it is not open in this process.")
         count = len(self)
         if count >= self.max_messages:
@@ -217,14 +232,21 @@ class FileRecorder:
         fields = pickle.loads(data) if is_pickled else data  # type: ignore[arg-type]
         buffers, nbytes = item_members(count, fields, self._mtime)  # type: ignore[arg-type]
         try:
-            _write(self._fd, buffers, self._end)
+            _write(self._file.fileno(), buffers, self._end)
         except OSError as error:
             self.close()
             raise RecordingError(self._why_it_stops(error, count)) from error
-        self._ranges.extend((self._end, self._end + nbytes))
-        self._end += nbytes
+        end = self._end + nbytes
+        self._ranges.extend((self._end, end))
+        hand_over()
+        self._end = end
         if count + 1 == self.max_messages:
             log.warning("%s has its %d items (max_messages); later ones are not saved.", self.path, count + 1)
+
+    def _forget_what_was_cut_short(self) -> None:
+        """An item that was written, and did not come to count before an interrupt."""
+        if self._ranges and self._ranges[-1] > self._end:
+            del self._ranges[-2:]
 
     def _why_it_stops(self, error: OSError, count: int) -> str:
         remedy = ""
@@ -240,12 +262,14 @@ class FileRecorder:
         Raises:
             OSError: the file system admits only now that it could not write something.
         """
-        if self._fd < 0:
+        file, self._file = self._file, None
+        if file is None:
             return
-        fd, self._fd = self._fd, -1
+        fd = file.fileno()
         try:
             if forks.generation != self._generation:
                 return
+            self._forget_what_was_cut_short()
             with contextlib.suppress(OSError):  # it will be read without an index, or with half of one
                 os.ftruncate(fd, self._end)
                 try:
@@ -255,7 +279,7 @@ class FileRecorder:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(fd, fcntl.LOCK_UN)  # a forked child may have the file open still
         finally:
-            os.close(fd)
+            file.close()
 
 
 class WorkerRecorder:
@@ -273,15 +297,15 @@ class WorkerRecorder:
         self._recorder: FileRecorder | None = None
         self._has_stopped = self._was_slow = False
 
-    def save(self, fields: Mapping[str, Any]) -> None:
-        """Append an item, or say in the log why recording stops here."""
+    def save(self, fields: Mapping[str, Any], hand_over: Callable[[], None]) -> None:
+        """Append an item and call `hand_over`, see :meth:`FileRecorder.save_and`; or say in the log why recording stops here."""
         if self._has_stopped:
             return
         try:
             if self._recorder is None:
                 self._recorder = FileRecorder.for_worker(*self._arguments)
             start = time.monotonic()
-            self._recorder.save(fields)
+            self._recorder.save_and(hand_over, fields)
             took_s = time.monotonic() - start
             if took_s > _SLOW_S and not self._was_slow:
                 self._was_slow = True
@@ -305,6 +329,10 @@ class WorkerRecorder:
                 recorder.close()
             except OSError as error:
                 log.error("%s may lack its last items: %s.", recorder.path, error.strerror)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 class FileReader:
@@ -335,13 +363,16 @@ class FileReader:
         self._allow_pickle = allow_pickle
         self._verify = verify
         try:
-            self._fd = os.open(self.path, os.O_RDONLY)
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
             self._close = weakref.finalize(self, os.close, self._fd)
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise RecordingError(f"{self.path} is not a recording: it is no ordinary file.")
             self._is_old = old_recordings.is_old(self._fd)
             if self._is_old and not allow_pickle:
                 raise old_recordings.not_trusted([self.path], self.path)
             self._ranges = (old_recordings.find_items if self._is_old else find_items)(self._fd, self.path)
-            self.has_checksums = not self._is_old and _has_checksums(self._fd)
+            self.has_checksums = not self._is_old and _has_checksums(self._fd, self._ranges)
+            self._is_numbered = self.has_checksums and _read_index(self._fd, os.fstat(self._fd).st_size) is not None
             self._window: _Window | None = None
         except OSError as error:
             kind = RecordingNotFound if isinstance(error, FileNotFoundError) else ConfigurationError
@@ -476,6 +507,12 @@ class _Part:
                 f"with them, so they were changed since. Other items can be read. Copy the file again from where it is whole, or "
                 f"leave this item out."
             )
+        number = b"%0*d" % (KEY_DIGITS, self._index)
+        if self._reader._is_numbered and bytes(view[:KEY_DIGITS]) != number:
+            raise ValueError(
+                f"bytes {self._start} to {self._start + self.nbytes} of the file are another item, so they were moved or copied "
+                f"there since. Other items can be read. Copy the file again from where it is whole, or leave this item out."
+            )
         self._verified = content
 
     def read(self, start: int, nbytes: int) -> bytearray:
@@ -533,13 +570,13 @@ def check_prefix(prefix: str, recording: str) -> None:
         raise ConfigurationError(f"Nothing can be recorded to {prefix}_00.tar: {error.strerror}: {folder}.") from error
     for path in files_of(prefix):
         try:
-            fd = _lock(path, recording)
+            file = _lock(path, recording)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise ConfigurationError(f"Nothing can be recorded to {path}: {error.strerror}.") from error
-        if fd is not None:
-            os.close(fd)
+        if file is not None:
+            file.close()
 
 
 def make_folder_of(path: str) -> str:
@@ -555,7 +592,7 @@ def make_folder_of(path: str) -> str:
 # -- whose file it is -------------------------------------------------------------------------------------------
 
 
-def _lock(path: str, recording: str, flags: int = 0) -> int | None:
+def _lock(path: str, recording: str, flags: int = 0) -> io.FileIO | None:
     """Open and lock a file that may be replaced, or gone on with. None if this very recording writes to it just now.
 
     Raises:
@@ -564,7 +601,9 @@ def _lock(path: str, recording: str, flags: int = 0) -> int | None:
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
-        fd = os.open(path, os.O_RDWR | flags, 0o666)
+        file: io.FileIO | None = opened(os.open, path, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+        assert file is not None
+        fd = file.fileno()
         try:
             is_locked = _try_lock(fd)
             mark = _read_mark(fd)
@@ -574,7 +613,7 @@ def _lock(path: str, recording: str, flags: int = 0) -> int | None:
                     raise ConfigurationError(
                         f"{path} exists and is not a recording, so it is not overwritten. Remove it, or record elsewhere."
                     )
-                found, fd = fd, -1
+                found, file = file, None
                 return found
             if not is_locked and mark is not None and mark.recording == recording:
                 return None
@@ -583,8 +622,8 @@ def _lock(path: str, recording: str, flags: int = 0) -> int | None:
                     f"{path} is just being written by another recording. Wait for its end, or record elsewhere."
                 )
         finally:
-            if fd >= 0:
-                os.close(fd)
+            if file is not None:
+                file.close()
         time.sleep(0.001)  # somebody begins it, removes it or only looks at it
 
 
@@ -605,29 +644,29 @@ def _is_at(fd: int, path: str) -> bool:
         return False
 
 
-def _open_for(recording: str, path: str) -> int | None:
+def _open_for(recording: str, path: str) -> io.FileIO | None:
     """The locked file at `path`, of this recording: what it had written there, or a new one. None if it is writing there."""
     while True:
-        fd = _lock(path, recording, os.O_CREAT)
-        if fd is None:
+        file = _lock(path, recording, os.O_CREAT)
+        if file is None:
             return None
         try:
-            mark = _read_mark(fd)
+            mark = _read_mark(file.fileno())
             if mark is None:
                 try:
-                    _write_mark(fd, recording)
+                    _write_mark(file.fileno(), recording)
                 except OSError:
                     os.unlink(path)
                     raise
-                return fd
+                return file
             if mark.recording == recording:
-                return fd
+                return file
             os.unlink(path)  # and not emptied: somebody may have it mapped
             _say_replaced([path])
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
-        os.close(fd)
+        file.close()
 
 
 def _remove_other_recordings(prefix: str, recording: str) -> None:
@@ -637,16 +676,16 @@ def _remove_other_recordings(prefix: str, recording: str) -> None:
         try:
             if _recording_at(path) == recording:
                 continue  # without a lock: whoever goes on with it must not find it locked
-            fd = _lock(path, recording)
+            file = _lock(path, recording)
         except FileNotFoundError:
             continue
-        if fd is not None:
+        if file is not None:
             try:
-                if _read_mark(fd) is not None:
+                if _read_mark(file.fileno()) is not None:
                     os.unlink(path)
                     removed.append(path)
             finally:
-                os.close(fd)
+                file.close()
     _say_replaced(removed)
 
 
@@ -661,17 +700,17 @@ def _write_mark(fd: int, recording: str) -> None:
     _write(fd, [content + checksum(content)], 0)
 
 
-def _has_checksums(fd: int) -> bool:
-    """Whether each item of a recording must have one: the mark has one."""
-    return any(os.pread(fd, CHECKSUM_NBYTES, _MARK_NBYTES - CHECKSUM_NBYTES))
+def _has_checksums(fd: int, ranges: Ranges) -> bool:
+    """Whether each item of a recording must have one: the mark has one, or its first or last item. All were written with one or
+    none was; but a disk may have lost any of them.
+    """
+    ends = [_MARK_NBYTES, *ranges[[0, -1], 1].tolist()] if len(ranges) else [_MARK_NBYTES]
+    return any(any(os.pread(fd, CHECKSUM_NBYTES, end - CHECKSUM_NBYTES)) for end in ends)
 
 
 def _recording_at(path: str) -> str | None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        mark = _read_mark(fd)
-    finally:
-        os.close(fd)
+    with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC) as file:
+        mark = _read_mark(file.fileno())
     return None if mark is None else mark.recording
 
 

@@ -82,6 +82,8 @@ def verify_recording(path: str | os.PathLike[str]) -> Verification:
         raise RecordingError(
             f"{', '.join(old)}: recordings of blendtorch have no checksums. Those that blendtorch-convert writes have."
         )
+    if not paths and os.path.lexists(path) and not os.path.isdir(path):
+        paths = [path]  # whatever it is, it is not missing
     if not paths:
         raise RecordingNotFound(f"There is no recording {path}_00.tar, nor one with another number.")
     num_items = num_unverified = 0

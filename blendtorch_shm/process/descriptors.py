@@ -6,6 +6,7 @@ ever for a stream that it cannot open.
 
 from __future__ import annotations
 
+import errno
 import io
 import operator
 import os
@@ -27,8 +28,10 @@ def require(count: int, purpose: str) -> None:
         return
     try:
         used = len(os.listdir("/proc/self/fd"))
-    except OSError:  # not even one for this
-        used = limit
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):  # raised by a signal's handler, such as a TimeoutError
+            raise
+        used = limit  # not even one for this
     if used + count > limit:
         raise OutOfDescriptors(
             f"Too many open files: {purpose} needs up to {count} file descriptors, and this process has {used} of the "

@@ -1,6 +1,7 @@
 """RemoteIterableDataset over real instances, which here are plain Python processes."""
 
 import gc
+import glob
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,7 @@ import torch
 from torch.utils import data
 
 import torch_side.dataset
+import torch_side.recording
 import torch_side.waiting
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout, UnreadableMessage
 from blendtorch_shm.launch.address import Address, Twin
@@ -28,7 +30,7 @@ from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.stream.stats import stats
 from blendtorch_shm.transport import open_sink, open_source
-from torch_side import BlenderLauncher, RemoteIterableDataset
+from torch_side import BlenderLauncher, FileDataset, RemoteIterableDataset, verify_recording
 from torch_side.dataset import to_tensors
 from torch_side.waiting import Watch
 
@@ -440,6 +442,39 @@ def test_ctrl_c_anywhere_in_an_iteration_costs_no_item(stream: tuple[Address, Sh
             published += 1
     dataset.stream_length(published - len(received))
     assert received + [item["i"] for item in dataset] == list(range(published))
+
+
+@pytest.mark.long
+def test_ctrl_c_anywhere_in_an_iteration_that_records_costs_no_message(
+    stream: tuple[Address, SharedPlace, Producer], tmp_path: Path
+) -> None:
+    """Each is in the recording once, and what was not recorded comes again."""
+    address, place, sink = stream
+    dataset = RemoteIterableDataset(address, timeoutms=20_000, record_path_prefix=tmp_path / "a")
+    received: list[int] = []
+    published = 0
+    iterations: list[Iterator[Any]] = []
+
+    def take() -> None:
+        iterations.append(iter(dataset))
+        received.append(int(next(iterations[-1])["i"]))
+
+    files = [str(module.__file__) for module in (torch_side.dataset, torch_side.recording)]
+    for where in everywhere(take, files, without=["__exit__", "close", "__del__"]):
+        iterations.clear()
+        assert not [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if path.endswith(".tar")], (
+            where
+        )
+        while inspect(place).count(State.READY) < 3:
+            sink.publish({"i": published, "image": np.zeros(9000, np.uint8)})
+            published += 1
+    iterations.clear()
+    dataset.stream_length(inspect(place).count(State.READY))
+    received += [int(item["i"]) for item in dataset]
+    recorded = [int(item["i"]) for item in FileDataset(tmp_path / "a")]
+    assert sorted(recorded) == list(range(published))
+    assert received == sorted(set(received))
+    assert not verify_recording(tmp_path / "a").damage
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -35,9 +35,11 @@ from torch_side import (
     FileRecorder,
     RemoteIterableDataset,
     SingleFileDataset,
+    verify_recording,
 )
 from torch_side import recording as recording_module
 
+from ..interruption import everywhere
 from .conftest import Missing, launch
 
 
@@ -916,6 +918,26 @@ def test_the_lock_of_a_killed_recorder_is_gone_with_it(tmp_path: Path) -> None:
     holder.stdout.close()
     record(tmp_path / "a_00.tar", 3)
     assert len(FileReader(tmp_path / "a_00.tar")) == 3
+
+
+def test_ctrl_c_anywhere_in_save_leaves_a_whole_file_without_that_item(tmp_path: Path) -> None:
+    path = tmp_path / "a_00.tar"
+    tried: list[int] = []
+    saved: list[int] = []
+    with FileRecorder(path) as recorder:
+
+        def save() -> None:
+            tried.append(len(tried))
+            recorder.save(item_number(tried[-1]))
+            saved.append(tried[-1])
+
+        save()
+        for where in everywhere(save, [str(recording_module.__file__)], stride=1):
+            assert len(recorder) == len(saved), where
+        save()
+    assert len(tried) > len(saved) == 3
+    assert [item["frameid"] for item in FileDataset(tmp_path / "a")] == saved
+    assert not verify_recording(path).damage
 
 
 def test_many_small_arrays_are_written_in_more_than_one_piece(tmp_path: Path) -> None:

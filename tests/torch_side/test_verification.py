@@ -3,6 +3,8 @@
 import contextlib
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,53 @@ def test_who_asks_for_it_reads_without_verifying(tmp_path: Path) -> None:
     assert FileDataset(tmp_path / "a", verify=False, output="numpy")[0]["image"][0] == content[at] ^ 1
 
 
+@pytest.mark.parametrize("nbytes", [300, 100_000], ids=["small", "mapped"])
+def test_an_item_in_the_place_of_another_is_damage(tmp_path: Path, nbytes: int) -> None:
+    """Its checksum is right: a write went to the wrong place, or the file was put together wrong."""
+    path = tmp_path / "a_00.tar"
+    with FileRecorder(path) as recorder:
+        for i in range(3):
+            recorder.save({"i": i, "image": np.full(nbytes, i, np.uint8)})
+    with FileReader(path) as reader:
+        (first, end), (second, _), _ = reader._ranges.tolist()
+    content = path.read_bytes()
+    path.write_bytes(content[:second] + content[first:end] + content[second + end - first :])
+    dataset = FileDataset(tmp_path / "a")
+    assert [dataset[0]["i"], dataset[2]["i"]] == [0, 2]
+    with pytest.raises(RecordingError, match="another item"):
+        dataset[1]
+    assert [damage.item for damage in verify_recording(path).damage] == [1]
+
+
+@pytest.mark.parametrize("first", [1016, 1000, 600])
+def test_a_beginning_that_has_lost_its_checksum_does_not_keep_items_from_being_verified(
+    tmp_path: Path, first: int
+) -> None:
+    path = tmp_path / "a_00.tar"
+    content = bytearray(record(path, 3, 8000))
+    content[first:1024] = bytes(1024 - first)
+    content[FileReader.read_offsets(path).tolist()[1] + 3000] ^= 4
+    path.write_bytes(content)
+    found = verify_recording(path)
+    assert [damage.item for damage in found.damage] == [None, 1]
+    assert not found.num_unverified
+    with pytest.raises(RecordingError, match="checksum"):
+        FileDataset(tmp_path / "a")[1]
+
+
+def test_what_is_no_ordinary_file_is_no_recording_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a_00.tar")
+    os.symlink("/dev/zero", tmp_path / "a_01.tar")
+    (tmp_path / "a_02.tar").mkdir()
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(RecordingError, match="no ordinary file"):
+            FileReader(path)
+    with pytest.raises(RecordingError, match="no ordinary file"):
+        FileDataset(tmp_path / "a")
+    assert len(verify_recording(tmp_path / "a").damage) == 3
+    assert "no ordinary file" in str(verify_recording(tmp_path / "a_00.tar"))
+
+
 def test_recordings_without_checksums_are_read_and_counted(tmp_path: Path) -> None:
     """As earlier versions wrote them, or another program packed them: zeros where the checksums would be."""
     path = tmp_path / "a_00.tar"
@@ -162,6 +211,37 @@ def test_the_command_names_the_damaged_items(tmp_path: Path, capsys: pytest.Capt
     assert "; damaged: 1." in output
     assert verify.main([str(tmp_path / "b")]) == 1
     assert "There is no recording" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("| head -c 0", "Broken pipe"), ("> /dev/full", "No space left"), ("> /dev/null", ""), (">&-", "")],
+)
+def test_the_command_says_that_it_cannot_print(tmp_path: Path, output: str, said: str) -> None:
+    path = tmp_path / os.fsdecode(b"\xff_00.tar")
+    content = bytearray(record(path, 200, 300))
+    for at in FileReader.read_offsets(path).tolist():
+        content[at + 600] ^= 4
+    path.write_bytes(content)
+    command = f"{sys.executable} -m torch_side.apps.verify {path} {output}"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, check=False)
+    assert b"Traceback" not in ran.stderr
+    assert b"Exception" not in ran.stderr
+    assert said.encode() in ran.stderr
+    assert ran.returncode == (0 if "|" in output else 1)
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    record(tmp_path / "a_00.tar", 1, 300)
+    monkeypatch.setattr(FileReader, "verify_item", interrupt)
+    assert verify.main([str(tmp_path / "a")]) == 130
+    assert capsys.readouterr().err == "blendtorch-verify: interrupted\n"
 
 
 def test_recordings_of_blendtorch_have_none(tmp_path: Path) -> None:
