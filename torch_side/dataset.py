@@ -187,6 +187,7 @@ class _Iteration(Iterator[Any]):
             raise StopIteration
         source = self._source or self._open()
         message = None
+        is_users = False
         try:
             message = source.receive(LOOK_EVERY_S, held=True)  # until it is handed over, Ctrl-C puts it back
             if message is None:
@@ -197,6 +198,7 @@ class _Iteration(Iterator[Any]):
                 # Before users get at the arrays, and only they may change them. Until it is in the file, Ctrl-C puts it back.
                 self._recorder.save(message.fields, source.hand_over)
             if self._is_users:
+                is_users = True
                 source.hand_over()  # to the transform, which may keep it
             item = self._output(self._dataset._item(message.fields))
             source.hand_over()
@@ -206,7 +208,7 @@ class _Iteration(Iterator[Any]):
                 self.close()  # now: who knows when we are asked for more, and what waits here is for other workers
             return item
         except Exception as error:
-            if message is not None:
+            if message is not None and (is_users or self._is_bad(message)):
                 source.hand_over()  # what is wrong with this item would be wrong in the next call, too
                 if isinstance(error, StopIteration):  # it would end the iteration without a word
                     raise RuntimeError("The transform of an item raised StopIteration.") from error
@@ -219,6 +221,14 @@ class _Iteration(Iterator[Any]):
         except BaseException:
             self.close()
             raise
+
+    def _is_bad(self, message: Message) -> bool:
+        """Whether no item can be made of a message. If one can, what was raised is a signal handler's."""
+        try:
+            self._output(self._dataset._item(message.fields))
+        except Exception:
+            return True
+        return False
 
     def _open(self) -> Source:
         dataset = self._dataset

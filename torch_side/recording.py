@@ -36,6 +36,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import uuid
 import weakref
@@ -131,6 +132,9 @@ class FileRecorder:
         self._end = 0
         """Of the last item that counts. One that was written behind it does so with a store here, which no interrupt divides."""
         self._mtime = int(time.time())
+        self._lock = threading.Lock()
+        self._saving = 0
+        """The thread that saves an item now."""
 
     @staticmethod
     def filename(prefix: str | os.PathLike[str], worker_idx: int) -> str:
@@ -224,8 +228,29 @@ class FileRecorder:
             hand_over: written in Python, and its last step is a store. It is not called where nothing is saved.
             data, is_pickled: as for :meth:`save`.
         """
+        self._require_open()  # before the lock, which a thread of a parent may have held when this process was forked
+        if self._is_saving_here():
+            raise RecordingError(
+                f"save() to {self.path} was called in the middle of another save(), by a signal's handler or an object's "
+                f"finalizer (__del__). Set a flag there, and save from the program's loop."
+            )
+        with self._lock:
+            self._saving = threading.get_ident()
+            try:
+                self._require_open()
+                self._save(hand_over, data, is_pickled)
+            finally:
+                self._saving = 0
+
+    def _is_saving_here(self) -> bool:
+        return self._saving == threading.get_ident() and self._lock.locked()  # or an interrupt has left the number
+
+    def _require_open(self) -> None:
         if self._file is None or forks.generation != self._generation:
             raise RecordingError(f"Nothing can be saved to {self.path}: it is not open in this process.")
+
+    def _save(self, hand_over: Callable[[], None], data: Mapping[str, Any] | bytes, is_pickled: bool) -> None:
+        assert self._file is not None
         count = len(self)
         if count >= self.max_messages:
             return
@@ -234,7 +259,7 @@ class FileRecorder:
         try:
             _write(self._file.fileno(), buffers, self._end)
         except OSError as error:
-            self.close()
+            self._close()
             raise RecordingError(self._why_it_stops(error, count)) from error
         end = self._end + nbytes
         self._ranges.extend((self._end, end))
@@ -262,6 +287,13 @@ class FileRecorder:
         Raises:
             OSError: the file system admits only now that it could not write something.
         """
+        if forks.generation != self._generation or self._is_saving_here():
+            self._close()
+        else:
+            with self._lock:
+                self._close()
+
+    def _close(self) -> None:
         file, self._file = self._file, None
         if file is None:
             return
@@ -803,6 +835,8 @@ def _scan(fd: int, size: int, path: str) -> Ranges:
             break
         its_key, _, rest = name.partition(".")
         if its_key != key:
+            if key:
+                log.warning("%s is damaged at byte %d: item %s has no end there, and is left out.", path, at, key)
             start, key = at, its_key
         at += BLOCK + padded(nbytes)
         if at > size:

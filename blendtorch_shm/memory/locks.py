@@ -146,6 +146,8 @@ class Locks(Closable):
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
+            if error.errno is None:  # raised by a signal's handler, such as a TimeoutError
+                raise
             raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
 
     def unlock(self, number: int, count: int = 1) -> None:

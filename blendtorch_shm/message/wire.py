@@ -241,12 +241,13 @@ class Decoder:
         self._values = ValueReader(trusted=trusted)
         self._form: _Form | None = None  # of the last message
 
-    def decode(self, header: bytes, payload: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def decode(self, header: bytes, payload: npt.NDArray[np.uint8], *, is_second_try: bool = False) -> dict[str, Any]:
         """The fields of a message. Its large arrays are views of `payload`, writable if that is; see :class:`Parts`.
 
         Args:
             header: as made by :meth:`Parts.header`.
             payload: (n,) uint8, the bytes of the large arrays.
+            is_second_try: whether what is raised is the message's fault for sure, and not a signal handler's.
 
         Raises:
             WireError: these bytes are not a valid message, or it contains a pickle and is not trusted.
@@ -279,12 +280,15 @@ class Decoder:
                     raise WireError(f"A {type(raw).__name__} is not the {nbytes} bytes of the small array {key!r:.80}.")
                 fields[key] = np.ndarray(shape, dtype, bytearray(raw))
             return fields
-        except NotUnpickled as error:
-            assert form is not None
-            raise WireError(error.said_with_its_field(decode_one_by_one, header[form.fields_at :])) from error
-        except WireError:
-            raise
         except UNREADABLE as error:
+            if not is_second_try:
+                self.decode(header, payload, is_second_try=True)
+                raise error.__cause__ or error from None  # a signal's handler raised that: the message can be read
+            if isinstance(error, NotUnpickled):
+                assert form is not None
+                raise WireError(error.said_with_its_field(decode_one_by_one, header[form.fields_at :])) from error
+            if isinstance(error, WireError):
+                raise
             raise WireError(f"{len(header)} bytes are not a valid message header: {error}") from error
 
 

@@ -1,10 +1,13 @@
 """RemoteIterableDataset over real instances, which here are plain Python processes."""
 
+import contextlib
 import gc
 import glob
+import itertools
 import multiprocessing
 import os
 import pickle
+import queue
 import re
 import signal
 import threading
@@ -21,7 +24,7 @@ from torch.utils import data
 import torch_side.dataset
 import torch_side.recording
 import torch_side.waiting
-from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamTimeout, UnreadableMessage
+from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout, UnreadableMessage
 from blendtorch_shm.launch.address import Address, Twin
 from blendtorch_shm.launch.notes import log_path, write_status
 from blendtorch_shm.memory.states import State
@@ -445,6 +448,62 @@ def test_ctrl_c_anywhere_in_an_iteration_costs_no_item(stream: tuple[Address, Sh
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", [ValueError, TimeoutError, RuntimeError])
+def test_what_a_signals_handler_raises_costs_no_item_whatever_it_is(
+    stream: tuple[Address, SharedPlace, Producer], kind: type[Exception]
+) -> None:
+    """As torch's handler of SIGCHLD does; or one that a program has set for SIGALRM, for a time-out."""
+    address, _, sink = stream
+    received: list[int] = []
+    chooser = np.random.default_rng(0)
+    wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    interrupted = threading.Event()
+
+    class Raised(kind):  # type: ignore[misc,valid-type]
+        pass
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise Raised
+
+    def publish() -> None:
+        with contextlib.suppress(StreamClosed):
+            for i in itertools.count():
+                sink.publish({"i": i, "image": np.full(9000, i % 251, np.uint8)})
+
+    def send_signals() -> None:
+        while wishes.get():
+            time.sleep(chooser.uniform(0.0001, 0.003))
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    threads = [threading.Thread(target=publish), threading.Thread(target=send_signals)]
+    for thread in threads:
+        thread.start()
+    items = iter(RemoteIterableDataset(address, max_items=10**9, output="numpy"))
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        for _ in range(300):
+            interrupted.clear()
+            wishes.put(True)
+            try:
+                for item in items:  # not next(): it looks for signals when it has its result
+                    received.append(item["i"])
+                    assert item["image"][0] == item["image"][-1] == item["i"] % 251
+                    del item
+                    if interrupted.is_set():  # where an error has no consequences
+                        break
+            except Raised:  # not pytest.raises, which keeps what was raised, and so the slot of its message
+                continue
+    finally:
+        wishes.put(False)
+        received += [next(items)["i"] for _ in range(50)]
+        signal.signal(signal.SIGUSR1, previous)
+        sink.close()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert received == list(range(len(received)))
+
+
 def test_ctrl_c_anywhere_in_an_iteration_that_records_costs_no_message(
     stream: tuple[Address, SharedPlace, Producer], tmp_path: Path
 ) -> None:
