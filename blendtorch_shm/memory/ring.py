@@ -23,7 +23,7 @@ from ..errors import SegmentError, SegmentMissing
 from . import layout
 from .layout import CACHE_LINE, FLAG_AGAIN, MAX_RINGS, MAX_SLOTS, RING_MAGIC, VERSION, align, ring_nbytes, word
 from .locks import SETLK, lock_request, slot_lock, unlock_request
-from .own_pages import Window, address_of
+from .own_pages import OwnPages, Window, address_of, page_faults
 from .segment import Segment
 from .states import SOURCE, TARGET, Event, State
 
@@ -31,6 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _READY, _LEASED, _FREE = int(State.READY), int(State.LEASED), int(State.FREE)  # plain ints: this is the hot path
 _NO_SEQUENCE = 2**64 - 1  # of a slot whose message never was
+_IS_UNUSED = bytes(state != State.LEASED for state in range(256))
 _RECORD_WORDS = layout.SLOT_RECORD.itemsize // 8
 
 
@@ -87,6 +88,12 @@ class Ring:
         own_view = segment.view if self._own is None else self._own.view
         self._writable = [own_view[start : start + slot_nbytes] for start in self._starts]
         self._faulted = bytearray(num_slots)
+        self._page_faults = 0
+        """How many this process had had when it asked last."""
+        self._was_unused = bytearray(num_slots)
+        """Of each slot, whether it was LEASED neither then, nor to this process since: one answer does for a round of slots."""
+        self._clean_at, self._clean_nbytes = [-1] * num_slots, [0] * num_slots
+        """Of each slot, how many page faults there had been when its own pages showed what is shared, and how many bytes."""
         self._requests: list[tuple[bytes, bytes] | None] = [None] * num_slots  # to lock and unlock each slot
         self.pins: dict[int, weakref.ref[Any]] = {}
 
@@ -213,17 +220,34 @@ class Ring:
         own = self._own
         if own is None or nbytes == 0:
             return np.frombuffer(self.memory(slot), np.uint8, nbytes)
+        if self._was_unused[slot]:
+            self._was_unused[slot] = 0
+        else:
+            was_unused = self._states.tobytes().translate(
+                _IS_UNUSED
+            )  # before the question: what is used then does not count
+            self._page_faults = page_faults()
+            self._was_unused = bytearray(was_unused)
+        if self._clean_at[slot] != self._page_faults or self._clean_nbytes[slot] < nbytes:
+            self._renew(own, slot, nbytes)
+        return np.frombuffer(self._writable[slot], np.uint8, nbytes)
+
+    def _renew(self, own: OwnPages, slot: int, nbytes: int) -> None:
+        """See to it that the own pages of `slot` show what is shared."""
+        start = self._starts[slot]
         if not self._faulted[slot]:
             self._faulted[slot] = 1
-            own.prefault(self._starts[slot], self.slot_nbytes)
-        own.renew(self._starts[slot], nbytes)
-        return np.frombuffer(self._writable[slot], np.uint8, nbytes)
+            own.prefault(start, self.slot_nbytes)
+        tells = own.renew(start, nbytes)
+        self._clean_nbytes[slot] = nbytes
+        self._clean_at[slot] = self._page_faults if tells else -1
 
     def keep(self, slot: int, nbytes: int) -> None:
         """The arrays of the message in `slot`, of `nbytes`, that who may write there has: they are to stay as they are, whatever
         becomes of the slot.
         """
         if self._own is not None and nbytes:
+            self._clean_at[slot] = -1
             self._own.keep(self._starts[slot], nbytes)
 
     def window(self, slot: int) -> Window:
@@ -328,8 +352,6 @@ class Ring:
         """End `owner`'s lease. False if the lease is no longer its own."""
         if self._states[slot] != _LEASED or self.generation[slot] != generation or self.owner[slot] != owner:
             return False
-        if self._own is not None:
-            self._own.let_go(self._starts[slot])
         self._states[slot] = _FREE
         return True
 
