@@ -35,7 +35,7 @@ def require(count: int, purpose: str) -> None:
     if used + count > limit:
         raise OutOfDescriptors(
             f"Too many open files: {purpose} needs up to {count} file descriptors, and this process has {used} of the "
-            f"{limit} that it may have. Raise the limit (ulimit -n {4 * limit}; docker run --ulimit "
+            f"{limit} that it may have. Raise the limit (ulimit -n {max(1024, 4 * limit)}; docker run --ulimit "
             f"nofile=65536), or close files and connections."
         )
 

@@ -24,6 +24,7 @@ from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
 from ..stream.producer import DEFAULT_SEND_HWM, Producer
+from ..wording import counted
 from .tcp import Demand, TcpForwarder, TcpLane
 
 __all__ = ["open_sink", "open_source"]
@@ -101,7 +102,7 @@ def open_source(
         + (_FOR_TWINS if places else 0)
         + _PER_REMOTE * len(remote)
         + (_FOR_REMOTE if remote else 0),
-        f"reading from {len(addresses)} instances",
+        f"reading from {counted(len(addresses), 'instance')}",
     )
     if not remote:
         return Source(places, own=changes)
