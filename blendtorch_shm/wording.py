@@ -12,6 +12,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def mebibytes(nbytes: int) -> str:
+def byte_size(nbytes: int) -> str:
     """`nbytes` for people."""
     return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 2**20 or nbytes == 0 else f"{nbytes / 2**10:.1f} KiB"

@@ -171,6 +171,8 @@ class _Iteration(Iterator[Any]):
     _source: Source | None = None  # these are here for one whose making was interrupted
     _watch: Watch | None = None
     _recorder: WorkerRecorder | None = None
+    _left: Sequence[Message] = ()
+    """What an earlier source had taken, and nobody was given."""
 
     def __init__(self, dataset: RemoteIterableDataset, count: int, recorder: WorkerRecorder | None) -> None:
         self._dataset = dataset
@@ -198,8 +200,8 @@ class _Iteration(Iterator[Any]):
                 # Before users get at the arrays, and only they may change them. Until it is in the file, Ctrl-C puts it back.
                 self._recorder.save(message.fields, source.hand_over)
             if self._is_users:
-                is_users = True
                 source.hand_over()  # to the transform, which may keep it
+                is_users = True
             item = self._output(self._dataset._item(message.fields))
             source.hand_over()
             # What is returned keeps the slot, and nothing in here does. After another call, Ctrl-C could come and cost the item.
@@ -232,8 +234,11 @@ class _Iteration(Iterator[Any]):
 
     def _open(self) -> Source:
         dataset = self._dataset
-        source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=self._count - self._received)
-        self._source, self._watch = source, Watch(dataset, source)
+        left = list(self._left)
+        count = self._count - self._received - len(left)
+        source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=count)
+        source.give_first(left)
+        self._source, self._watch, self._left = source, Watch(dataset, source), ()
         return source
 
     def _wait(self, source: Source) -> Message:
@@ -249,13 +254,14 @@ class _Iteration(Iterator[Any]):
                 return message
 
     def close(self) -> None:
-        """Hold nothing: what was not handed over is put back. The next call, if there is one, begins anew."""
+        """Hold no slot: what was not handed over is put back, or kept for the next call. That begins anew."""
         source = self._source
         self._source = self._watch = (
             None  # a source that nobody has is closed by its streams, if an interrupt comes here
         )
         if source is not None:
             source.close()
+            self._left = source.left()
         if self._recorder is not None:
             self._recorder.close()
 

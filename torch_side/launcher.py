@@ -381,7 +381,7 @@ class BlenderLauncher:
         return [*command, "--", *own, "--", *script_args, *config.arguments_of(btid)]
 
     def _at_last(self, step: Callable[..., None], *args: Any) -> None:
-        """Have a step taken at the end that nobody takes later: twice, for Ctrl-C may hit the first time."""
+        """Register a step of the end, twice, for Ctrl-C may cut the first call short. To repeat it must do no harm."""
         for _ in range(2):
             self._cleanup.callback(step, *args)
 

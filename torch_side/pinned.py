@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.memory.segment import Segment
-from blendtorch_shm.wording import mebibytes
+from blendtorch_shm.wording import byte_size
 
 log = logging.getLogger("blendtorch")
 
@@ -137,7 +137,7 @@ class Registrations:
                 "%s (%s) cannot be registered with CUDA: %s. Frames in it reach the device by way of the CPU. Is enough memory "
                 "free, and does `ulimit -l` allow to lock so much?",
                 segment.name,
-                mebibytes(segment.nbytes),
+                byte_size(segment.nbytes),
                 error,
             )
         self._known.append(_Registered(start, start + segment.nbytes, segment, not error))

@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
-from blendtorch_shm.process import forks
+from blendtorch_shm.process import forks, interrupts
 from blendtorch_shm.process.descriptors import opened
 
 from . import old_recordings
@@ -132,9 +132,8 @@ class FileRecorder:
         self._end = 0
         """Of the last item that counts. One that was written behind it does so with a store here, which no interrupt divides."""
         self._mtime = int(time.time())
-        self._lock = threading.Lock()
-        self._saving = 0
-        """The thread that saves an item now."""
+        self._lock = threading.RLock()
+        self._is_saving = False
 
     @staticmethod
     def filename(prefix: str | os.PathLike[str], worker_idx: int) -> str:
@@ -193,8 +192,10 @@ class FileRecorder:
 
     def __len__(self) -> int:
         """How many items are in the file."""
-        self._forget_what_was_cut_short()
-        return len(self._ranges) // 2
+        written = len(self._ranges) // 2
+        return (
+            written - 1 if written and self._ranges[-1] > self._end else written
+        )  # less one that does not count (yet)
 
     @property
     def num_messages(self) -> int:
@@ -229,21 +230,18 @@ class FileRecorder:
             data, is_pickled: as for :meth:`save`.
         """
         self._require_open()  # before the lock, which a thread of a parent may have held when this process was forked
-        if self._is_saving_here():
-            raise RecordingError(
-                f"save() to {self.path} was called in the middle of another save(), by a signal's handler or an object's "
-                f"finalizer (__del__). Set a flag there, and save from the program's loop."
-            )
         with self._lock:
-            self._saving = threading.get_ident()
+            if self._is_saving:
+                raise RecordingError(
+                    f"save() to {self.path} was called in the middle of another save(), by a signal's handler or an object's "
+                    f"finalizer (__del__). Set a flag there, and save from the program's loop."
+                )
+            self._require_open()
+            self._is_saving = True
             try:
-                self._require_open()
                 self._save(hand_over, data, is_pickled)
             finally:
-                self._saving = 0
-
-    def _is_saving_here(self) -> bool:
-        return self._saving == threading.get_ident() and self._lock.locked()  # or an interrupt has left the number
+                self._is_saving = False
 
     def _require_open(self) -> None:
         if self._file is None or forks.generation != self._generation:
@@ -251,14 +249,17 @@ class FileRecorder:
 
     def _save(self, hand_over: Callable[[], None], data: Mapping[str, Any] | bytes, is_pickled: bool) -> None:
         assert self._file is not None
+        self._forget_what_was_cut_short()
         count = len(self)
         if count >= self.max_messages:
             return
         fields = pickle.loads(data) if is_pickled else data  # type: ignore[arg-type]
-        buffers, nbytes = item_members(count, fields, self._mtime)  # type: ignore[arg-type]
+        buffers, nbytes = self._members(count, fields)  # type: ignore[arg-type]
         try:
             _write(self._file.fileno(), buffers, self._end)
         except OSError as error:
+            if not interrupts.is_systems(error):
+                raise
             self._close()
             raise RecordingError(self._why_it_stops(error, count)) from error
         end = self._end + nbytes
@@ -267,6 +268,18 @@ class FileRecorder:
         self._end = end
         if count + 1 == self.max_messages:
             log.warning("%s has its %d items (max_messages); later ones are not saved.", self.path, count + 1)
+
+    def _members(self, count: int, fields: Mapping[str, Any]) -> tuple[list[Any], int]:
+        try:
+            return item_members(count, fields, self._mtime)
+        except RecordingError:
+            raise
+        except Exception as error:
+            try:
+                item_members(count, fields, self._mtime)
+            except Exception as again:
+                raise RecordingError(f"An item has a value that cannot be recorded to {self.path}: {again}") from again
+            raise error  # a signal's handler raised it
 
     def _forget_what_was_cut_short(self) -> None:
         """An item that was written, and did not come to count before an interrupt."""
@@ -287,8 +300,8 @@ class FileRecorder:
         Raises:
             OSError: the file system admits only now that it could not write something.
         """
-        if forks.generation != self._generation or self._is_saving_here():
-            self._close()
+        if forks.generation != self._generation:
+            self._close()  # without the lock, which a thread of the parent may have held
         else:
             with self._lock:
                 self._close()
@@ -347,6 +360,8 @@ class WorkerRecorder:
                     took_s,
                 )
         except (RecordingError, ConfigurationError, OSError) as error:
+            if isinstance(error, OSError) and not interrupts.is_systems(error):
+                raise
             self._has_stopped = True
             why = str(error)
             if isinstance(error, OSError):
@@ -733,8 +748,8 @@ def _write_mark(fd: int, recording: str) -> None:
 
 
 def _has_checksums(fd: int, ranges: Ranges) -> bool:
-    """Whether each item of a recording must have one: the mark has one, or its first or last item. All were written with one or
-    none was; but a disk may have lost any of them.
+    """Whether the mark, the first item or the last one ends with a checksum. A recording has them everywhere or nowhere, but
+    damage may have wiped some.
     """
     ends = [_MARK_NBYTES, *ranges[[0, -1], 1].tolist()] if len(ranges) else [_MARK_NBYTES]
     return any(any(os.pread(fd, CHECKSUM_NBYTES, end - CHECKSUM_NBYTES)) for end in ends)

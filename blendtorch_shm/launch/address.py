@@ -289,7 +289,7 @@ class Address(str):
 
 
 def _arrived(endpoint: str, twin: Twin | None, *rest: Any) -> Address:
-    """An address that another process has pickled. Of a launch that is over, the twin tells that."""
+    """An address that was pickled. On loopback, it keeps its twin where the launch must be over: the twin tells that at once."""
     address = Address(endpoint, twin, *rest)
     if twin is None or twin.is_here() or (is_loopback(endpoint) and leads_nowhere(endpoint, twin.launch)):
         return address

@@ -14,7 +14,7 @@ import resource
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..wording import mebibytes
+from ..wording import byte_size
 
 _UNLIMITED = 2**60
 """cgroup v1 says so by the largest multiple of a page."""
@@ -60,7 +60,7 @@ def short_of_file_size(nbytes: int) -> str:
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit == resource.RLIM_INFINITY or nbytes <= limit:
         return ""
-    return f"this process may make files of {mebibytes(limit)} at most. Raise that limit (ulimit -f)"
+    return f"this process may make files of {byte_size(limit)} at most. Raise that limit (ulimit -f)"
 
 
 def _has_room(left: int, nbytes: int) -> bool:
@@ -71,7 +71,7 @@ def _has_room(left: int, nbytes: int) -> bool:
 def _said(whose: str, left: int, limit: int, how: str = "") -> str:
     remedy = f"Raise that limit ({how})" if how else "End other programs"
     return (
-        f"{whose} has {mebibytes(left)} left of {mebibytes(limit)}, of which a quarter stays for other things. {remedy}"
+        f"{whose} has {byte_size(left)} left of {byte_size(limit)}, of which a quarter stays for other things. {remedy}"
     )
 
 

@@ -22,7 +22,7 @@ import struct
 
 from ..closing import Closable
 from ..errors import SegmentError
-from ..process import forks
+from ..process import forks, interrupts
 from ..process.descriptors import opened
 from .layout import MAX_CONSUMERS, MAX_SLOTS
 
@@ -146,7 +146,7 @@ class Locks(Closable):
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
-            if error.errno is None:  # raised by a signal's handler, such as a TimeoutError
+            if not interrupts.is_systems(error):
                 raise
             raise SegmentError(f"Cannot lock {count} bytes at {number} of {self.path}: {error.strerror}.") from error
 

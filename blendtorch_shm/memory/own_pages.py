@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..errors import OutOfSharedMemory
 from ..process import forks
 from ..process.descriptors import opened
-from ..wording import mebibytes
+from ..wording import byte_size
 from .layout import PAGE
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class Window:
         if _libc.mmap(self._address, nbytes, protection, flags, self._segment.fd, self._start) == _FAILED:
             raise OutOfSharedMemory(
                 f"The system maps no more memory for this process ({os.strerror(ctypes.get_errno())}): what a script was lent, "
-                f"{mebibytes(nbytes)}, cannot be kept apart from what it publishes. Raise vm.max_map_count (sysctl), or publish "
+                f"{byte_size(nbytes)}, cannot be kept apart from what it publishes. Raise vm.max_map_count (sysctl), or publish "
                 f"arrays of your own."
             )
         self._is_sealed = True

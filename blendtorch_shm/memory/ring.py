@@ -223,9 +223,8 @@ class Ring:
         if self._was_unused[slot]:
             self._was_unused[slot] = 0
         else:
-            was_unused = self._states.tobytes().translate(
-                _IS_UNUSED
-            )  # before the question: what is used then does not count
+            # Before the question: what is used then does not count.
+            was_unused = self._states.tobytes().translate(_IS_UNUSED)
             self._page_faults = page_faults()
             self._was_unused = bytearray(was_unused)
         if self._clean_at[slot] != self._page_faults or self._clean_nbytes[slot] < nbytes:
@@ -243,8 +242,8 @@ class Ring:
         self._clean_at[slot] = self._page_faults if tells else -1
 
     def keep(self, slot: int, nbytes: int) -> None:
-        """The arrays of the message in `slot`, of `nbytes`, that who may write there has: they are to stay as they are, whatever
-        becomes of the slot.
+        """Copy the pages of the message in `slot`, so that its arrays stay as they are when the slot is used again. Without own
+        pages, do nothing.
         """
         if self._own is not None and nbytes:
             self._clean_at[slot] = -1

@@ -19,7 +19,7 @@ import posix_ipc
 
 from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
 from ..process.descriptors import opened
-from ..wording import mebibytes
+from ..wording import byte_size
 from . import limits
 from .own_pages import MADV_POPULATE_WRITE, OwnPages
 
@@ -71,7 +71,7 @@ class Segment:
             self._file.close()
 
     def __repr__(self) -> str:
-        return f"<Segment {self.name or 'private'}, {mebibytes(self.nbytes)}>"
+        return f"<Segment {self.name or 'private'}, {byte_size(self.nbytes)}>"
 
     def prefault(self, offset: int, nbytes: int) -> None:
         """Map these pages now, in one system call, instead of one page fault each at first use.
@@ -192,7 +192,7 @@ _FEWER = "or use fewer or smaller slots (send_hwm, resolution)."
 
 def _require_room(name: str, nbytes: int, shortage: str) -> None:
     if shortage:
-        raise OutOfSharedMemory(f"There is no room for {name}: it needs {mebibytes(nbytes)}, and {shortage}, {_FEWER}")
+        raise OutOfSharedMemory(f"There is no room for {name}: it needs {byte_size(nbytes)}, and {shortage}, {_FEWER}")
 
 
 def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:
@@ -200,17 +200,17 @@ def _creation_error(name: str, nbytes: int, error: Exception) -> SegmentError:
         space = os.statvfs("/dev/shm")
         free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
         return OutOfSharedMemory(
-            f"/dev/shm is full: {name} needs {mebibytes(nbytes)}, and {mebibytes(free)} of {mebibytes(total)} are free. "
+            f"/dev/shm is full: {name} needs {byte_size(nbytes)}, and {byte_size(free)} of {byte_size(total)} are free. "
             f"Make it larger (docker run --shm-size=2g, or mount -o remount,size=2g /dev/shm), remove what dead programs "
             f"left in it, {_FEWER}"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return _no_memory(name, nbytes)
-    return SegmentError(f"Cannot create the shared-memory segment {name} of {mebibytes(nbytes)}: {error}.")
+    return SegmentError(f"Cannot create the shared-memory segment {name} of {byte_size(nbytes)}: {error}.")
 
 
 def _no_memory(name: str, nbytes: int) -> OutOfSharedMemory:
     """The kernel had none for a segment."""
     why = limits.short_of_address_space(nbytes) or limits.short_of_memory(nbytes)
     why = why or "it may be a limit of this process or of its control group that changed meanwhile, or vm.max_map_count"
-    return OutOfSharedMemory(f"The kernel has no memory for {name} of {mebibytes(nbytes)}: {why}, {_FEWER}")
+    return OutOfSharedMemory(f"The kernel has no memory for {name} of {byte_size(nbytes)}: {why}, {_FEWER}")

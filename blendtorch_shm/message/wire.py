@@ -283,7 +283,8 @@ class Decoder:
         except UNREADABLE as error:
             if not is_second_try:
                 self.decode(header, payload, is_second_try=True)
-                raise error.__cause__ or error from None  # a signal's handler raised that: the message can be read
+                # It can be read: what was raised is a signal handler's, or of ours because of it.
+                raise (error.__cause__ or error) if isinstance(error, WireError) else error  # noqa: B904  # its cause stays
             if isinstance(error, NotUnpickled):
                 assert form is not None
                 raise WireError(error.said_with_its_field(decode_one_by_one, header[form.fields_at :])) from error

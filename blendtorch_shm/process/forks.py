@@ -53,6 +53,7 @@ of a parent's. A process number could not: in another PID name space two process
 def _after_fork_in_child() -> None:
     global generation
     generation += 1
+    interrupts.kept.clear()  # it is the parent's
     failed: Exception | None = None
     for inherited in list(_registered):
         try:
@@ -63,9 +64,17 @@ def _after_fork_in_child() -> None:
         raise failed  # Python prints it, and goes on
 
 
+def _those_before() -> list[Forked]:
+    while True:
+        try:
+            return list(_before)
+        except RuntimeError:  # another thread has just registered something
+            continue
+
+
 def _before_fork() -> None:
     try:
-        for forked in list(_before):
+        for forked in _those_before():
             forked.before_fork()
     except BaseException as error:  # Python would print it, and go on
         interrupts.keep(error)

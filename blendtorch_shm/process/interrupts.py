@@ -18,6 +18,11 @@ def keep(error: BaseException) -> None:
     kept.append(error)
 
 
+def is_systems(error: OSError) -> bool:
+    """Whether the system refused something. A signal's handler may raise an OSError, too, such as ``TimeoutError()``."""
+    return error.errno is not None
+
+
 def raise_kept() -> None:
     """Raise what was kept, if anything was and this is the main thread."""
     if kept and threading.current_thread() is threading.main_thread():

@@ -200,8 +200,18 @@ class Source(Closable):
         return list(self._absent)
 
     def is_answered(self) -> bool:
-        """Whether anybody has ever answered, wherever it reads from elsewhere."""
-        return all(lane.is_answered() for lane in self._elsewhere)
+        """Whether every producer that is read over TCP has answered at least once, and there is one."""
+        return bool(self._elsewhere) and all(lane.is_answered() for lane in self._elsewhere)
+
+    def left(self) -> list[Message]:
+        """After :meth:`close`: messages that were taken, hold no slot, and were not handed over. Nobody else gets them."""
+        calls = self._calls
+        first = 0 if calls.number != calls.handed else calls.given
+        return [message for message, _ in calls.loose[first:]]
+
+    def give_first(self, messages: list[Message]) -> None:
+        """Hand these out before anything else: what another source has :meth:`left`. Before the first call."""
+        self._calls.loose = [(message, _nothing) for message in messages]
 
     def explain(self, *, brief: bool = False) -> str:
         """What this source is connected to, and what it could not reach and why; for messages to people.
@@ -442,3 +452,7 @@ class Source(Closable):
         self._absent.clear()
         leaving.leave(self)
         self._is_down.set()
+
+
+def _nothing() -> None:
+    pass

@@ -299,9 +299,13 @@ def test_a_forked_childs_arrays_stay_as_they_are_when_its_parent_drops_its_own(s
     dropped, drop = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(drop)
-        os.read(dropped, 1)
-        os._exit(0 if are_as_received(images) else 1)
+        status = 1
+        try:
+            os.close(drop)
+            os.read(dropped, 1)
+            status = 0 if are_as_received(images) else 1
+        finally:
+            os._exit(status)
     assert are_as_received(images)
     images.clear()
     use_all_slots(sink, source)

@@ -150,7 +150,7 @@ def test_one_that_survives_its_guardian_is_killed_and_the_error_says_so(script: 
         process._guardian.kill()
         assert launcher.wait() == [-signal.SIGKILL]
         eventually(lambda: not is_alive(process.pid))
-        with pytest.raises(InstanceDied, match="somebody has killed the process that watches over it"):
+        with pytest.raises(InstanceDied, match="because its guardian, the process that watches over it, was killed"):
             launcher.assert_alive()
 
 

@@ -979,8 +979,8 @@ def test_threads_may_save_to_one_file(tmp_path: Path) -> None:
         threads = [threading.Thread(target=save, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            assert 0 <= len(recorder) <= 400
     items = list(SingleFileDataset(path, output="numpy"))
     assert sorted((item["thread"], item["i"]) for item in items) == [(t, i) for t in range(4) for i in range(100)]
     assert all((item["image"] == item["thread"]).all() for item in items)
@@ -999,6 +999,63 @@ def test_a_save_in_the_middle_of_another_one_is_an_error_and_harms_nothing(tmp_p
         recorder.save({"i": 0, "object": Saves()})
         recorder.save({"i": 2})
     assert [item["i"] for item in SingleFileDataset(path, allow_pickle=True)] == [0, 2]
+
+
+@pytest.mark.parametrize("handler_of", ["save", "close"])
+def test_a_signals_handler_may_close_the_recorder(tmp_path: Path, handler_of: str) -> None:
+    """As one of SIGTERM does, which then exits."""
+    path = tmp_path / "closed.tar"
+    recorder = FileRecorder(path).__enter__()
+    for i in range(3):
+        recorder.save({"i": i, "image": np.zeros(9000, np.uint8)})
+    run = recorder.close if handler_of == "close" else lambda: recorder.save({"i": 3})
+    code = FileRecorder._close.__code__ if handler_of == "close" else FileRecorder._save.__code__
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if event == "call" and frame.f_code is code:
+            sys.settrace(None)
+            recorder.close()
+            raise SystemExit
+        return None
+
+    tracing = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        with pytest.raises(SystemExit):
+            run()
+    finally:
+        sys.settrace(tracing)
+    assert [item["i"] for item in SingleFileDataset(path)] == [0, 1, 2]
+    assert not verify_recording(path).damage
+
+
+def test_what_a_signals_handler_raises_while_an_item_is_written_does_not_stop_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = recording_module.WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
+    recorder.save({"i": 0}, lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(recording_module, "_write", raises_time_out)
+        with pytest.raises(TimeoutError):
+            recorder.save({"i": 1}, lambda: None)
+    recorder.save({"i": 2}, lambda: None)
+    recorder.close()
+    assert [item["i"] for item in FileDataset(tmp_path / "a")] == [0, 2]
+
+
+def raises_time_out(*_: object) -> None:
+    raise TimeoutError
+
+
+def test_a_tensor_that_numpy_does_not_know_ends_the_recording_and_not_the_stream(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = recording_module.WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
+    recorder.save({"i": 0}, lambda: None)
+    recorder.save({"i": 1, "pose": torch.zeros(3, dtype=torch.bfloat16)}, lambda: None)
+    assert "has a value that cannot be recorded" in caplog.text
+    recorder.close()
+    assert [item["i"] for item in FileDataset(tmp_path / "a")] == [0]
 
 
 def test_an_item_without_its_end_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

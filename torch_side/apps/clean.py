@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from blendtorch_shm.launch.address import SHARED_MEMORY
 from blendtorch_shm.launch.sweep import sweep
-from blendtorch_shm.wording import mebibytes
+from blendtorch_shm.wording import byte_size
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, why in swept.left.items():
         print(f"left {path}: {why}; remove it yourself if you do not need it")
     if swept.removed:
-        print(f"{mebibytes(max(0, _free_nbytes() - before))} of {SHARED_MEMORY} are free again")
+        print(f"{byte_size(max(0, _free_nbytes() - before))} of {SHARED_MEMORY} are free again")
     else:
         print("nothing to remove: nothing is proven to be of a dead launch")
     return 0

@@ -98,7 +98,8 @@ class BoundProcess(subprocess.Popen[bytes]):
                 self.is_unguarded = True
                 self.returncode = -signal.SIGKILL
             else:
-                self._guardian.send_signal(signal.SIGCONT)  # a stopped one would tell nothing
+                with contextlib.suppress(PermissionError):  # of a program that has given up its rights since
+                    self._guardian.send_signal(signal.SIGCONT)  # a stopped one would tell nothing
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -70,6 +70,8 @@ _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
 _MEND_S = 0.5
 """How often it is looked whether somebody has removed files of the launch."""
+_LOOK_AT_END_S = 0.01
+"""How often it is looked whether all has ended, at the end."""
 _END_S = 4 * GRACE_S
 """How long the end of a launch may take."""
 _LISTEN_S = 1.0
@@ -166,6 +168,7 @@ class Supervisor:
         self._tell = tell
         self._ending = False
         self._is_patient = True
+        self._end_by = math.inf
         self._warned: set[str] = set()
         self._mended_at = time.monotonic()
         self._changed = threading.Condition()
@@ -244,27 +247,28 @@ class Supervisor:
         this again goes on where it was interrupted.
         """
         self._ending = True
+        self._end_by = min(self._end_by, time.monotonic() + _END_S)
         self._wake()
         interrupt: BaseException | None = None
-        deadline = time.monotonic() + _END_S
-        while self._thread.is_alive() and time.monotonic() < deadline:
+        while self._thread.is_alive() and (remaining_s := self._end_by - time.monotonic()) > 0:
             try:
-                self._thread.join(_END_S)
+                self._thread.join(remaining_s)
             except Exception as error:  # of a signal handler, such as torch's for a worker that died
                 log.debug("While the launch ended: %r", error)
             except BaseException as error:
                 interrupt = error
                 self._is_patient = False
                 self._wake()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._end_by > 0:
             log.error("Launch %s has not ended within %.0f s.", self._directory.launch, _END_S)
+            self._end_by = 0.0  # said once
         self._waker.close()
         if interrupt is not None:
             raise interrupt
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # it is full, and wakes anyway; or the thread has ended
-            self._waker.send(b"x")
+            self._waker.send(b"x", socket.MSG_NOSIGNAL)
 
     # -- in the thread ------------------------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ class Supervisor:
         while alive := self._tell_each(number, told):
             if time.monotonic() > deadline or (number == signal.SIGTERM and not self._is_patient):
                 break
-            self._take_turn(_LEFTOVERS_S)
+            self._take_turn(_LOOK_AT_END_S)
         return alive
 
     def _tell_each(self, number: signal.Signals, told: set[int]) -> set[int]:
@@ -502,7 +506,7 @@ class Supervisor:
         age_s = time.monotonic() - instance.started_at
         how = f"{describe_exit(code)}, for {instance.stuck}" if instance.stuck else describe_exit(code)
         if process.is_unguarded:
-            how = "killed, for somebody has killed the process that watches over it"
+            how = "killed, because its guardian, the process that watches over it, was killed"
             self._kill_leftovers(instance)
         instance.exit_code = code
         pause_s, fate = self._decide(instance, code, age_s)
