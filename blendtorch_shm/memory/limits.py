@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from ..wording import byte_size
 
+_RESERVE_NBYTES = 2**27
+"""So much of a control group, or an eighth of it, no ring takes: each producer there takes a part of what others left."""
 _UNLIMITED = 2**60
 """cgroup v1 says so by the largest multiple of a page."""
 
@@ -28,16 +30,16 @@ def short_of_memory(nbytes: int) -> str:
     for folder, files in _control_groups():
         limits = [limit for name in files.limits if (limit := _number(folder, name)) is not None and limit < _UNLIMITED]
         used = _number(folder, files.used)
-        if not limits or used is None or _has_room(min(limits) - used, nbytes):
+        if not limits or used is None:
             continue
-        left = max(0, min(limits) - used + _page_cache(folder, files))
-        if not _has_room(left, nbytes):
-            return _said(
-                f"the control group {folder}",
-                left,
-                min(limits),
-                "docker run --memory=8g; systemd: MemoryMax=; Slurm: --mem=",
-            )
+        limit = min(limits)
+        reserve = min(limit // 8, _RESERVE_NBYTES)
+        if _has_room(limit - used, nbytes, reserve):
+            continue
+        left = max(0, limit - used + _page_cache(folder, files))
+        if not _has_room(left, nbytes, reserve):
+            how = "docker run --memory=8g; systemd: MemoryMax=; Slurm: --mem="
+            return _said(f"the control group {folder}", left, limit, how, reserve)
     machine = _read_sizes("/proc/meminfo", ("MemTotal:", "MemAvailable:", "SwapFree:"))
     left = (machine.get("MemAvailable:", _UNLIMITED) + machine.get("SwapFree:", 0)) * 1024
     if not _has_room(left, nbytes):
@@ -63,15 +65,20 @@ def short_of_file_size(nbytes: int) -> str:
     return f"this process may make files of {byte_size(limit)} at most. Raise that limit (ulimit -f)"
 
 
-def _has_room(left: int, nbytes: int) -> bool:
-    """A quarter of what is left counts as taken: whoever shares the limit will need more memory, too."""
-    return nbytes <= left * 3 // 4
+def _kept(left: int, reserve: int) -> int:
+    """What counts as taken: whoever shares the limit will need more memory, too."""
+    return min(left, max(left // 4, reserve))
 
 
-def _said(whose: str, left: int, limit: int, how: str = "") -> str:
+def _has_room(left: int, nbytes: int, reserve: int = 0) -> bool:
+    return nbytes <= left - _kept(left, reserve)
+
+
+def _said(whose: str, left: int, limit: int, how: str = "", reserve: int = 0) -> str:
     remedy = f"Raise that limit ({how})" if how else "End other programs"
     return (
-        f"{whose} has {byte_size(left)} left of {byte_size(limit)}, of which a quarter stays for other things. {remedy}"
+        f"{whose} has {byte_size(left)} left of {byte_size(limit)}, of which {byte_size(_kept(left, reserve))} stay for other "
+        f"things. {remedy}"
     )
 
 

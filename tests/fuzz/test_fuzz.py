@@ -102,7 +102,7 @@ def test_a_message_cannot_ask_for_more_memory_than_it_has_bytes(
         with pytest.raises(WireError):
             decode(data, 100_008)
 
-    assert peak_nbytes(refuse) < 10_000_000
+    assert peak_nbytes(refuse) < 20_000_000  # it is tried twice
 
 
 def test_the_number_of_an_array_that_is_not_there_is_refused() -> None:
