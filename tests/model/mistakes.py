@@ -5,7 +5,9 @@ from __future__ import annotations
 from .protocol import (
     AFTER_POLL,
     AFTER_SLEEP_STORE,
+    CUT,
     HAS,
+    HELD,
     INBOX,
     LIST,
     PC,
@@ -63,6 +65,37 @@ class OwnerStoredAfterLeased(Mistake):
 
     def consumer_steps(self) -> dict[int, list[Step]]:
         return super().consumer_steps() | {C.OWNER: [Step("claim: store owner", self.claim_owner)]}
+
+
+class LeavesBeforeItsLeaseHasEnded(Mistake):
+    """The slot is taken for one that a dead consumer holds, and its message comes again."""
+
+    setting_to_fail = Setting(messages=1, slots=2, max_ready=1, threads=True, faults=1, kinds=("consumer leaves",))
+    finds = "delivered twice"
+
+    def leave(self, s: bytearray, c: int) -> bool:
+        if self._has_lease(s, c, HELD):
+            return False
+        self._be_gone(s, c)
+        return True
+
+
+class PutsNothingBackWhenItCloses(Mistake):
+    """What an interrupted call had taken is leased by nobody who could let go of it."""
+
+    setting_to_fail = Setting(messages=1, faults=2, kinds=("consumer leaves", "consumer interrupted"), idle_look=True)
+    finds = "is freed and was not delivered|no order of steps|delivered twice"
+
+    def close(self, s: bytearray, c: int) -> bool:
+        if not super().close(s, c):
+            return False
+        s[c + PC], s[c + CUT] = C.CLOSING, 0
+        return True
+
+    def leave(self, s: bytearray, c: int) -> bool:
+        if any(self._may_release(s, c, slot) for slot in range(self.count)):
+            return False
+        return super().leave(s, c)
 
 
 class NoLookAfterSayingAsleep(Mistake):

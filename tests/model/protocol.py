@@ -19,9 +19,11 @@ What one step holds together, and why no order of steps is lost by that:
 * Spinning and naps are looks that come later. FLAG_AGAIN only counts.
 * Looking after is left out where there is nothing to look after. A consumer that takes back what a dead one held passes it
   on to a third one; the model leaves that to the look every 50 ms.
+* To close is one step, with the store of `asleep`. The lease's end that was interrupted in a consumer that has closed is
+  found by another consumer of its process, as soon as that looks.
 
-Not in the model: TCP, clips, a second ring, copies where consumers hold too much, many messages in one call, joining and
-leaving, sources that are gone without being closed, a full inbox (that is a number withheld). All see stores in the order in
+Not in the model: TCP, clips, a second ring, copies where consumers hold too much, many messages in one call, joining,
+sources that are gone without being closed, a full inbox (that is a number withheld). All see stores in the order in
 which they are made. x86-64 may delay a store behind later loads of the same thread until its next system call or locked
 instruction: `asleep` and `waiting` are each followed by a look, so there the model promises more than a processor without a
 fence, and the looks every 50 ms and 0.1 s heal the difference.
@@ -141,6 +143,7 @@ class C(IntEnum):
     RECLAIM_UNLOCK = auto()
     RECONCILE = auto()
     SETTLE = auto()
+    CLOSING = auto()
     DEAD = auto()
 
 
@@ -159,6 +162,8 @@ FIRST, AFTER_SLEEP_STORE, AFTER_POLL, IDLE, LAST = 1, 2, 3, 4, 5
 ALL, IN_VAIN, TELLS = 1, 2, 4
 # Notes on the message in a slot. UNCOUNTED: `published` does not count it yet.
 DELIVERED, UNCOUNTED, OVERTAKEN = 1, 2, 4
+# What `CUT` says: its last call was cut short; and it is closing, and puts back what that call had taken.
+CUT_CALL, CUT_AND_CLOSING = 1, 2
 # A consumer's own table of leases. CUT_SHORT: the lease's end was interrupted.
 NOT_LEASED, MADE, HELD, CUT_SHORT = 0, 1, 2, 3
 
@@ -202,7 +207,7 @@ class Protocol:
         of_slots = [3] * count + [slots] * count + [m] * count + [m + 1] * count + [7] * count
         of_producer = [len(P), FOR_A_SLOT, count, m, 1, FOR_A_SLOT, 1, self.setting.messages] + [m] * m + [2 << m] * m
         streams = self.setting.streams
-        of_consumer = [len(C), LAST, streams, streams, count, (1 << streams) - 1, 1, len(R), count, 1, m, 7]
+        of_consumer = [len(C), LAST, streams, streams, count, (1 << streams) - 1, 2, len(R), count, 1, m, 7]
         of_consumer += [count] * slots + [CUT_SHORT] * count
         return bytes([*of_slots, self.setting.faults, *of_producer * streams, *of_consumer * m])
 
@@ -824,7 +829,9 @@ class Protocol:
     # -- a consumer: the lease's end, in any thread -------------------------------------------------------------
 
     def views_die(self, s: bytearray, c: int, slot: int) -> bool:
-        if s[c + REL_PC] or s[c + self.lease + slot] != HELD or not (self.setting.threads or s[c + PC] == C.USER):
+        if s[c + REL_PC] or s[c + self.lease + slot] != HELD:
+            return False
+        if not (self.setting.threads or s[c + PC] == C.USER or s[c + PC] == C.CLOSING):
             return False
         s[c + self.lease + slot] = NOT_LEASED
         s[c + REL_PC], s[c + REL_SLOT], s[c + REL_STALE] = R.FREE, slot + 1, 0
@@ -884,6 +891,8 @@ class Protocol:
                     self._free(s, slot)
                 s[c + PC], s[c + HAS] = C.MEND_RING, slot + 1
                 return True
+        if s[c + PC] == C.CLOSING:
+            return False
         for p in self.producers:
             self._forget_dead(s, p)
         s[c + PC] = C.RECLAIM
@@ -894,7 +903,7 @@ class Protocol:
         if self._waits_for_slot(s, slot):
             s[self.producers[slot // self.setting.slots] + BELL] = 1
         s[c + self.lease + slot] = NOT_LEASED
-        s[c + PC], s[c + HAS] = C.MEND, 0
+        s[c + PC], s[c + HAS] = C.MEND if s[c + PHASE] else C.CLOSING, 0
         return True
 
     def _is_of_dead(self, s: bytearray, slot: int) -> bool:
@@ -973,11 +982,39 @@ class Protocol:
     def _settled(self, s: bytearray, c: int) -> bool:
         for p in self.producers:
             self._say_awake(s, p, self.number[c] - 1)
-        s[c + PC], s[c + PHASE], s[c + CUT] = C.LOOK, FIRST, 0
+        if s[c + CUT] == CUT_AND_CLOSING:
+            s[c + PC] = C.CLOSING
+        else:
+            s[c + PC], s[c + PHASE] = C.LOOK, FIRST
+        s[c + CUT] = 0
         return True
 
     def _is_ending(self, s: bytearray, c: int, slot: int) -> bool:
         return s[c + REL_PC] == R.FREE and s[c + REL_SLOT] == slot + 1 and not s[c + REL_STALE]
+
+    # -- a consumer that closes, and leaves when its last lease has ended -----------------------------------------
+
+    def close(self, s: bytearray, c: int) -> bool:
+        """Its user may hold messages still. The last consumer stays."""
+        if sum(self._stays(s, other) for other in self.consumers) < 2 or not self._fault(s, "consumer leaves"):
+            return False
+        for p in self.producers:
+            self._say_awake(s, p, self.number[c] - 1)
+        if s[c + CUT]:
+            s[c + PC], s[c + CUT] = C.RECONCILE, CUT_AND_CLOSING
+        else:
+            s[c + PC] = C.CLOSING
+        return True
+
+    def _stays(self, s: bytearray, c: int) -> bool:
+        return s[c + PC] != C.DEAD and s[c + PC] != C.CLOSING and s[c + CUT] != CUT_AND_CLOSING
+
+    def leave(self, s: bytearray, c: int) -> bool:
+        """The last lease has ended, in whichever thread: its slot is FREE, and the producer was told. Nobody holds its byte."""
+        if s[c + REL_PC] or any(s[c + self.lease + slot] > 0 for slot in range(self.count)):
+            return False
+        self._be_gone(s, c)
+        return True
 
     # -- faults -------------------------------------------------------------------------------------------------
 
@@ -1014,16 +1051,21 @@ class Protocol:
 
     def consumer_dies(self, s: bytearray, c: int) -> bool:
         """The kernel frees its locks. What its user held may be delivered again. The last consumer lives."""
-        if s[c + PC] == C.DEAD or sum(s[other + PC] != C.DEAD for other in self.consumers) < 2:
+        if s[c + PC] == C.DEAD or sum(self._stays(s, other) for other in self.consumers) < 1 + self._stays(s, c):
             return False
         if not self._fault(s, "consumer dies"):
             return False
+        for slot in range(self.count):
+            if s[self.state + slot] == LEASED and s[self.owner + slot] == self.number[c]:
+                s[self.notes + slot] &= ~DELIVERED
+        self._be_gone(s, c)
+        return True
+
+    def _be_gone(self, s: bytearray, c: int) -> None:
         number = self.number[c]
         self._unlock_all(s, number)
         for slot in range(self.count):
-            if s[self.state + slot] == LEASED and s[self.owner + slot] == number:
-                s[self.notes + slot] &= ~DELIVERED
-            elif s[self.state + slot] == READY and s[self.owner + slot] == number:
+            if s[self.state + slot] == READY and s[self.owner + slot] == number:
                 s[self.owner + slot] = 0  # nobody reads it
         for p in self.producers:
             for i in range(self.setting.consumers):
@@ -1031,7 +1073,6 @@ class Protocol:
         for at in range(c, c + self.consumer_nbytes):
             s[at] = 0
         s[c + PC] = C.DEAD
-        return True
 
     def _unlock_all(self, s: bytearray, holder: int) -> None:
         for slot in range(self.count):
@@ -1040,7 +1081,7 @@ class Protocol:
 
     def consumer_interrupted(self, s: bytearray, c: int) -> bool:
         """`receive` ends anywhere. The lease of a message that was not handed over ends without a release."""
-        if s[c + PC] == C.USER or s[c + PC] == C.DEAD or not self._fault(s, "consumer interrupted"):
+        if s[c + PC] == C.USER or not self._stays(s, c) or not self._fault(s, "consumer interrupted"):
             return False
         for slot in range(self.count):
             if s[c + self.lease + slot] == MADE:
@@ -1049,7 +1090,7 @@ class Protocol:
             s[self.producers[s[c + AT]] + self.told + s[c + WHOM] - 1] &= ~(1 << self.number[c])
         self._end_claim(s, c)
         s[c + PHASE] = s[c + AT] = s[c + HAS] = s[c + WHOM] = s[c + INBOX] = 0
-        s[c + PC], s[c + CUT] = C.USER, 1
+        s[c + PC], s[c + CUT] = C.USER, CUT_CALL
         return True
 
     def _drop(self, s: bytearray, c: int, slot: int) -> None:
@@ -1061,7 +1102,8 @@ class Protocol:
             return False
         if not s[c + REL_STALE]:
             self._note_cut_end(s, c, s[c + REL_SLOT] - 1)
-        s[c + CUT] = 1
+        if self._stays(s, c):
+            s[c + CUT] = CUT_CALL
         self._released(s, c)
         return True
 
@@ -1123,6 +1165,7 @@ class Protocol:
             C.USER: [
                 Step("receive: call, take: look", self.receive, by_user=True),
                 Step("receive: call, look after", self.receive_look_after, by_user=True),
+                Step("close", self.close, by_user=True),
             ],
             C.LOOK: [Step("take: look", self.look)],
             C.LOOK_ALL: [Step("claim oldest: look", self.look_all)],
@@ -1167,6 +1210,7 @@ class Protocol:
             C.RECLAIM_UNLOCK: [Step("reclaim: unlock", self.reclaim_unlock)],
             C.RECONCILE: [Step("reconcile: unlock", self.reconcile)],
             C.SETTLE: [Step("reconcile: put back a lease, or store asleep = 0", self.settle)],
+            C.CLOSING: [Step("leave", self.leave), Step("mend: store FREE", self.mend)],
             C.DEAD: [],
         }
 

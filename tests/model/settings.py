@@ -20,6 +20,14 @@ SHORT = {
     "two streams, numbers alone": Setting(streams=2, messages=1, slots=1, max_ready=1, idle_look=False),
     # 10 855 764 states, 41 223 914 steps
     "a fault at any step": Setting(faults=1),
+    # 681 108 states, 2 631 287 steps
+    "consumers close and leave, leases end in threads": Setting(
+        messages=2, slots=2, max_ready=1, threads=True, faults=1, kinds=("consumer leaves",)
+    ),
+    # 2 100 669 states, 9 065 876 steps
+    "a consumer leaves, and a fault at any step": Setting(
+        messages=2, slots=2, max_ready=1, faults=2, kinds=("consumer leaves", "consumer dies", "consumer interrupted")
+    ),
     # 87 456 states, 261 262 steps
     "one consumer, in order, two faults at any steps": Setting(consumers=1, faults=2),
 }
@@ -35,6 +43,15 @@ LONG = {
     "leases end in threads, a fault at any step": Setting(messages=2, slots=2, max_ready=1, threads=True, faults=1),
     # 1 125 677 states, 5 531 316 steps
     "three consumers, a fault at any step": Setting(consumers=3, messages=1, slots=2, faults=1),
+    # 8 072 828 states, 45 140 494 steps
+    "a consumer leaves, leases end in threads, a fault at any step": Setting(
+        messages=2,
+        slots=2,
+        max_ready=1,
+        threads=True,
+        faults=2,
+        kinds=("consumer leaves", "consumer dies", "consumer interrupted"),
+    ),
     # 14 754 911 states, 68 250 314 steps
     "two faults at any steps": Setting(messages=3, faults=2),
 }

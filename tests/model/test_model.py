@@ -48,8 +48,9 @@ def test_a_lost_number_is_healed_by_the_look_every_50_ms_and_by_nothing_else() -
         SMALL,
         Setting(messages=1, slots=2, faults=1, kinds=("consumer dies",)),
         Setting(streams=2, consumers=1, messages=1, slots=2, idle_look=False),
+        Setting(messages=1, slots=1, max_ready=1, threads=True, faults=1, kinds=("consumer leaves",)),
     ],
-    ids=["one consumer", "death", "two streams"],
+    ids=["one consumer", "death", "two streams", "a consumer leaves"],
 )
 def test_the_model_in_c_takes_the_same_steps_as_in_python(setting: Setting) -> None:
     assert compiled.explore(Protocol(setting), optimises=False)[:2] == explore.explore(Protocol(setting))[:2]
