@@ -14,6 +14,7 @@ import numpy as np
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.memory.states import State
+from blendtorch_shm.process import interrupts
 from blendtorch_shm.stream.inspection import inspect
 from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
@@ -87,6 +88,7 @@ while raised < wanted:
         if "lock" not in str(error):
             raise
 signal.setitimer(signal.ITIMER_REAL, 0)
+interrupts.kept.clear()  # the next call would raise what came in a callback
 until = time.monotonic() + 20
 while (after := in_use()) != before and time.monotonic() < until:
     time.sleep(0.5)
