@@ -38,10 +38,13 @@ from ..errors import LaunchError
 from ..memory import limits
 from ..memory.locks import SETLK, is_locked, lock_request
 from ..process import forks
+from ..process.descriptors import close_all, held, open_into, opened
 from .address import SHARED_MEMORY, Address, Twin, beacon_path, describe, readers_path, streams_path
 from .notes import remove_blenders_folder
 
 LOCK_FILE = "launcher.lock"
+LOOK = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How to open one that may be anybody's, and anything."""
 MARKER = re.compile(
     r"blendtorch launch (?P<launch>[0-9a-f]{8}) (?P<nonce>[0-9a-f]{32}), directory (?P<inode>[0-9]+), boot (?P<boot>\S+)\n"
 )
@@ -161,9 +164,9 @@ class LaunchDirectory:
 
     def tell_readers(self, addresses: Iterable[Address]) -> None:
         """Say how to read from these, for readers of this user who were told an endpoint alone (see :func:`.address.find`)."""
-        fd = os.open(readers_path(self.launch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(describe(addresses), file)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with io.BufferedWriter(opened(os.open, readers_path(self.launch), flags, 0o600)) as file:
+            file.write(json.dumps(describe(addresses)).encode())
 
     def remove(self) -> None:
         """Remove the directories, as far as they were made, and every shared-memory object of the launch.
@@ -188,7 +191,7 @@ class _LockedDirectory:
         self._owner = f"{launch} {nonce}"
         self._inode: int | None = None
         self._locks: list[io.FileIO] = []  # the last one is that of the file that is there
-        self._undisturbed = -1  # the directory itself, with a flock on it
+        self._undisturbed: list[int] = []  # the directory itself, with a flock on it
         forks.register(self)
 
     def mend(self) -> str:
@@ -245,19 +248,15 @@ class _LockedDirectory:
         can have its inode.)
         """
         with contextlib.suppress(OSError):  # no descriptor left, or not on this file system
-            fd, self._undisturbed = self._undisturbed, -1
-            if fd >= 0:
-                os.close(fd)
-            self._undisturbed = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._undisturbed, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            close_all(self._undisturbed)
+            open_into(self._undisturbed, self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._undisturbed[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def unlock(self) -> None:
         """Let go of the locks; in a forked child, of the copies alone."""
         for lock in self._locks:
             lock.close()
-        fd, self._undisturbed = self._undisturbed, -1
-        if fd >= 0:
-            os.close(fd)
+        close_all(self._undisturbed)
 
     def in_child(self) -> None:
         """A forked child closes its copy of the lock at once, or a dead parent would look alive."""
@@ -287,15 +286,10 @@ def boot_id() -> str:
 def is_abandoned(launch: str) -> bool:
     """Whether a launch has left its directory in this shared memory because its launcher, and so its instances, were killed."""
     try:
-        fd = os.open(f"{streams_path(launch)}/{LOCK_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with held(f"{streams_path(launch)}/{LOCK_FILE}", LOOK) as fd:
+            return not is_locked(fd, 0, 0)
     except OSError:
         return False
-    try:
-        return not is_locked(fd, 0, 0)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def base_directories() -> list[str]:

@@ -34,8 +34,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..memory.locks import is_locked
+from ..process.descriptors import held
 from .address import SHARED_MEMORY
-from .directory import LOCK_FILE, MARKER, base_directories, boot_id, remove_launch
+from .directory import LOCK_FILE, LOOK, MARKER, base_directories, boot_id, remove_launch
 from .notes import INSTANCE_VARIABLE, LAUNCH_VARIABLE
 
 log = logging.getLogger("blendtorch.launch")
@@ -181,21 +182,21 @@ def _examine(path: str, launch: str) -> tuple[_Verdict, str]:
     is_private = folder.st_mode & 0o777 == 0o700
     is_young = time.time() - folder.st_mtime < _UNFINISHED_S
     try:
-        fd = os.open(f"{path}/{LOCK_FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with held(f"{path}/{LOCK_FILE}", LOOK) as fd:
+            try:
+                # First: who wrote it had the lock before.
+                marker = MARKER.fullmatch(os.read(fd, 1024).decode(errors="replace"))
+                if is_locked(fd, 0, 0):
+                    return _Verdict.ALIVE, ""
+            except OSError as error:
+                why = f"its {LOCK_FILE} is not a file whose lock can be looked at ({error.strerror})"
+                return _Verdict.DOUBTFUL, why
     except FileNotFoundError:
         if is_young or not is_private:
             return _Verdict.NOT_OURS, ""
         return _Verdict.DOUBTFUL, f"it has no {LOCK_FILE}"
     except OSError as error:
         return _Verdict.DOUBTFUL, f"its {LOCK_FILE} cannot be opened ({error.strerror})"
-    try:
-        marker = MARKER.fullmatch(os.read(fd, 1024).decode(errors="replace"))  # first: who wrote it had the lock before
-        if is_locked(fd, 0, 0):
-            return _Verdict.ALIVE, ""
-    except OSError as error:
-        return _Verdict.DOUBTFUL, f"its {LOCK_FILE} is not a file whose lock can be looked at ({error.strerror})"
-    finally:
-        os.close(fd)
     if marker is None:
         if is_young:
             return _Verdict.NOT_OURS, ""

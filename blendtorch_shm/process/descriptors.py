@@ -6,12 +6,13 @@ ever for a stream that it cannot open.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import operator
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import OutOfDescriptors
@@ -58,3 +59,29 @@ def opened(opens: Callable[..., Any], *args: Any) -> io.FileIO:
     if isinstance(opens, type):
         results = map(operator.attrgetter("fd"), results)
     return next(map(io.FileIO, results, ["r+"]))
+
+
+def open_into(fds: list[int], path: str, flags: int) -> None:
+    """Open `path`, of whatever kind it is, and append the descriptor to `fds`, in one call of C: see :func:`opened`."""
+    fds.extend(map(os.open, [path], [flags]))
+
+
+def close_all(fds: list[int]) -> None:
+    """Close these descriptors, and forget them: each in one call of C, so that none is closed twice or not at all."""
+    while fds:
+        any(map(os.close, map(list.pop, [fds])))
+
+
+@contextlib.contextmanager
+def held(path: str, flags: int) -> Iterator[int]:
+    """A descriptor of `path`, of whatever kind it is, for a while.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    fds: list[int] = []
+    try:
+        open_into(fds, path, flags)
+        yield fds[0]
+    finally:
+        close_all(fds)
