@@ -181,7 +181,7 @@ class FileRecorder:
         """Write behind what is in the file already."""
         self._file, self._generation = file, forks.generation
         try:
-            ranges = find_items(file.fileno(), self.path)
+            ranges, _ = find_items(file.fileno(), self.path)
             self._ranges = array.array("Q", ranges.tobytes())
             self._end = int(ranges[-1, 1]) if len(ranges) else _MARK_NBYTES
             os.ftruncate(file.fileno(), self._end)
@@ -417,9 +417,12 @@ class FileReader:
             self._is_old = old_recordings.is_old(self._fd)
             if self._is_old and not allow_pickle:
                 raise old_recordings.not_trusted([self.path], self.path)
-            self._ranges = (old_recordings.find_items if self._is_old else find_items)(self._fd, self.path)
+            if self._is_old:
+                self._ranges, has_index = old_recordings.find_items(self._fd, self.path), False
+            else:
+                self._ranges, has_index = find_items(self._fd, self.path)
             self.has_checksums = not self._is_old and _has_checksums(self._fd, self._ranges)
-            self._is_numbered = self.has_checksums and _read_index(self._fd, os.fstat(self._fd).st_size) is not None
+            self._is_numbered = self.has_checksums and has_index
             self._window: _Window | None = None
         except OSError as error:
             kind = RecordingNotFound if isinstance(error, FileNotFoundError) else ConfigurationError
@@ -775,8 +778,8 @@ def _read_mark(fd: int) -> Mark | None:
 # -- the file ---------------------------------------------------------------------------------------------------
 
 
-def find_items(fd: int, path: str) -> Ranges:
-    """(n, 2) uint64, first and end byte of each item that is whole.
+def find_items(fd: int, path: str) -> tuple[Ranges, bool]:
+    """(n, 2) uint64, first and end byte of each item that is whole; and whether the index says so, and not a search.
 
     Raises:
         RecordingError: this is not a recording.
@@ -786,7 +789,7 @@ def find_items(fd: int, path: str) -> Ranges:
     mark = _read_mark(fd)
     if mark is None:
         if size == 0:  # killed before it had written anything
-            return np.zeros((0, 2), np.uint64)
+            return np.zeros((0, 2), np.uint64), False
         raise RecordingError(f"{path} is not a recording: it does not begin with a tar member {_MARK}.")
     if mark.format != FORMAT:
         raise RecordingError(
@@ -794,7 +797,7 @@ def find_items(fd: int, path: str) -> Ranges:
             f"Its arrays are .npy files in a tar archive."
         )
     ranges = _read_index(fd, size)
-    return _scan(fd, size, path) if ranges is None else ranges
+    return (_scan(fd, size, path), False) if ranges is None else (ranges, True)
 
 
 def _index_member(ranges: array.array[int], at: int, mtime: int) -> list[bytes]:

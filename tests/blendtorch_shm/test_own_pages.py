@@ -57,6 +57,15 @@ def receive(source: Source) -> dict[str, Any]:
 
 
 def in_a_child(does: Callable[[], None]) -> None:
+    assert_went_well(fork(does))
+
+
+def assert_went_well(child: int) -> None:
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def fork(does: Callable[[], None]) -> int:
+    """The process id of a child that does that, and ends."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -65,7 +74,7 @@ def in_a_child(does: Callable[[], None]) -> None:
             status = 0
         finally:
             os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    return child
 
 
 # -- a reader's pages -------------------------------------------------------------------------------------------
@@ -297,21 +306,19 @@ def use_all_slots(sink: Producer, source: Source) -> None:
 def test_a_forked_childs_arrays_stay_as_they_are_when_its_parent_drops_its_own(sink: Producer, source: Source) -> None:
     images = receive_three(sink, source)
     dropped, drop = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(drop)
-            os.read(dropped, 1)
-            status = 0 if are_as_received(images) else 1
-        finally:
-            os._exit(status)
+
+    def looks_afterwards() -> None:
+        os.close(drop)
+        os.read(dropped, 1)
+        assert are_as_received(images)
+
+    child = fork(looks_afterwards)
     assert are_as_received(images)
     images.clear()
     use_all_slots(sink, source)
     os.close(drop)
     os.close(dropped)
-    assert os.waitpid(child, 0)[1] == 0
+    assert_went_well(child)
 
 
 @pytest.mark.usefixtures("copying")
