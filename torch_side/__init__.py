@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .collation import pooled_collate
     from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
     from .frame_loader import FrameLoader
-    from .recording import FileReader, FileRecorder
-    from .verification import verify_recording
+    from .recordings.reader import FileReader
+    from .recordings.recorder import FileRecorder
+    from .recordings.verification import verify_recording
 
 __all__ = [
     "BlenderLauncher",
@@ -42,13 +43,13 @@ __all__ += errors.__all__
 
 _HOMES = {
     "FileDataset": "dataset",
-    "FileReader": "recording",
-    "FileRecorder": "recording",
+    "FileReader": "recordings.reader",
+    "FileRecorder": "recordings.recorder",
     "FrameLoader": "frame_loader",
     "RemoteIterableDataset": "dataset",
     "SingleFileDataset": "dataset",
     "pooled_collate": "collation",
-    "verify_recording": "verification",
+    "verify_recording": "recordings.verification",
 }
 _LATER = dict.fromkeys(
     ("DuplexChannel", "duplex", "env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),

@@ -23,8 +23,10 @@ from blendtorch_shm.transport import open_source
 from blendtorch_shm.wording import counted
 
 from .constants import DEFAULT_TIMEOUTMS
-from .old_recordings import not_trusted, old_files_of
-from .recording import FileReader, WorkerRecorder, absolute, check_prefix, files_of
+from .recordings.files import absolute, check_prefix, files_of
+from .recordings.old import not_trusted, old_files_of
+from .recordings.reader import FileReader
+from .recordings.recorder import WorkerRecorder
 from .waiting import LOOK_EVERY_S, Watch
 
 ItemTransform = Callable[[Any], Any]

@@ -1,5 +1,6 @@
 """Recorded files, under the name that users of blendtorch know."""
 
-from .recording import FileReader, FileRecorder
+from .recordings.reader import FileReader
+from .recordings.recorder import FileRecorder
 
 __all__ = ["FileReader", "FileRecorder"]

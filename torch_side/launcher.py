@@ -49,10 +49,11 @@ from blendtorch_shm.stream.stats import StreamStats, stats
 from .finder import Paths, Runtime, environment, find_runtime
 from .launching.config import LaunchConfig, Restart
 from .launching.display import VirtualDisplay
+from .launching.instance import Instance
 from .launching.logs import Logs
 from .launching.packages import OUR_FOLDER, package_folders
 from .launching.ports import DEFAULT_START_PORT, PortReservations
-from .launching.supervisor import Instance, Supervisor
+from .launching.supervisor import Supervisor
 from .utils import get_primary_ip
 
 __all__ = ["BlenderLauncher"]

@@ -20,7 +20,7 @@ from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.stats import ConsumerStats, StreamStats, stats_of_instance
 from blendtorch_shm.wording import counted
 
-from .launching.supervisor import describe_exit
+from .launching.instance import describe_exit
 
 if TYPE_CHECKING:
     from .dataset import RemoteIterableDataset

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch.utils import data
 
-import torch_side.launching.supervisor
+import torch_side.launching.instance
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
 from .conftest import CUBE_BLEND, SCRIPTS
@@ -62,7 +62,7 @@ def frames(start, end, pause_s=0):
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BlenderLauncher]:
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 0.02)
 
     def launch(text: str, **options: Any) -> BlenderLauncher:
         script = tmp_path / "instance.py"

@@ -15,7 +15,7 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["blendtorch_shm", "torch_side.recorded_item", "torch_side.recording"]):
+with atheris.instrument_imports(include=["blendtorch_shm", "torch_side.recordings"]):
     from tests.fuzz.targets import TARGETS
 
 SECONDS = 60

@@ -51,7 +51,7 @@ from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import PrivatePlace
 from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.transport.tcp import TcpForwarder, protocol
-from torch_side.recording import FileReader, FileRecorder
+from torch_side.file import FileReader, FileRecorder
 
 from . import mutations
 from .mutations import Mutation

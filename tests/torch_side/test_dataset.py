@@ -22,7 +22,6 @@ import torch
 from torch.utils import data
 
 import torch_side.dataset
-import torch_side.recording
 import torch_side.waiting
 from blendtorch_shm.errors import ConfigurationError, InstanceDied, StreamClosed, StreamTimeout, UnreadableMessage
 from blendtorch_shm.launch.address import Address, Twin
@@ -35,6 +34,7 @@ from blendtorch_shm.stream.stats import stats
 from blendtorch_shm.transport import open_sink, open_source
 from torch_side import BlenderLauncher, FileDataset, RemoteIterableDataset, verify_recording
 from torch_side.dataset import to_tensors
+from torch_side.recordings import archive, files, recorder
 from torch_side.waiting import Watch
 
 from ..blendtorch_shm.conftest import free_port
@@ -522,8 +522,8 @@ def test_ctrl_c_anywhere_in_an_iteration_that_records_costs_no_message(
         iterations.append(iter(dataset))
         received.append(int(next(iterations[-1])["i"]))
 
-    files = [str(module.__file__) for module in (torch_side.dataset, torch_side.recording)]
-    for where in everywhere(take, files, without=["__exit__", "close", "__del__"]):
+    modules = [str(module.__file__) for module in (torch_side.dataset, recorder, files, archive)]
+    for where in everywhere(take, modules, without=["__exit__", "close", "__del__"]):
         iterations.clear()
         assert not [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if path.endswith(".tar")], (
             where

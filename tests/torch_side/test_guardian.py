@@ -20,8 +20,8 @@ from .conftest import eventually, is_alive
 LAUNCH = """
 import os, signal, sys, threading, time
 from torch_side.launcher import BlenderLauncher
-from torch_side.launching import supervisor
-supervisor._FIRST_PAUSE_S = 0.02
+from torch_side.launching import instance
+instance._FIRST_PAUSE_S = 0.02
 if sys.argv[2] == "ignored":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 

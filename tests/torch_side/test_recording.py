@@ -29,6 +29,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis.extra import numpy as npst
 from torch.utils import data
 
+import torch_side.recordings.archive
+import torch_side.recordings.reader
+import torch_side.recordings.recorder
 from blendtorch_shm.errors import ConfigurationError, RecordingError, RecordingNotFound
 from torch_side import (
     FileDataset,
@@ -38,7 +41,7 @@ from torch_side import (
     SingleFileDataset,
     verify_recording,
 )
-from torch_side import recording as recording_module
+from torch_side.recordings.recorder import WorkerRecorder
 
 from ..interruption import everywhere
 from .conftest import Missing, launch
@@ -201,7 +204,7 @@ def test_tar_numpy_and_json_read_the_file(tmp_path: Path) -> None:
 
 
 def test_a_member_beyond_8_gib_has_a_size_that_tar_understands() -> None:
-    from torch_side.recorded_item import has_checksum, member_header, parse_header
+    from torch_side.recordings.item import has_checksum, member_header, parse_header
 
     for nbytes in (0, 5, 2**33 - 1, 2**33, 2**40):
         block = member_header(b"00000012", "image.npy", nbytes, 1_700_000_000)
@@ -310,7 +313,7 @@ def test_what_stands_behind_the_last_whole_item_is_written_over(tmp_path: Path) 
 _WRITE_UNTIL_KILLED = """
 import os, sys
 import numpy as np
-from torch_side.recording import FileRecorder
+from torch_side.recordings.recorder import FileRecorder
 with FileRecorder(sys.argv[1], max_messages=10**9) as recorder:
     i = 0
     while True:
@@ -517,7 +520,7 @@ def test_an_item_is_as_recorded_whatever_was_written_into_any_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where neighbours share a page of memory, and from several threads."""
-    monkeypatch.setattr(recording_module, "_ITEMS_OF_WINDOW", 5)
+    monkeypatch.setattr(torch_side.recordings.reader, "_ITEMS_OF_WINDOW", 5)
     record(tmp_path / "a_00.tar", 9, (150, 151, 3))
     dataset = SingleFileDataset(tmp_path / "a_00.tar")
 
@@ -595,7 +598,7 @@ def test_without_room_for_another_mapping_items_are_read(tmp_path: Path, monkeyp
     def refuse(fd: int, nbytes: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(recording_module, "_Window", refuse)
+    monkeypatch.setattr(torch_side.recordings.reader, "Window", refuse)
     check(FileDataset(tmp_path / "a")[1], 1)
 
 
@@ -900,7 +903,7 @@ def test_a_disk_that_is_full_from_the_start_is_no_error_of_the_stream(
 
 _HOLD = """
 import os, signal, sys
-from torch_side.recording import FileRecorder
+from torch_side.recordings.recorder import FileRecorder
 with FileRecorder(sys.argv[1]) as recorder:
     recorder.save({"frameid": 0})
     print("begun", flush=True)
@@ -933,7 +936,8 @@ def test_ctrl_c_anywhere_in_save_leaves_a_whole_file_with_that_item_or_without(t
             saved.append(tried[-1])
 
         save()
-        for where in everywhere(save, [str(recording_module.__file__)], stride=1):
+        modules = [str(module.__file__) for module in (torch_side.recordings.recorder, torch_side.recordings.archive)]
+        for where in everywhere(save, modules, stride=1):
             if len(recorder) > len(saved):  # it came when all was done
                 saved.append(tried[-1])
             assert len(recorder) == len(saved), where
@@ -954,7 +958,7 @@ def test_many_small_arrays_are_written_in_more_than_one_piece(tmp_path: Path) ->
 def test_who_records_is_told_once_that_training_waits_for_the_disk(
     addresses: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording_module, "_SLOW_S", -1.0)
+    monkeypatch.setattr(torch_side.recordings.recorder, "_SLOW_S", -1.0)
     list(RemoteIterableDataset(addresses, max_items=3, record_path_prefix=tmp_path / "a"))
     (told,) = [message for message in caplog.messages if "Training waits for the disk" in message]
     assert str(tmp_path / "a_00.tar") in told
@@ -1032,10 +1036,10 @@ def test_a_signals_handler_may_close_the_recorder(tmp_path: Path, handler_of: st
 def test_what_a_signals_handler_raises_while_an_item_is_written_does_not_stop_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = recording_module.WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
+    recorder = WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
     recorder.save({"i": 0}, lambda: None)
     with monkeypatch.context() as patch:
-        patch.setattr(recording_module, "_write", raises_time_out)
+        patch.setattr(torch_side.recordings.recorder, "write", raises_time_out)
         with pytest.raises(TimeoutError):
             recorder.save({"i": 1}, lambda: None)
     recorder.save({"i": 2}, lambda: None)
@@ -1050,7 +1054,7 @@ def raises_time_out(*_: object) -> None:
 def test_a_tensor_that_numpy_does_not_know_ends_the_recording_and_not_the_stream(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = recording_module.WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
+    recorder = WorkerRecorder(str(tmp_path / "a"), "0" * 32, 0, 1)
     recorder.save({"i": 0}, lambda: None)
     recorder.save({"i": 1, "pose": torch.zeros(3, dtype=torch.bfloat16)}, lambda: None)
     assert "has a value that cannot be recorded" in caplog.text

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import torch_side.launching.supervisor
+import torch_side.launching.instance
 from blendtorch_shm.errors import InstanceDied, SegmentError
 from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LOCK_FILE, is_abandoned
@@ -38,7 +38,7 @@ while True:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts without long pauses."""
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 0.02)
 
 
 @pytest.fixture

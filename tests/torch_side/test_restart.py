@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch.utils import data
 
+import torch_side.launching.instance
 import torch_side.launching.supervisor
 from blendtorch_shm.errors import InstanceDied, StreamTimeout
 from blendtorch_shm.launch.notes import InstanceReport, instance_reports
@@ -47,7 +48,7 @@ def launched(script: Path, num_instances: int = 1, **options: Any) -> Iterator[B
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts without long pauses."""
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 0.02)
 
 
 @pytest.fixture
@@ -253,8 +254,8 @@ def test_an_instance_that_fails_again_and_again_is_given_up_with_the_numbers(
 def test_pauses_grow_up_to_a_limit(
     script: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(torch_side.launching.supervisor, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(torch_side.launching.instance, "_LONGEST_PAUSE_S", 0.05)
     with launched(script("raise SystemExit(3)"), restart="on-failure", max_restarts=5) as launcher:
         launcher.wait()
         told = eventually(lambda: len(caplog.messages) == 6 and caplog.messages)
@@ -265,7 +266,7 @@ def test_pauses_grow_up_to_a_limit(
 def test_who_ran_well_for_a_while_begins_anew(
     script: Callable[[str], Path], quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_side.launching.supervisor, "RAN_WELL_S", 0.0)
+    monkeypatch.setattr(torch_side.launching.instance, "RAN_WELL_S", 0.0)
     path = script("import os, sys\nsys.exit(int(os.environ['BLENDTORCH_RESTARTS']) < 8)")
     with launched(path, restart="on-failure", max_restarts=1) as launcher:
         assert launcher.wait() == [0]
@@ -275,8 +276,8 @@ def test_who_ran_well_for_a_while_begins_anew(
 def test_while_a_restart_is_pending_nobody_is_dead(
     script: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 600.0)
-    monkeypatch.setattr(torch_side.launching.supervisor, "_LONGEST_PAUSE_S", 600.0)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(torch_side.launching.instance, "_LONGEST_PAUSE_S", 600.0)
     with launched(script("raise SystemExit(3)"), restart="on-failure") as launcher:
         eventually(lambda: report(launcher).state == "restarting")
         launcher.assert_alive()
@@ -315,7 +316,7 @@ def test_leaving_ends_an_instance_that_is_just_being_started_again(
     script: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the moment; conftest.py sees to it that nothing is left."""
-    monkeypatch.setattr(torch_side.launching.supervisor, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(torch_side.launching.instance, "_FIRST_PAUSE_S", 0.0)
     for _ in range(15):
         with launched(script(FOREVER), 2, restart="on-failure") as launcher:
             process(launcher).kill()

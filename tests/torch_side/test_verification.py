@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import torch_side.recording
+import torch_side.recordings.recorder
 from blendtorch_shm.errors import RecordingError, RecordingNotFound
 from torch_side import FileDataset, FileReader, FileRecorder, verify_recording
 from torch_side.apps import verify
@@ -93,14 +93,14 @@ def test_a_damaged_index_costs_no_item(tmp_path: Path) -> None:
 def test_what_changed_while_it_was_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checksum of other bytes than those in the file, whatever the reason."""
     changing = np.zeros(10_000, np.uint8)
-    write = torch_side.recording._write
+    write = torch_side.recordings.recorder.write
 
     def change_and_write(fd: int, buffers: list[Any], at: int) -> None:
         changing[5000] = 1
         write(fd, buffers, at)
 
     with FileRecorder(tmp_path / "a_00.tar") as recorder:
-        monkeypatch.setattr(torch_side.recording, "_write", change_and_write)
+        monkeypatch.setattr(torch_side.recordings.recorder, "write", change_and_write)
         recorder.save({"image": changing})
         monkeypatch.undo()
     with FileReader(tmp_path / "a_00.tar") as reader, pytest.raises(RecordingError, match="checksum"):

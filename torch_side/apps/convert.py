@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from blendtorch_shm.errors import BlendtorchError, RecordingError, RecordingNotFound
 
-from ..old_recordings import EXTENSION, old_files_of
-from ..recording import FileReader, FileRecorder, absolute
+from ..recordings.files import absolute
+from ..recordings.old import EXTENSION, old_files_of
+from ..recordings.reader import FileReader
+from ..recordings.recorder import FileRecorder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

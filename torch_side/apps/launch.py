@@ -31,7 +31,7 @@ from blendtorch_shm.launch.notes import InstanceReport
 from ..launch_info import LaunchInfo
 from ..launcher import BlenderLauncher
 from ..launching.config import LaunchConfig
-from ..launching.supervisor import describe_exit
+from ..launching.instance import describe_exit
 
 if TYPE_CHECKING:
     from rich.console import Group

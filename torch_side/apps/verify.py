@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from blendtorch_shm.errors import BlendtorchError
 
-from ..verification import verify_recording
+from ..recordings.verification import verify_recording
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -20,14 +20,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from blendtorch_shm.errors import LaunchError
-from blendtorch_shm.launch.address import Twin
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.launch.notes import (
     INSTANCE_VARIABLE,
@@ -35,7 +33,6 @@ from blendtorch_shm.launch.notes import (
     RESTARTS_VARIABLE,
     SOFTWARE_WARNING,
     InstanceState,
-    Note,
     clear_notes,
     has_note,
     has_status,
@@ -53,6 +50,7 @@ from blendtorch_shm.stream.place import SharedPlace
 
 from .bound import BoundProcess
 from .config import LaunchConfig
+from .instance import Instance, describe_exit
 from .logs import Logs
 from .removed import has_open, is_whole
 
@@ -60,12 +58,8 @@ log = logging.getLogger("blendtorch.launch")
 
 GRACE_S = 5.0
 """How long a process may take to end after SIGTERM before it is killed."""
-RAN_WELL_S = 60.0
-"""An instance that ran for so long before it failed is not failing again and again: its restarts are counted anew."""
 _NEWS_S = 0.1
 """How often the notes of starting instances are looked for."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-"""Between a failure and the restart; doubled with each further failure in a row."""
 _LEFTOVERS_S = 0.05
 """How often it is looked whether a killed instance's last process is gone."""
 _MEND_S = 0.5
@@ -79,71 +73,6 @@ _LISTEN_S = 1.0
 
 
 _CLEANERS = "docs/removed_files.md says what removes such files, and how to keep it from doing so."
-
-
-def describe_exit(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ""
-    if -code == signal.SIGKILL:
-        hint = ", which is also what the kernel sends when memory runs out"
-    return f"killed by {name}{hint}"
-
-
-@dataclass(eq=False)
-class Instance:
-    """One instance: what to run, and what became of it."""
-
-    btid: int
-    command: Callable[[int], list[str]]
-    """Its command line, by the number of restarts before."""
-    env: Mapping[str, str]
-    streams: Sequence[Twin] = ()
-    """Those of its sockets."""
-    process: BoundProcess | None = None
-    """The current one, or the last."""
-    started_at: float = 0.0
-    state: InstanceState = "starting"
-    exit_code: int | None = None
-    renderer: str = ""
-    obituary: str = ""
-    """How it ended: exit code, age, and the tail of its log."""
-    kept_log: str = ""
-    """Where its log lies when the launch is over, if it failed."""
-    restarts: int = 0
-    failures: int = 0
-    """Ends in a row that were answered by a restart."""
-    due_at: float = 0.0
-    """When to start it again."""
-    published_before: int = 0
-    """Messages, when its current process was started."""
-    signs: object = None
-    """What was last seen of its life: while it lives this changes."""
-    silent_s: float = 0.0
-    """For how long it has not."""
-    listened_at: float = 0.0
-    """When that was last looked at."""
-    stuck: str = ""
-    """Why it was killed."""
-    said: dict[Note, str] = field(default_factory=dict)
-    """Its notes."""
-    opened: set[str] = field(default_factory=set)
-    """Sockets whose files were seen while its current process ran."""
-    lost: Sequence[str] = ()
-    """Sockets that it publishes on, and whose files somebody has removed."""
-
-    def has_exited(self) -> bool:
-        """Whether its process is gone for good, and its obituary written."""
-        return self.state == "exited"
-
-    def published(self) -> int:
-        """How many messages it has published, since its first start."""
-        return sum(seen.published for twin in self.streams if (seen := activity(SharedPlace(twin))) is not None)
 
 
 class Supervisor:
@@ -509,8 +438,12 @@ class Supervisor:
             how = "killed, because its guardian, the process that watches over it, was killed"
             self._kill_leftovers(instance)
         instance.exit_code = code
-        pause_s, fate = self._decide(instance, code, age_s)
+        pause_s, fate = None, ""
         if not self._ending:
+            is_recycled = self._config.recycle_after is not None and has_note(
+                self._directory.path, instance.btid, "recycled"
+            )
+            pause_s, fate = instance.decide(self._config, code, age_s, is_recycled=is_recycled)
             self._mend_directory()  # or the end of its log would be lost
         self._logs.end(instance.btid)
         headline = f"Instance {instance.btid} ended after {age_s:.1f} s: {how}.{fate}"
@@ -534,36 +467,6 @@ class Supervisor:
             instance.due_at = time.monotonic() + pause_s
             self._move(instance, "restarting")
 
-    def _decide(self, instance: Instance, code: int, age_s: float) -> tuple[float | None, str]:
-        """How long to wait before an instance that ended is started again (None: it is not), and a sentence about it."""
-        config = self._config
-        if self._ending:
-            return None, ""
-        if config.recycle_after is not None and has_note(self._directory.path, instance.btid, "recycled"):
-            instance.failures = 0
-            return (
-                0.0,
-                f" It had published as much as one process may (recycle_after); start {instance.restarts + 2} follows.",
-            )
-        if config.restart == "never" or (config.restart == "on-failure" and code == 0):
-            return None, ""
-        worked = code == 0 and instance.published() > instance.published_before
-        if worked or age_s - instance.silent_s > RAN_WELL_S:
-            instance.failures = 0
-        if worked:
-            return 0.0, f" It is started again (restart={config.restart!r})."
-        if instance.failures >= config.max_restarts:
-            return None, (
-                f" It is not started again: it was {instance.failures} times in a row (max_restarts={config.max_restarts}), "
-                f"without running for {RAN_WELL_S:.0f} s once."
-            )
-        pause_s = min(_FIRST_PAUSE_S * 2.0**instance.failures, _LONGEST_PAUSE_S)
-        instance.failures += 1
-        return (
-            pause_s,
-            f" It is started again in {pause_s:g} s ({instance.failures} of {config.max_restarts} times in a row).",
-        )
-
     def _start_again(self, instance: Instance) -> None:
         """Start an instance again once it is time, and once nothing of the last time lives."""
         if self._ending:
@@ -585,7 +488,7 @@ class Supervisor:
         try:
             self._start(instance)
         except LaunchError as error:
-            pause_s, fate = self._decide(instance, 1, 0.0)
+            pause_s, fate = instance.decide(self._config, 1, 0.0)
             instance.obituary = f"{error}{fate}"
             log.error("%s", instance.obituary)
             instance.due_at = time.monotonic() + (pause_s or 0.0)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from blendtorch_shm.errors import RecordingError, RecordingNotFound
 from blendtorch_shm.wording import counted
 
-from .old_recordings import EXTENSION, old_files_of
-from .recording import FileReader, absolute, files_of
+from .files import absolute, files_of
+from .old import EXTENSION, old_files_of
+from .reader import FileReader
 
 
 @dataclass(frozen=True)
