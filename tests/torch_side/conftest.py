@@ -1,6 +1,9 @@
 """What the tests share: scripts to run, instances that publish for ever, and waiting for what comes about by itself."""
 
 import contextlib
+import gc
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -54,6 +57,22 @@ def keys(batches: Any) -> list[tuple[int, int]]:
 def check(batch: dict[str, Any]) -> None:
     assert (batch["image"] == batch["value"].view(-1, 1, 1, 1)).all()
     assert (batch["xy"] == batch["frameid"].view(-1, 1, 1)).all()
+
+
+@contextlib.contextmanager
+def killed_worker(iterator: Any) -> Iterator[None]:
+    """The first worker of a DataLoader's iterator has been killed. To be left when the iterator is gone.
+
+    Torch's handler of SIGCHLD raises wherever the main thread is, in an `except` and in the iterator's `__del__`, too, which then
+    leaves the other workers behind. So there is none meanwhile: the iterator finds out when it waits for that worker.
+    """
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)
+        yield
+    finally:
+        gc.collect()  # an error may hold the iterator in a cycle
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def is_alive(pid: int) -> bool:

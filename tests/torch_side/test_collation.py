@@ -26,7 +26,7 @@ from blendtorch_shm.memory.layout import PAGE
 from blendtorch_shm.process import leaving
 from torch_side import RemoteIterableDataset, collation, pooled_collate
 
-from .conftest import check, eventually, is_alive, keys, launch
+from .conftest import check, eventually, is_alive, keys, killed_worker, launch
 
 
 def load(
@@ -364,19 +364,12 @@ def test_the_queue_may_be_read_by_another_thread(addresses: list[str]) -> None:
 def test_a_killed_worker_takes_no_batch_along_that_somebody_has_and_repeats_none(addresses: list[str]) -> None:
     iterator = iter(load(addresses, 10**6))
     kept = [next(iterator) for _ in range(4)]
-    # Torch's handler raises at any point; without it, the loader finds out when it waits for a batch, or for its memory.
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    errors = []
-    try:
-        os.kill(iterator._workers[0].pid, signal.SIGKILL)
-        while True:
-            kept.append(next(iterator))
-    except (RuntimeError, StreamClosed) as error:
-        errors.append(str(error))
-    finally:
+    words = "exited unexpectedly|is lost with the DataLoader worker"
+    with killed_worker(iterator):
+        with pytest.raises((RuntimeError, StreamClosed), match=words):
+            while True:
+                kept.append(next(iterator))
         del iterator
-        signal.signal(signal.SIGCHLD, before)
-    assert "exited unexpectedly" in errors[0] or "is lost with the DataLoader worker" in errors[0]
     kept += load(addresses, 200)
     for batch in kept:
         check(batch)

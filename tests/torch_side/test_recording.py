@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -44,7 +43,7 @@ from torch_side import (
 from torch_side.recordings.recorder import WorkerRecorder
 
 from ..interruption import everywhere
-from .conftest import Missing, launch
+from .conftest import Missing, killed_worker, launch
 
 
 def item_number(i: int, shape: tuple[int, ...] = (10, 12, 3)) -> dict[str, Any]:
@@ -835,12 +834,11 @@ def test_a_worker_killed_while_it_records_leaves_what_it_had_received(addresses:
     dataset = RemoteIterableDataset(addresses, max_items=10**6, record_path_prefix=tmp_path / "a")
     loader = iter(data.DataLoader(dataset, batch_size=None, num_workers=2))
     received = [key(next(loader)) for _ in range(40)]
-    killed = loader._workers[0].pid  # type: ignore[attr-defined]
-    os.kill(killed, signal.SIGKILL)
-    with pytest.raises((RuntimeError, OSError, EOFError)):  # as torch happens to notice it
-        while True:
-            received.append(key(next(loader)))
-    del loader
+    with killed_worker(loader):
+        with pytest.raises((RuntimeError, OSError, EOFError)):  # as torch happens to notice it
+            while True:
+                received.append(key(next(loader)))
+        del loader
     gc.collect()
     replayed = [key(item) for item in FileDataset(tmp_path / "a")]
     assert set(received) <= set(replayed)
