@@ -23,8 +23,8 @@ from blendtorch_shm.transport import open_source
 from blendtorch_shm.wording import counted
 
 from .constants import DEFAULT_TIMEOUTMS
+from .recordings import old
 from .recordings.files import absolute, check_prefix, files_of
-from .recordings.old import not_trusted, old_files_of
 from .recordings.reader import FileReader
 from .recordings.recorder import WorkerRecorder
 from .waiting import LOOK_EVERY_S, Watch
@@ -357,8 +357,8 @@ class FileDataset(data.ConcatDataset[Any]):
         _check_output(output)
         prefix = absolute(record_path_prefix)
         paths = files_of(prefix)
-        if not paths and (paths := old_files_of(prefix)) and not allow_pickle:
-            raise not_trusted(paths, prefix)
+        if not paths and (paths := files_of(prefix, old.EXTENSION)) and not allow_pickle:
+            raise old.not_trusted(paths, prefix)
         if not paths:
             raise RecordingNotFound(f"There is no recording {prefix}_00.tar, nor one with another number.")
         super().__init__(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from blendtorch_shm.errors import BlendtorchError, RecordingError, RecordingNotFound
 
-from ..recordings.files import absolute
-from ..recordings.old import EXTENSION, old_files_of
+from ..recordings.files import absolute, files_of
+from ..recordings.old import EXTENSION
 from ..recordings.reader import FileReader
 from ..recordings.recorder import FileRecorder
 
@@ -47,7 +47,7 @@ def _convert(path: str) -> list[str]:
         RecordingNotFound: there are no such files.
         RecordingError: one cannot be read, or there is a file already where a new one is to be.
     """
-    old = [path] if os.path.isfile(path) else old_files_of(path)
+    old = [path] if os.path.isfile(path) else files_of(path, EXTENSION)
     if not old:
         raise RecordingNotFound(f"There is no recording {path}_00{EXTENSION}, nor one with another number.")
     new = [f"{os.path.splitext(one)[0]}.tar" for one in old]

@@ -87,7 +87,7 @@ class Instance:
     def decide(
         self, config: LaunchConfig, code: int, age_s: float, *, is_recycled: bool = False
     ) -> tuple[float | None, str]:
-        """Whether it is started again after an end.
+        """Decide after an end whether it is started again, and count its failures in a row.
 
         Args:
             config: of the launch.

@@ -37,12 +37,11 @@ def absolute(prefix: str | os.PathLike[str]) -> str:
     return os.path.join(os.getcwd(), prefix)
 
 
-def files_of(prefix: str) -> list[str]:
-    """The files of a recording, in the order of their workers."""
+def files_of(prefix: str, extension: str = ".tar") -> list[str]:
+    """The files of a recording, in the order of their workers. Those of blendtorch have the extension :data:`.old.EXTENSION`."""
     numbered = []
-    for path in glob.glob(f"{glob.escape(prefix)}_*.tar"):
-        number = re.fullmatch(r"_(\d{2,})\.tar", path[len(prefix) :])
-        if number:
+    for path in glob.glob(f"{glob.escape(prefix)}_*{extension}"):
+        if number := re.fullmatch(rf"_(\d{{2,}}){re.escape(extension)}", path[len(prefix) :]):
             numbered.append((int(number[1]), path))
     return [path for _, path in sorted(numbered)]
 

@@ -8,10 +8,8 @@ To read a pickle is to run what it says. So nothing is read here before the call
 
 from __future__ import annotations
 
-import glob
 import os
 import pickle
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -28,15 +26,6 @@ EXTENSION = ".btr"
 def is_old(fd: int) -> bool:
     """Whether an open file is blendtorch's: it begins with a pickle."""
     return os.pread(fd, 2, 0).startswith(_FIRST_BYTES)
-
-
-def old_files_of(prefix: str) -> list[str]:
-    """The files of a recording of blendtorch's, in the order of their workers."""
-    found = []
-    for path in glob.glob(f"{glob.escape(prefix)}_*{EXTENSION}"):
-        if number := re.fullmatch(rf"_(\d{{2,}}){re.escape(EXTENSION)}", path[len(prefix) :]):
-            found.append((int(number[1]), path))
-    return [path for _, path in sorted(found)]
 
 
 def not_trusted(paths: Sequence[str], to_convert: str) -> RecordingError:

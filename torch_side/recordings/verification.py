@@ -9,7 +9,7 @@ from blendtorch_shm.errors import RecordingError, RecordingNotFound
 from blendtorch_shm.wording import counted
 
 from .files import absolute, files_of
-from .old import EXTENSION, old_files_of
+from .old import EXTENSION
 from .reader import FileReader
 
 
@@ -78,7 +78,7 @@ def verify_recording(path: str | os.PathLike[str]) -> Verification:
     """
     path = absolute(path)
     paths = [path] if os.path.isfile(path) else files_of(path)
-    old = [one for one in paths if one.endswith(EXTENSION)] or ([] if paths else old_files_of(path))
+    old = [one for one in paths if one.endswith(EXTENSION)] or ([] if paths else files_of(path, EXTENSION))
     if old:
         raise RecordingError(
             f"{', '.join(old)}: recordings of blendtorch have no checksums. Those that blendtorch-convert writes have."
