@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .animation import AnimationController
     from .camera import Camera
     from .compositor import CompositeRenderer, CompositeSelection
+    from .duplex import DuplexChannel
     from .final import FinalRenderer
     from .ground_truth import GroundTruth
     from .offscreen import OffScreenRenderer
@@ -29,6 +30,7 @@ __all__ = [
     "CompositeRenderer",
     "CompositeSelection",
     "DataPublisher",
+    "DuplexChannel",
     "FinalRenderer",
     "GroundTruth",
     "OffScreenRenderer",
@@ -46,14 +48,15 @@ _HOMES = {
     "Camera": "camera",
     "CompositeRenderer": "compositor",
     "CompositeSelection": "compositor",
+    "DuplexChannel": "duplex",
     "FinalRenderer": "final",
     "GroundTruth": "ground_truth",
     "OffScreenRenderer": "offscreen",
     "add_scene_dir_to_path": "paths",
 }
 _LATER = dict.fromkeys(
-    ("BaseEnv", "DuplexChannel", "RemoteControlledAgent", "duplex", "env"),
-    "duplex channels and environments are not in blendtorch-shm yet",
+    ("BaseEnv", "RemoteControlledAgent", "env"),
+    "environments are not in blendtorch-shm yet",
 )
 
 __getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)

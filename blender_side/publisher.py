@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
-import os
 import sys
 import weakref
 from typing import Any
@@ -12,14 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blendtorch_shm.errors import SegmentError
-from blendtorch_shm.launch.address import Address, Twin, resolve
+from blendtorch_shm.launch.address import Address, resolve
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
 from blendtorch_shm.stream.producer import Sink
 from blendtorch_shm.transport import open_sink
 
-from . import bootstrap
+from . import bootstrap, endings
 
 _lenders: dict[tuple[tuple[int, ...], np.dtype[Any]], weakref.ref[DataPublisher]] = {}
 """By shape and dtype, the publisher that last published such an array: a renderer's next one will go there."""
@@ -76,11 +72,11 @@ class DataPublisher:
         elif send_hwm is None:
             send_hwm = 10
         place = address.twin or str(address)
-        _take_over(place)
+        endings.take_over(place)
         sink = open_sink(address, send_hwm=send_hwm, num_slots=num_slots, lingerms=lingerms)
         self._clips = None if frames_per_clip is None else ClipSink(sink, frames_per_clip, once=("btid",))
         self._sink: Sink = self._clips or sink
-        _open[self._sink] = place, weakref.ref(self)
+        endings.note(self._sink, place, self)
 
     def publish(self, **kwargs: Any) -> None:
         """Send one message, or add one frame to a clip; waits for as long as consumers leave no room for it.
@@ -122,52 +118,14 @@ class DataPublisher:
         Happens by itself when the process ends in good order. On the way out after Ctrl-C it does not wait for TCP consumers to
         take what they have not.
         """
-        self._sink.close(patient=_is_patient(sys.exc_info()[0]))
-        _open.pop(self._sink, None)
+        self._sink.close(patient=endings.is_patient(sys.exc_info()[0]))
+        endings.forget(self._sink)
 
     def __enter__(self) -> DataPublisher:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-_open: dict[Sink, tuple[Twin | str, weakref.ref[DataPublisher]]] = {}
-"""By sink, where it publishes and for whom. Also those of forgotten publishers: what they published may be on its way."""
-os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
-
-
-def _take_over(place: Twin | str) -> None:
-    """Close what this process has open at a place, if its publisher was forgotten.
-
-    Raises:
-        SegmentError: the publisher is in use.
-    """
-    for sink, (taken, owner) in list(_open.items()):
-        if taken != place or str(taken).endswith((":*", ":0")):  # those are other ports each time
-            continue
-        if owner() is not None:
-            gc.collect()  # it may only hang in a traceback
-        if owner() is not None:
-            name = place.name if isinstance(place, Twin) else place
-            raise SegmentError(
-                f"This very process has a DataPublisher on {name} already. Publish with that one, or close() it before another is"
-                f" made. For two streams, give each a socket of its own (named_sockets)."
-            )
-        sink.close(patient=not isinstance(place, Twin))  # in shared memory, messages wait for consumers without us
-        _open.pop(sink, None)
-
-
-@atexit.register  # later than pyzmq's own (importing transport/ registers that), so this runs before it
-def _close_all() -> None:
-    last = None if hasattr(sys, "ps1") else getattr(sys, "last_type", None)  # in a session, that may be long ago
-    for sink in list(_open):
-        sink.close(patient=_is_patient(last))
-
-
-def _is_patient(error: type[BaseException] | None) -> bool:
-    """Whether to wait for slow consumers while closing because of `error`."""
-    return not bootstrap.is_recycling() and (error is None or not issubclass(error, KeyboardInterrupt))
 
 
 def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:

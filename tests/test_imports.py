@@ -265,7 +265,7 @@ def test_what_only_blender_or_torch_can_do_says_what_to_install() -> None:
 def test_what_is_not_there_yet_says_so() -> None:
     run(
         "from importlib import import_module\n"
-        "for side, name in (('btt', 'DuplexChannel'), ('btt', 'env'), ('btb', 'BaseEnv')):\n"
+        "for side, name in (('btt', 'RemoteEnv'), ('btt', 'env'), ('btb', 'BaseEnv')):\n"
         "    try: getattr(import_module(f'blendtorch.{side}'), name)\n"
         "    except AttributeError as error: text = str(error)\n"
         "    assert f'blendtorch.{side}' in text and name in text and 'not in blendtorch-shm yet' in text, text\n",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import colors
     from .collation import pooled_collate
     from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
+    from .duplex import DuplexChannel
     from .frame_loader import FrameLoader
     from .recordings.reader import FileReader
     from .recordings.recorder import FileRecorder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlenderLauncher",
+    "DuplexChannel",
     "FileDataset",
     "FileReader",
     "FileRecorder",
@@ -42,6 +44,7 @@ __all__ = [
 __all__ += errors.__all__
 
 _HOMES = {
+    "DuplexChannel": "duplex",
     "FileDataset": "dataset",
     "FileReader": "recordings.reader",
     "FileRecorder": "recordings.recorder",
@@ -52,8 +55,8 @@ _HOMES = {
     "verify_recording": "recordings.verification",
 }
 _LATER = dict.fromkeys(
-    ("DuplexChannel", "duplex", "env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),
-    "duplex channels and environments are not in blendtorch-shm yet",
+    ("env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),
+    "environments are not in blendtorch-shm yet",
 )
 
 __getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)

@@ -39,6 +39,7 @@ SHARED_MEMORY = "/dev/shm"
 
 MAX_SOCKET_NAME = 48
 """Longest name of a socket as part of a file's name; the path of an inbox has 107 bytes at most."""
+_BACK = "+back"
 _LAUNCH = re.compile(r"[0-9a-f]{8}")
 _ENDPOINT = re.compile(r"tcp://[^\s/:\[\]]+:[0-9]{1,5}")
 _AddressOrMany = TypeVar("_AddressOrMany")
@@ -58,6 +59,7 @@ class Twin:
         nonce: what the launch's beacon says, for those who see the same shared memory.
         name: name of the socket, such as ``DATA``.
         btid: number of the instance.
+        is_back: whether this is a channel's way back, from the trainer to the instance.
     """
 
     directory: str
@@ -65,6 +67,7 @@ class Twin:
     nonce: str
     name: str
     btid: int
+    is_back: bool = False
 
     def __post_init__(self) -> None:
         # It may come from a file, and becomes part of paths.
@@ -105,8 +108,12 @@ class Twin:
 
     @property
     def _file_name(self) -> str:
-        """Another one for each socket and instance: what follows the last ``-`` is the number, and ``%`` is escaped, too."""
-        return f"{_escaped(self.name)}-{self.btid}"
+        """Another one for each socket and instance: what follows the last ``-`` is the number. ``%`` and ``+`` are escaped."""
+        return f"{_escaped(self.name)}{_BACK if self.is_back else ''}-{self.btid}"
+
+    def back(self) -> Twin:
+        """The other way of a channel: from the trainer to the instance."""
+        return replace(self, is_back=True)
 
     def sockets(self) -> list[Twin]:
         """Those of the same instance that somebody has opened, this one included, by name, even if some files are gone."""
@@ -119,7 +126,9 @@ class Twin:
         for file in sorted(files):
             escaped, _, btid = file.rpartition("-")
             name = unquote(escaped)
-            if btid == str(self.btid) and is_socket_name(name):  # a ring's number is behind a dot
+            if (
+                btid == str(self.btid) and is_socket_name(name) and "+" not in escaped
+            ):  # a ring's number is behind a dot
                 found.append(replace(self, name=name))
         return found
 

@@ -56,8 +56,8 @@ class RemoteLane(Lane, Protocol):
     """A lane that sleeps at sockets of its own."""
 
     @property
-    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
-        """One of them is readable when it may have something."""
+    def sockets(self) -> Sequence[zmq.Socket[bytes] | int]:
+        """One of them is readable when it may have something. A number is that of a file descriptor."""
 
     def is_answered(self) -> bool:
         """Whether anybody has ever answered there."""

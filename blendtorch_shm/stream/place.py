@@ -19,7 +19,7 @@ class SharedPlace:
     def __init__(self, twin: Twin) -> None:
         self.twin = twin
         self.name = twin.prefix
-        self.title = f"{twin.name} of instance {twin.btid}"
+        self.title = f"{'the way back of ' if twin.is_back else ''}{twin.name} of instance {twin.btid}"
         """For people."""
 
     def create(self, suffix: str, nbytes: int) -> Segment:

@@ -54,6 +54,10 @@ _STILL_LOCKED_S = 1.0
 _EXPLAIN_EVERY_S = 30.0
 
 
+class ProducerAlive(SegmentError):
+    """A stream has a producer, which lives."""
+
+
 class Sink(Protocol):
     """Takes messages; each is received exactly once, in order where there is one consumer."""
 
@@ -135,7 +139,7 @@ class Producer(Closable):
         self._locks = place.open_locks(create=True)
         if not _becomes_true(lambda: self._locks.hold(PRODUCER_LOCK)):
             self._locks.close()
-            raise SegmentError(
+            raise ProducerAlive(
                 f"Another living process publishes as {place.name}. One instance owns a socket: give each publisher "
                 f"a socket name of its own (named_sockets), or close the first."
             )
@@ -155,7 +159,7 @@ class Producer(Closable):
             if control.lock_file != self._locks.inode():
                 lock_file = control.lock_file
                 if not _becomes_true(lambda: not self.place.is_locked_in(lock_file, PRODUCER_LOCK)):
-                    raise SegmentError(
+                    raise ProducerAlive(
                         f"Another living process publishes as {self.place.name}, although its lock file was removed. End that "
                         f"one first; or give each publisher a socket name of its own (named_sockets)."
                     )
@@ -380,6 +384,18 @@ class Producer(Closable):
             if self._loan is not None:
                 self._wait_for_slot(math.inf)
 
+    def gets_room(self, patience_s: float) -> bool:
+        """Whether :meth:`publish` need not wait, now or within `patience_s`."""
+        with self._lock:
+            self._wait_for_room(patience_s)
+            return self._has_room()
+
+    def note_waited(self, seconds: float) -> None:
+        """Time that was spent waiting for the other end to say what to do: it counts as that spent waiting for room, and shows
+        those who watch that we live.
+        """
+        self._control.stalled_ns += int(seconds * 1e9)
+
     def wait_for_slot(self, patience_s: float) -> None:
         """Return when :meth:`publish` finds a slot, or after `patience_s`."""
         with self._lock:
@@ -393,9 +409,9 @@ class Producer(Closable):
             ready += ring.count(State.READY)
         return ready < self._max_ready
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_room(self, patience_s: float = math.inf) -> None:
         if not self._has_room():
-            self._wait(self._has_room, wake_below=(self._max_ready + 1) // 2)
+            self._wait(self._has_room, wake_below=(self._max_ready + 1) // 2, patience_s=patience_s)
 
     def _wait_for_slot(self, patience_s: float) -> None:
         if self._rings and not self._rings[-1].has_free():

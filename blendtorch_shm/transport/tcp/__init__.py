@@ -4,6 +4,7 @@
 protocol.py    what is said, and what follows from it, without I/O: theory of operation, states, what is promised
 forwarder.py   the producer's end: a thread that takes messages from the ring and sends them (ROUTER)
 lane.py        the consumer's end: a connection to one producer (DEALER)
+inlet.py       the way back of a channel: where an instance finds what was posted to it
 frames.py      the memory of received messages
 sockets.py     what both ends ask of ZeroMQ
 =============  =====================================================================================================

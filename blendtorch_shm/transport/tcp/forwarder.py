@@ -36,8 +36,9 @@ from ...stream.bell import private_bell
 from ...stream.consumer import Consumer
 from ...stream.lease import Claimed
 from ...stream.place import Place
-from .protocol import Action, GiveBack, ProducerSession, Release, Send, Tell
-from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, readable, stop_monitor
+from .inlet import Inlet
+from .protocol import Action, Deliver, GiveBack, ProducerSession, Release, Send, Tell
+from .sockets import CONNECTION_ENDS, MAX_MESSAGE_NBYTES, limit_silence, monitor, next_event, readable, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
 
@@ -69,8 +70,10 @@ class TcpForwarder(Closable):
         place: the stream to take messages from.
         address: ``tcp://`` endpoint to bind, with its keys if connections are to be authenticated.
         lingerms: extra milliseconds that closing may wait for consumers, connected or not.
+        is_channel: whether one consumer, a trainer, may send messages back: see `inlet`.
 
     Attributes:
+        inlet: where these arrive; None where this is no channel.
         waits: whether it wants to know of the next commit: the producer calls :meth:`wake` then.
 
     Raises:
@@ -82,7 +85,7 @@ class TcpForwarder(Closable):
         producer.forwarder = TcpForwarder(producer.place, Address("tcp://127.0.0.1:11000"))
     """
 
-    def __init__(self, place: Place, address: Address, *, lingerms: int = 0) -> None:
+    def __init__(self, place: Place, address: Address, *, lingerms: int = 0, is_channel: bool = False) -> None:
         keys = address.keys if isinstance(address.keys, ServerKeys) else None
         _check_reach(address, keys)
         self.waits = False
@@ -102,7 +105,7 @@ class TcpForwarder(Closable):
         self._socket.rcvhwm = 1000
         self._socket.sndhwm = 0  # what is on its way is limited per consumer, in messages
         self._socket.linger = 0
-        self._socket.maxmsgsize = _MAX_GREETING_NBYTES
+        self._socket.maxmsgsize = MAX_MESSAGE_NBYTES if is_channel else _MAX_GREETING_NBYTES
         self._socket.handshake_ivl = 10_000
         limit_silence(self._socket, _PATIENCE_S)
         self._monitor = monitor(self._socket, CONNECTION_ENDS)
@@ -116,7 +119,9 @@ class TcpForwarder(Closable):
         except BaseException:
             self._shut()
             raise
-        self._session: ProducerSession = ProducerSession(self._consumer.key, int(address.launch or "0", 16))
+        self.inlet = Inlet(self._bell, f"{address}", trusted=self.authenticated) if is_channel else None
+        launch = int(address.launch or "0", 16)
+        self._session: ProducerSession = ProducerSession(self._consumer.key, launch, is_channel=is_channel)
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._bell.fd):
             self._poller.register(source, zmq.POLLIN)
@@ -265,6 +270,7 @@ class TcpForwarder(Closable):
         events = dict(self._poller.poll(_LOOK_EVERY_MS if self._session.peers or self._closing else timeout_ms))
         if self._bell.fd in events:
             self._bell.clear()
+            self._say_what_was_received()
         if self._monitor in events:
             self._hear_of_connections()
         if not events:
@@ -283,6 +289,10 @@ class TcpForwarder(Closable):
             taken = taken or any(isinstance(action, Release) for action in actions)
             self._perform(actions)
         return taken
+
+    def _say_what_was_received(self) -> None:
+        while self.inlet is not None and (received := self.inlet.next_received()) is not None:
+            self._perform(self._session.say_received(*received))
 
     def _hear_of_connections(self) -> None:
         while readable(self._monitor):
@@ -330,6 +340,9 @@ class TcpForwarder(Closable):
                     self._consumer.pass_on()
                 else:
                     self._returned.append(action.message)
+            elif isinstance(action, Deliver):
+                if self.inlet is not None and not self.inlet.put(action):
+                    self._perform(self._session.say_received(action.session, action.sequence))
             else:
                 self._complain(
                     f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {action.why!r}."

@@ -6,6 +6,7 @@ import functools
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 
 import zmq
 
@@ -17,8 +18,19 @@ from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
 from ...stream.lease import Calls
 from .frames import Frames
-from .protocol import MAX_QUEUE, WRONG_KEYS, Arrived, ConsumerSession, ConsumerState, Said, encode
-from .sockets import CONNECTION_ENDS, limit_silence, monitor, next_event, readable, stop_monitor
+from .protocol import (
+    MAX_POSTS,
+    MAX_QUEUE,
+    POST,
+    WRONG_KEYS,
+    Arrived,
+    ConsumerSession,
+    ConsumerState,
+    Hello,
+    Said,
+    encode,
+)
+from .sockets import CONNECTION_ENDS, MAX_MESSAGE_NBYTES, limit_silence, monitor, next_event, readable, stop_monitor
 
 log = logging.getLogger("blendtorch.tcp")
 
@@ -26,7 +38,6 @@ _PATIENCE_S = 60
 """The other host is gone when it acknowledges no packet for so long. A consumer drops the connection before the producer does: it
 knows then that what it has not taken may go to others.
 """
-_MAX_MESSAGE_NBYTES = 2**33
 _LINGER_MS = 1000
 
 
@@ -114,7 +125,7 @@ class TcpLane(Closable):
             self.sockets.append(self._socket)
             self._socket.rcvhwm = 0  # what is on its way is limited by the room that the session says
             self._socket.linger = _LINGER_MS
-            self._socket.maxmsgsize = _MAX_MESSAGE_NBYTES
+            self._socket.maxmsgsize = MAX_MESSAGE_NBYTES
             self._socket.reconnect_ivl = 50
             self._socket.reconnect_ivl_max = 1000
             limit_silence(self._socket, _PATIENCE_S)
@@ -157,6 +168,38 @@ class TcpLane(Closable):
         while len(messages) < count and (message := self.take()) is not None:
             messages.append(message)
         return messages
+
+    def post(self, header: bytes, payload: Bytes) -> bool:
+        """Send a message back, if this is the lane of a channel. It is kept until the other end has received it.
+
+        False: as many as may wait do. Then, and as long as :meth:`has_posts`, call :meth:`serve` until it is taken.
+        """
+        self.serve()
+        if len(self._session.posts) >= MAX_POSTS:
+            return False
+        self._is_inside = True
+        sequence = self._session.posts.add(header, payload)
+        if self._session.state is ConsumerState.CONNECTED:  # else the greeting is followed by all posts
+            self._send((POST.pack(sequence), header, payload))
+        self._is_inside = False
+        return True
+
+    def has_posts(self) -> bool:
+        """Whether something was posted that the other end has not received."""
+        return len(self._session.posts) > 0
+
+    def serve(self) -> None:
+        """Hear what the other end says, and greet if that is due. Messages that come stay for :meth:`take`."""
+        if self._is_inside:
+            self._drain()
+            self._say(self._session.resume())
+        self._is_inside = True
+        self._listen()
+        while (frames := self._read()) is not None:
+            problem = self._session.receive(frames, time.monotonic())
+            if problem is not None:
+                self._reject(problem.why)
+        self._is_inside = False
 
     def is_answered(self) -> bool:
         """Whether anybody has ever answered there, be it with a refusal."""
@@ -255,8 +298,16 @@ class TcpLane(Closable):
     def _say(self, said: Said | None) -> None:
         if said is None:
             return
+        self._send((encode(said),))
+        if isinstance(said, Hello):
+            for frames in self._session.posts.frames():
+                self._send(frames)
+
+    def _send(self, frames: Sequence[bytes | Bytes]) -> None:
         try:
-            self._socket.send(encode(said), zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                self._socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(frames[-1], zmq.NOBLOCK)
         except zmq.ZMQError:  # not connected: the next greeting says it. Or closed, and it was said
             pass
 

@@ -24,6 +24,15 @@ A consumer belongs to one launch, and takes nothing of another one that has the 
 address; or, where somebody typed that by hand, from the first message: the stamp names it. An instance that is started again is
 of the same launch. Scripts that no launcher started are of none (0), and may follow each other.
 
+A channel has a way back on the same connection: what a trainer *posts* to an instance::
+
+    trainer                                                         instance
+    Post(sequence), header, payload                ───────────►     keeps it for the script
+                       ◄───────────  RECEIVED, sequence             the script has taken it
+
+A post stays the trainer's until it was received. After each greeting, all that was not is posted again; the instance tells by
+session and sequence number what it has already (:class:`Posts`, :class:`Inbound`). What comes before a greeting is not heard.
+
 There is one limit. A consumer may be unable to say that it took a message, because its connection broke or its producer was
 killed at that moment. If another consumer asks for that message before the first one is back (:data:`LOST_S`), both get it.
 
@@ -91,6 +100,12 @@ END = b"end"
 """The producer's last word to a consumer: it closed."""
 REFUSAL = b"refused: "
 """What a refusal begins with; the reason follows."""
+RECEIVED = b"received"
+"""What begins a remark that a post was received; its sequence number follows."""
+POST = struct.Struct("<Q")
+"""First frame of each post: its sequence number."""
+MAX_POSTS = 10
+"""Most posts of one trainer that were not received."""
 
 
 # -- what a consumer says ---------------------------------------------------------------------------------------
@@ -227,7 +242,17 @@ class Peer:
     """When its route was found gone: it is LOST, not PRESENT."""
 
 
-Action = Send | Tell | Reject | Release | GiveBack
+@dataclass(frozen=True)
+class Deliver:
+    """A trainer has posted a message."""
+
+    session: bytes
+    sequence: int
+    header: bytes
+    payload: bytes
+
+
+Action = Send | Tell | Reject | Release | GiveBack | Deliver
 
 
 class ProducerSession:
@@ -238,11 +263,13 @@ class ProducerSession:
     Args:
         stream: key of the producer's stream.
         launch: that it belongs to; 0: to none.
+        is_channel: whether consumers may post, too. Then there is one at a time.
     """
 
-    def __init__(self, stream: int, launch: int = 0) -> None:
+    def __init__(self, stream: int, launch: int = 0, *, is_channel: bool = False) -> None:
         self._stream = stream
         self._launch = launch
+        self._is_channel = is_channel
         self._peers: dict[bytes, Peer] = {}  # by route; who waits longest for a message is first
         self._probe_until = self._probed_at = 0.0
 
@@ -255,6 +282,9 @@ class ProducerSession:
 
     def hear(self, route: bytes, frames: Sequence[bytes]) -> list[Action]:
         """A message came from the connection `route`."""
+        if self._is_channel and len(frames) == 3 and len(frames[0]) == POST.size:
+            peer = self._peers.get(route)  # None: it is posted again after the greeting
+            return [] if peer is None else [Deliver(peer.session, POST.unpack(frames[0])[0], frames[1], frames[2])]
         try:
             said = parse(frames)
         except WireError as error:
@@ -288,6 +318,8 @@ class ProducerSession:
                 f"Read from the new one with its own addresses, in a new dataset"
             )
             return self._refuse(route, why)
+        if peer is None and self._is_channel and self._peers:
+            return self._refuse(route, f"{ANOTHER_TRAINER}. This one may connect when that one closes")
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
             return self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
         actions: list[Action] = []
@@ -304,6 +336,11 @@ class ProducerSession:
             actions += self._release(peer, hello.taken)
         peer.must_send_again = True
         return actions
+
+    def say_received(self, session: bytes, sequence: int) -> list[Action]:
+        """The script has taken what a trainer posted. If that cannot be told now, it posts again, and is told then."""
+        remark = RECEIVED + POST.pack(sequence)
+        return [Tell(peer.route, remark) for peer in self._peers.values() if peer.session == session]
 
     # -- messages for them
 
@@ -380,6 +417,57 @@ class ProducerSession:
         return [Release(peer.sent.pop(sequence)) for sequence in sequences if sequence in peer.sent]
 
 
+class Inbound:
+    """What was posted to an instance: tells what is new from what was posted again. Each session's posts come in order."""
+
+    def __init__(self) -> None:
+        self._newest: dict[bytes, int] = {}
+        self._received: dict[bytes, int] = {}
+
+    def is_new(self, post: Deliver) -> bool:
+        """Whether this has not come before. It has from now on."""
+        if post.sequence <= self._newest.get(post.session, -1):
+            return False
+        self._newest[post.session] = post.sequence
+        return True
+
+    def received(self, session: bytes, sequence: int) -> None:
+        """The script has taken it."""
+        self._received[session] = sequence
+
+    def was_received(self, post: Deliver) -> bool:
+        """Whether the script has taken it: then its trainer has not heard that."""
+        return post.sequence <= self._received.get(post.session, -1)
+
+
+class Posts:
+    """What a trainer has posted, and does not know to be received.
+
+    Each is kept until it is: the instance may be started again meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, tuple[bytes, Bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, header: bytes, payload: Bytes) -> int:
+        """Keep a message until it is received; its sequence number."""
+        sequence, self._next = self._next, self._next + 1
+        self._waiting[sequence] = header, payload
+        return sequence
+
+    def received(self, sequence: int) -> None:
+        """It was; or it makes no sense, and does no harm."""
+        self._waiting.pop(sequence, None)
+
+    def frames(self) -> list[tuple[bytes, bytes, Bytes]]:
+        """All of them, as frames, the oldest first."""
+        return [(POST.pack(sequence), *message) for sequence, message in list(self._waiting.items())]
+
+
 def _name(launch: int) -> str:
     return f"launch {launch:08x}" if launch else "a script that no launcher started"
 
@@ -402,6 +490,7 @@ NOT_UNDERSTOOD = (
     "address that was typed by hand, tcp://ADDRESS:PORT, will do for the user who launched, on the same host, in a dataset "
     "that is made while the launch runs"
 )
+ANOTHER_TRAINER = "another trainer is connected to this channel, which has two ends"
 NOT_OF_THIS_LAUNCH = (
     "what listens there now does not have the keys of this launch: another launch, or another program, has that port. Read from "
     "the launch that runs now, with its own addresses: from launch_info, or from LaunchInfo.load_json of its file"
@@ -434,6 +523,7 @@ class ConsumerSession:
     Attributes:
         room: may be changed; the next :class:`Taken` or :class:`Hello` says it.
         state: what is known of the producer.
+        posts: what was posted to it, if this is a channel, and not received yet. After each :class:`Hello`, it is posted again.
     """
 
     def __init__(self, session: bytes, room: int, launch: int = 0, *, has_keys: bool = False) -> None:
@@ -449,6 +539,7 @@ class ConsumerSession:
         self._arrived: deque[Arrived] = deque()
         self._taken: deque[int] = deque(maxlen=room)  # sequence numbers
         self._taken_from = 0  # key of the stream that they are of
+        self.posts = Posts()
 
     def explain(self) -> str:
         """What is known of the producer, for people."""
@@ -531,6 +622,8 @@ class ConsumerSession:
         if remark == END:
             if self._arrived:
                 self._ended_generation = self._arrived[-1].generation
+        elif remark.startswith(RECEIVED) and len(remark) == len(RECEIVED) + POST.size:
+            self.posts.received(POST.unpack(remark[len(RECEIVED) :])[0])
         elif remark.startswith(REFUSAL):
             self._refused_at = now
             self.refused(remark[len(REFUSAL) : 200].decode(errors="replace"))

@@ -17,6 +17,8 @@ CONNECTION_ENDS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
 """Events of connections that end, or that come to nothing."""
+MAX_MESSAGE_NBYTES = 2**33
+"""ZeroMQ ends the connection of who sends more."""
 
 
 def monitor(socket: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:

@@ -1,0 +1,332 @@
+"""A channel: messages both ways between one instance and one trainer.
+
+It is two streams of one address. The instance binds, the trainer connects. On one host either end publishes into a ring of its
+own, and only slot numbers travel; :meth:`~..launch.address.Twin.back` names the stream of the way back. Elsewhere, one TCP
+connection carries both directions: the trainer's lane posts what the instance's inlet receives (see tcp/protocol.py).
+
+Whatever either end has sent stays until the other one takes it. So a message that was sent to an instance that dies reaches its
+successor, and an instance that starts later finds what waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..closing import Closable
+from ..errors import ConfigurationError, StreamClosed, StreamTimeout
+from ..launch.address import Address, check_endpoint
+from ..launch.keys import ClientKeys
+from ..message.dtypes import Array
+from ..message.wire import Encoder
+from ..process import descriptors, forks
+from ..stream.lease import Calls
+from ..stream.merge import Source
+from ..stream.place import PrivatePlace, SharedPlace
+from ..stream.producer import Producer, ProducerAlive
+from .tcp import Demand, TcpForwarder, TcpLane
+from .tcp.protocol import ANOTHER_TRAINER
+
+log = logging.getLogger("blendtorch.channel")
+
+_SEND_HWM = 10
+"""Messages that may wait at the other end before :meth:`Channel.send` waits."""
+_DESCRIPTORS = 64
+_LOOK_EVERY_S = 0.25
+"""Who waits for a message looks around this often."""
+_SERVE_EVERY_S = 0.02
+"""What was posted and is not received yet is looked after this often, whatever the program does meanwhile."""
+_LAST_POSTS_S = 5.0
+"""How long closing waits until an instance elsewhere has received what was posted."""
+
+
+class _Out(Protocol):
+    """The way to the other end."""
+
+    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
+        """Send a message, or raise StreamTimeout."""
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """See :class:`~..stream.producer.Sink`."""
+
+    def note_waited(self, seconds: float) -> None:
+        """So long nothing came from the other end."""
+
+    def close(self, *, patient: bool = True) -> None:
+        """Send no more. What was sent is still delivered."""
+
+
+class Channel(Closable):
+    """One end of a channel; see :func:`bind_channel` and :func:`connect_channel`.
+
+    One thread may send while another one receives.
+
+    Args:
+        out: the way to the other end.
+        source: the way from there.
+        lock: held by whoever uses `out` or `source`, where both use one connection.
+        btid: number of the instance; None at the trainer's end. Part of each message.
+        timeout_s: patience for room.
+    """
+
+    def __init__(
+        self, out: _Out, source: Source, lock: threading.RLock | None, *, btid: int | None, timeout_s: float
+    ) -> None:
+        self.btid = btid
+        self._out = out
+        self._source = source
+        self._lock = lock
+        self._timeout_s = timeout_s
+        self._next = secrets.randbits(31)
+        self._numbers = threading.Lock()
+        forks.register(self)
+
+    def send(self, fields: Mapping[str, Any]) -> int:
+        """Send a message; waits while ten that were sent before have not been taken.
+
+        Args:
+            fields: as for ``DataPublisher.publish``. ``btid`` and ``btmid`` are added.
+
+        Returns:
+            number of the message, which stands in it as ``btmid``.
+
+        Raises:
+            StreamTimeout: there was no room for longer than the patience.
+            PublishError: a value cannot be sent; names its key. Nothing was sent.
+            StreamClosed: this end was closed.
+        """
+        with self._numbers:
+            number, self._next = self._next, (self._next + 1) % 2**32
+        self._out.send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s)
+        return number
+
+    def receive(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> dict[str, Any] | None:
+        """The next message, or None after `timeout_s` without one.
+
+        Args:
+            timeout_s: patience; 0: only look; infinite: for as long as it takes.
+            meanwhile: called four times a second while nothing comes; may raise.
+
+        Raises:
+            UnreadableMessage: the next one cannot be opened here, and is lost.
+            StreamClosed: this end was closed.
+        """
+        started = now = time.monotonic()
+        until = started + timeout_s
+        while True:
+            patience_s = min(_LOOK_EVERY_S, max(0.0, until - now))
+            if self._lock is None:
+                message = self._source.receive(patience_s)
+            else:
+                message = self._receive_with_lock(patience_s)
+            if message is not None:
+                return message.fields
+            before, now = now, time.monotonic()
+            if now >= until:
+                return None
+            self._out.note_waited(now - before)
+            if meanwhile is not None:
+                meanwhile()
+
+    def _receive_with_lock(self, patience_s: float) -> Any:
+        """Receive, and let a thread that sends have the connection in between."""
+        assert self._lock is not None
+        until = time.monotonic() + patience_s
+        while True:
+            with self._lock:
+                message = self._source.receive(min(_SERVE_EVERY_S, max(0.0, until - time.monotonic())))
+            if message is not None or time.monotonic() >= until:
+                return message
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """An uninitialised C-contiguous array that the next :meth:`send` sends without a copy, if there is room for one."""
+        return self._out.lend(shape, dtype)
+
+    def explain(self) -> str:
+        """What this end is connected to, for messages to people."""
+        return self._source.explain()
+
+    def close(self, *, patient: bool = True) -> None:
+        """Close this end. What was sent is still delivered; arrays that were received stay valid.
+
+        Args:
+            patient: wait for an other end elsewhere that takes its last messages only now.
+        """
+        try:
+            self._out.close(patient=patient)
+        finally:
+            self._source.close()
+
+    def in_child(self) -> None:
+        """In a forked child: it is its parent's."""
+        self._numbers = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Channel {self._source!r}>"
+
+
+def bind_channel(address: Address, *, btid: int | None, timeout_s: float, lingerms: int = 0) -> Channel:
+    """An instance's end.
+
+    Args:
+        address: where to listen, with its twin if it has one.
+        btid: number of the instance.
+        timeout_s: patience for room.
+        lingerms: extra milliseconds that closing may wait for a trainer elsewhere.
+
+    Raises:
+        PortInUse, OutOfDescriptors, SegmentError, ConfigurationError: as for :func:`~..transport.open_sink`.
+    """
+    descriptors.require(_DESCRIPTORS, f"a channel on {address}")
+    place = SharedPlace(address.twin) if address.twin is not None else PrivatePlace(str(address))
+    trusted = address.twin is not None or address.keys is not None
+    producer = Producer(place, send_hwm=_SEND_HWM, trusted=trusted)
+    try:
+        forwarder = TcpForwarder(place, address, lingerms=lingerms, is_channel=True)
+        producer.forwarder = forwarder
+        assert forwarder.inlet is not None
+        back = [] if address.twin is None else [SharedPlace(address.twin.back())]
+        source = Source(back, [forwarder.inlet], forwarder.inlet.calls)
+    except BaseException:
+        producer.close(patient=False)
+        raise
+    return Channel(_ToRing(producer), source, None, btid=btid, timeout_s=timeout_s)
+
+
+def connect_channel(address: Address, *, btid: int | None = None, timeout_s: float, lingerms: int = 0) -> Channel:
+    """A trainer's end. The instance need not exist yet.
+
+    Args:
+        address: of the instance.
+        btid: part of each message that is sent.
+        timeout_s: patience for room.
+        lingerms: extra milliseconds that closing may wait until an instance elsewhere has received what was sent.
+
+    Raises:
+        ConfigurationError: not an endpoint; or another trainer of this host is connected.
+        OutOfDescriptors, SegmentError: as for :func:`~..transport.open_source`.
+    """
+    check_endpoint(address)
+    descriptors.require(_DESCRIPTORS, f"a channel to {address}")
+    if address.twin is not None:
+        try:
+            producer = Producer(SharedPlace(address.twin.back()), send_hwm=_SEND_HWM, trusted=True)
+        except ProducerAlive as error:
+            raise ConfigurationError(
+                f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
+                f"(named_sockets)."
+            ) from error
+        try:
+            source = Source([SharedPlace(address.twin)])
+        except BaseException:
+            producer.close(patient=False)
+            raise
+        return Channel(_ToRing(producer), source, None, btid=btid, timeout_s=timeout_s)
+    demand = Demand(1, queue_size=_SEND_HWM)
+    calls = Calls()
+    try:
+        lane = TcpLane(address, demand, calls)
+        source = Source((), [lane], calls)
+    except BaseException as error:
+        demand.is_abandoned = not isinstance(error, ConfigurationError)
+        demand.close()
+        raise
+    lock = threading.RLock()
+    trusted = isinstance(address.keys, ClientKeys)
+    out = _ToLane(lane, lock, trusted=trusted, last_posts_s=_LAST_POSTS_S + lingerms / 1000)
+    return Channel(out, source, lock, btid=btid, timeout_s=timeout_s)
+
+
+class _ToRing:
+    """To the other end of this host, by a ring; or, from an instance, by its forwarder to wherever the trainer is."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self.lend = producer.lend
+        self.note_waited = producer.note_waited
+        self.close = producer.close
+
+    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
+        if not math.isinf(timeout_s) and not self._producer.gets_room(timeout_s):
+            raise StreamTimeout(
+                f"A message could not be sent for {timeout_s:.1f} s: {_SEND_HWM} wait, and the other end takes none. "
+                f"{self._producer.explain()}."
+            )
+        self._producer.publish(fields)
+
+
+class _ToLane:
+    """To an instance elsewhere, on the connection that its messages come by.
+
+    What was posted must arrive although the program does not call this channel for a while, so a thread looks after it.
+    """
+
+    def __init__(self, lane: TcpLane, lock: threading.RLock, *, trusted: bool, last_posts_s: float) -> None:
+        self._lane = lane
+        self._lock = lock
+        self._encoder = Encoder(trusted=trusted)
+        self._last_posts_s = last_posts_s
+        self._closed = False  # by another thread, perhaps
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        parts = self._encoder.take_apart(fields)
+        payload = np.empty(parts.nbytes, np.uint8)
+        parts.copy_into(payload)
+        header = parts.header()
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise StreamClosed("send() after close().")
+                if self._lane.post(header, payload):
+                    break
+            if time.monotonic() >= until:
+                raise StreamTimeout(
+                    f"A message could not be sent for {timeout_s:.1f} s: as many as may wait do, and the other end takes none. "
+                    f"{self._lane.explain()}."
+                )
+            time.sleep(_SERVE_EVERY_S / 10)
+        if self._lane.has_posts():
+            self._wanted.set()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._serve, name="blendtorch channel", daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            self._wanted.wait()
+            time.sleep(_SERVE_EVERY_S)
+            with self._lock:
+                if self._closed:
+                    return
+                self._lane.serve()
+                if not self._lane.has_posts():
+                    self._wanted.clear()
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        return None
+
+    def note_waited(self, seconds: float) -> None:
+        pass
+
+    def close(self, *, patient: bool = True) -> None:
+        until = time.monotonic() + (self._last_posts_s if patient else 0)
+        while not self._closed and self._lane.has_posts() and time.monotonic() < until:
+            with self._lock:
+                self._lane.serve()
+            time.sleep(_SERVE_EVERY_S / 10)
+        with self._lock:
+            if not self._closed and self._lane.has_posts():
+                log.warning("A channel closed before its last messages were received. %s", self._lane.explain())
+            self._closed = True
+        self._wanted.set()
