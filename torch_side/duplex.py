@@ -8,7 +8,7 @@ from typing import Any
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.closing import Closable
 from blendtorch_shm.launch.address import check_endpoint, find
-from blendtorch_shm.transport.channel import connect_channel
+from blendtorch_shm.transport.channel import connect_channels
 
 from .constants import DEFAULT_TIMEOUTMS
 
@@ -41,8 +41,8 @@ class DuplexChannel(Closable):
     ) -> None:
         check_endpoint(address)
         self.address = find(address)
-        self._channel = connect_channel(
-            self.address,
+        self._channel = connect_channels(
+            [self.address],
             btid=btid,
             timeout_s=integer("timeoutms", timeoutms, 0) / 1000,
             lingerms=integer("lingerms", lingerms, 0),

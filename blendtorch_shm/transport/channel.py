@@ -1,6 +1,6 @@
-"""A channel: messages both ways between one instance and one trainer.
+"""A channel: messages both ways between an instance and one trainer.
 
-It is two streams of one address. The instance binds, the trainer connects. On one host either end publishes into a ring of its
+A trainer may have the ends of several in one object, to wait for all of them at once. A channel is two streams of one address. The instance binds, the trainer connects. On one host either end publishes into a ring of its
 own, and only slot numbers travel; :meth:`~..launch.address.Twin.back` names the stream of the way back. Elsewhere, one TCP
 connection carries both directions: the trainer's lane posts what the instance's inlet receives (see tcp/protocol.py).
 
@@ -15,7 +15,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..closing import Closable
 from ..errors import ConfigurationError, StreamClosed, StreamTimeout
-from ..launch.address import Address, check_endpoint
+from ..launch.address import Address, Twin, check_endpoint
 from ..launch.keys import ClientKeys
 from ..message.dtypes import Array
 from ..message.wire import Encoder
@@ -32,6 +32,7 @@ from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
 from ..stream.producer import Producer, ProducerAlive
+from ..wording import counted
 from .tcp import Demand, TcpForwarder, TcpLane
 from .tcp.protocol import ANOTHER_TRAINER
 
@@ -65,23 +66,29 @@ class _Out(Protocol):
 
 
 class Channel(Closable):
-    """One end of a channel; see :func:`bind_channel` and :func:`connect_channel`.
+    """One end of a channel, or of several; see :func:`bind_channel` and :func:`connect_channels`.
 
     One thread may send while another one receives.
 
     Args:
-        out: the way to the other end.
+        outs: the ways to the other ends.
         source: the way from there.
-        lock: held by whoever uses `out` or `source`, where both use one connection.
+        lock: held by whoever uses `outs` or `source`, where they use one connection.
         btid: number of the instance; None at the trainer's end. Part of each message.
         timeout_s: patience for room.
     """
 
     def __init__(
-        self, out: _Out, source: Source, lock: threading.RLock | None, *, btid: int | None, timeout_s: float
+        self,
+        outs: Sequence[_Out],
+        source: Source,
+        lock: threading.RLock | None,
+        *,
+        btid: int | None,
+        timeout_s: float,
     ) -> None:
         self.btid = btid
-        self._out = out
+        self._outs = outs
         self._source = source
         self._lock = lock
         self._timeout_s = timeout_s
@@ -89,11 +96,12 @@ class Channel(Closable):
         self._numbers = threading.Lock()
         forks.register(self)
 
-    def send(self, fields: Mapping[str, Any]) -> int:
+    def send(self, fields: Mapping[str, Any], to: int = 0) -> int:
         """Send a message; waits while ten that were sent before have not been taken.
 
         Args:
             fields: as for ``DataPublisher.publish``. ``btid`` and ``btmid`` are added.
+            to: to which of the other ends.
 
         Returns:
             number of the message, which stands in it as ``btmid``.
@@ -105,7 +113,7 @@ class Channel(Closable):
         """
         with self._numbers:
             number, self._next = self._next, (self._next + 1) % 2**32
-        self._out.send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s)
+        self._outs[to].send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s)
         return number
 
     def receive(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> dict[str, Any] | None:
@@ -132,7 +140,7 @@ class Channel(Closable):
             before, now = now, time.monotonic()
             if now >= until:
                 return None
-            self._out.note_waited(now - before)
+            self._outs[0].note_waited(now - before)
             if meanwhile is not None:
                 meanwhile()
 
@@ -148,7 +156,7 @@ class Channel(Closable):
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """An uninitialised C-contiguous array that the next :meth:`send` sends without a copy, if there is room for one."""
-        return self._out.lend(shape, dtype)
+        return self._outs[0].lend(shape, dtype)
 
     def explain(self) -> str:
         """What this end is connected to, for messages to people."""
@@ -161,7 +169,8 @@ class Channel(Closable):
             patient: wait for an other end elsewhere that takes its last messages only now.
         """
         try:
-            self._out.close(patient=patient)
+            for out in self._outs:
+                out.close(patient=patient)
         finally:
             self._source.close()
 
@@ -198,14 +207,16 @@ def bind_channel(address: Address, *, btid: int | None, timeout_s: float, linger
     except BaseException:
         producer.close(patient=False)
         raise
-    return Channel(_ToRing(producer), source, None, btid=btid, timeout_s=timeout_s)
+    return Channel([_ToRing(producer)], source, None, btid=btid, timeout_s=timeout_s)
 
 
-def connect_channel(address: Address, *, btid: int | None = None, timeout_s: float, lingerms: int = 0) -> Channel:
-    """A trainer's end. The instance need not exist yet.
+def connect_channels(
+    addresses: Sequence[Address], *, btid: int | None = None, timeout_s: float, lingerms: int = 0
+) -> Channel:
+    """A trainer's ends of the channels of some instances. These need not exist yet.
 
     Args:
-        address: of the instance.
+        addresses: of the instances.
         btid: part of each message that is sent.
         timeout_s: patience for room.
         lingerms: extra milliseconds that closing may wait until an instance elsewhere has received what was sent.
@@ -214,35 +225,47 @@ def connect_channel(address: Address, *, btid: int | None = None, timeout_s: flo
         ConfigurationError: not an endpoint; or another trainer of this host is connected.
         OutOfDescriptors, SegmentError: as for :func:`~..transport.open_source`.
     """
-    check_endpoint(address)
-    descriptors.require(_DESCRIPTORS, f"a channel to {address}")
-    if address.twin is not None:
-        try:
-            producer = Producer(SharedPlace(address.twin.back()), send_hwm=_SEND_HWM, trusted=True)
-        except ProducerAlive as error:
-            raise ConfigurationError(
-                f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
-                f"(named_sockets)."
-            ) from error
-        try:
-            source = Source([SharedPlace(address.twin)])
-        except BaseException:
-            producer.close(patient=False)
-            raise
-        return Channel(_ToRing(producer), source, None, btid=btid, timeout_s=timeout_s)
-    demand = Demand(1, queue_size=_SEND_HWM)
+    for address in addresses:
+        check_endpoint(address)
+    descriptors.require(_DESCRIPTORS * len(addresses), f"channels to {counted(len(addresses), 'instance')}")
+    remote = [address for address in addresses if address.twin is None]
+    lock = threading.RLock() if remote else None
+    demand = Demand(len(remote), queue_size=_SEND_HWM) if remote else None
     calls = Calls()
+    lanes: list[TcpLane] = []
+    outs: list[_Out] = []
     try:
-        lane = TcpLane(address, demand, calls)
-        source = Source((), [lane], calls)
+        for address in addresses:
+            if address.twin is not None:
+                outs.append(_ToRing(_producer_of_way_back(address, address.twin)))
+            else:
+                assert demand is not None
+                assert lock is not None
+                lanes.append(TcpLane(address, demand, calls))
+                trusted = isinstance(address.keys, ClientKeys)
+                outs.append(_ToLane(lanes[-1], lock, trusted=trusted, last_posts_s=_LAST_POSTS_S + lingerms / 1000))
+        source = Source([SharedPlace(a.twin) for a in addresses if a.twin is not None], lanes, calls)
     except BaseException as error:
-        demand.is_abandoned = not isinstance(error, ConfigurationError)
-        demand.close()
+        for out in outs:
+            out.close(patient=False)
+        if demand is not None:
+            # To end a context waits for all its sockets, and an interrupt may have left one half made.
+            demand.is_abandoned = not isinstance(error, ConfigurationError)
+            for lane in lanes:
+                lane.close()
+            demand.close()
         raise
-    lock = threading.RLock()
-    trusted = isinstance(address.keys, ClientKeys)
-    out = _ToLane(lane, lock, trusted=trusted, last_posts_s=_LAST_POSTS_S + lingerms / 1000)
-    return Channel(out, source, lock, btid=btid, timeout_s=timeout_s)
+    return Channel(outs, source, lock, btid=btid, timeout_s=timeout_s)
+
+
+def _producer_of_way_back(address: Address, twin: Twin) -> Producer:
+    try:
+        return Producer(SharedPlace(twin.back()), send_hwm=_SEND_HWM, trusted=True)
+    except ProducerAlive as error:
+        raise ConfigurationError(
+            f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
+            f"(named_sockets)."
+        ) from error
 
 
 class _ToRing:
