@@ -1,6 +1,7 @@
 """A channel: messages both ways between an instance and one trainer.
 
-A trainer may have the ends of several in one object, to wait for all of them at once. A channel is two streams of one address. The instance binds, the trainer connects. On one host either end publishes into a ring of its
+A trainer may have the ends of several in one object, to wait for all of them at once. A channel is two streams of one address. The
+instance binds, the trainer connects. On one host either end publishes into a ring of its
 own, and only slot numbers travel; :meth:`~..launch.address.Twin.back` names the stream of the way back. Elsewhere, one TCP
 connection carries both directions: the trainer's lane posts what the instance's inlet receives (see tcp/protocol.py).
 
