@@ -14,7 +14,7 @@ from .publisher import DataPublisher
 from .signal import Signal
 
 if TYPE_CHECKING:
-    from . import materials, utils
+    from . import env, materials, utils
     from .animation import AnimationController
     from .camera import Camera
     from .compositor import CompositeRenderer, CompositeSelection
@@ -37,6 +37,7 @@ __all__ = [
     "Signal",
     "__version__",
     "add_scene_dir_to_path",
+    "env",
     "materials",
     "parse_blendtorch_args",
     "utils",
@@ -54,9 +55,5 @@ _HOMES = {
     "OffScreenRenderer": "offscreen",
     "add_scene_dir_to_path": "paths",
 }
-_LATER = dict.fromkeys(
-    ("BaseEnv", "RemoteControlledAgent", "env"),
-    "environments are not in blendtorch-shm yet",
-)
 
-__getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)
+__getattr__, __dir__ = lazy(__name__, _HOMES, __all__)

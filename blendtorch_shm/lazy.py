@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, str], public: Iterable[str], later: Mapping[str, str] | None = None
+    package: str, homes: Mapping[str, str], public: Iterable[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The ``__getattr__`` and ``__dir__`` of a package.
 
@@ -17,7 +17,6 @@ def lazy(
         package: its ``__name__``.
         homes: name -> the submodule that has it. Any other name may be that of a submodule.
         public: what the package shows, on TAB for example.
-        later: name -> why it is not there, for names that users may expect.
     """
 
     def get(name: str) -> Any:
@@ -29,7 +28,6 @@ def lazy(
             except ModuleNotFoundError as error:
                 if error.name != f"{package}.{name}":
                     raise
-        why = f": {later[name]}" if later and name in later else ""
-        raise AttributeError(f"module {package!r} has no attribute {name!r}{why}", name=name, obj=sys.modules[package])
+        raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
 
     return get, lambda: sorted(public)

@@ -54,9 +54,5 @@ _HOMES = {
     "pooled_collate": "collation",
     "verify_recording": "recordings.verification",
 }
-_LATER = dict.fromkeys(
-    ("env", "launch_env", "OpenAIRemoteEnv", "RemoteEnv"),
-    "environments are not in blendtorch-shm yet",
-)
 
-__getattr__, __dir__ = lazy(__name__, _HOMES, __all__, _LATER)
+__getattr__, __dir__ = lazy(__name__, _HOMES, __all__)
