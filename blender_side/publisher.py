@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,18 @@ from blendtorch_shm.transport import open_sink
 
 from . import bootstrap, endings
 
-_lenders: dict[tuple[tuple[int, ...], np.dtype[Any]], weakref.ref[DataPublisher]] = {}
-"""By shape and dtype, the publisher that last published such an array: a renderer's next one will go there."""
+
+class Lender(Protocol):
+    """Who has a place in shared memory for an array."""
+
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """An array there that is not initialised, or None: there is no room now."""
+
+
+Kind = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and dtype of an array."""
+_lenders: dict[Kind, weakref.ref[Lender]] = {}
+"""By shape and dtype, who last sent such an array: a renderer's next one will go there."""
 
 
 class DataPublisher:
@@ -95,14 +106,11 @@ class DataPublisher:
         bootstrap.recycle_if_due(self._socket)
         if self._sink.publish({"btid": self.btid, **kwargs}):
             bootstrap.count_published(self._socket)
-        for value in kwargs.values():
-            if type(value) is np.ndarray:
-                self._lends((value.shape, value.dtype))
+        note_lender(self, kwargs.values())
 
-    def _lends(self, kind: tuple[tuple[int, ...], np.dtype[Any]]) -> None:
-        known = _lenders.get(kind)
-        if known is None or known() is not self:
-            _lenders[kind] = weakref.ref(self)
+    def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        """An uninitialised array that the next :meth:`publish` sends without a copy, or None: then allocate an ordinary one."""
+        return self._sink.lend(shape, dtype)
 
     def end_clip(self) -> None:
         """Send the clip that was begun, shorter than others, so that the next frame begins a new one: an episode is over, say.
@@ -128,10 +136,24 @@ class DataPublisher:
         self.close()
 
 
+def note_lender(lender: Lender, values: Iterable[Any]) -> None:
+    """`lender` sent these values, or sends such as these next: arrays like them may lie in its memory."""
+    for value in values:
+        if type(value) is np.ndarray:
+            lends(lender, (value.shape, value.dtype))
+
+
+def lends(lender: Lender, kind: Kind) -> None:
+    """The next array of this kind may lie in `lender`'s memory."""
+    known = _lenders.get(kind)
+    if known is None or known() is not lender:
+        _lenders[kind] = weakref.ref(lender)
+
+
 def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
     """An array in the slot that the next publish will use, or None: then allocate an ordinary one.
 
-    The publisher is the one that last published an array of this shape and dtype.
+    It belongs to whoever last sent an array of this shape and dtype, or is about to.
 
     Args:
         shape: of the array.
@@ -142,9 +164,9 @@ def lend_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]
         published it is read-only; what is written through a view of it that was kept reaches nobody. A read into it with
         ``O_DIRECT``, or a device's copy, has to end before.
     """
-    lender = _lenders.get((shape, np.dtype(dtype)))
-    publisher = None if lender is None else lender()
-    return None if publisher is None else publisher._sink.lend(shape, dtype)
+    known = _lenders.get((shape, np.dtype(dtype)))
+    lender = None if known is None else known()
+    return None if lender is None else lender.lend(shape, dtype)
 
 
 def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -6,15 +6,19 @@ Requests and answers are messages of a :class:`~blender_side.DuplexChannel`. Thi
 
 The trainer asks, one request after the other, and each but those to somebody else is answered::
 
-    {"cmd": "reset", "request": int, "anew": bool, "seed": int | None, "options": dict | None, "to": nonce}
-    {"cmd": "step", "request": int, "action": ..., "to": nonce}
+    {"cmd": "reset", "request": int, "anew": bool, "seed": int | None, "options": dict | None, "to": nonce, "rows": rows}
+    {"cmd": "step", "request": int, "action": ..., "to": nonce, "rows": rows, "autoreset": bool, "is_last": bool}
     {"cmd": "hello", "request": int}
 
     {"answers": request, "hello": nonce, "ctx": {...}}      what the environment says of the frame that was played since
+    {"answers": request, "hello": nonce, "final": {...}}    likewise, of the last frame of an episode; the answer is the next
+                                                            one's first frame, for the request said `autoreset`
     {"answers": request, "hello": nonce, "error": text}     the request makes no sense; nothing was done
 
 ``nonce`` is of this agent: a request ``to`` another one was for an instance that has ended since, and is dropped. A ``reset`` is
-answered at once in an episode in which nothing was done, unless a seed or options are given, or ``anew`` is true.
+answered at once in an episode in which nothing was done, unless a seed or options are given, or ``anew`` is true. ``rows``, the
+name of a segment and offsets in it, says where the observation goes (:class:`~blendtorch_shm.memory.rows.RowWriter`); it is not
+in the answer then. ``is_last`` says that the trainer truncates the episode after this step.
 """
 
 from __future__ import annotations
@@ -28,6 +32,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from blendtorch_shm.errors import ConfigurationError, StreamTimeout
+from blendtorch_shm.memory.rows import RowWriter
+from blendtorch_shm.message.leaves import Leaf, leaves_of
+
+from .duplex import DuplexChannel
+from .publisher import lends, note_lender
 
 log = logging.getLogger("blendtorch")
 
@@ -126,8 +135,6 @@ class RemoteControlledAgent:
     """
 
     def __init__(self, address: str, real_time: bool = False, timeoutms: int | None = None) -> None:
-        from .duplex import DuplexChannel
-
         if timeoutms is not None and timeoutms < 0:
             raise ConfigurationError(f"timeoutms={timeoutms}: a time-out is not negative.")
         self.real_time = real_time
@@ -139,6 +146,8 @@ class RemoteControlledAgent:
         self._said_hello = False
         self._request: dict[str, Any] | None = None
         """The one that is to be answered."""
+        self._rows = RowWriter()
+        self._leaves: list[Leaf] | None = None
 
     def __call__(self, env: Environment, /, **ctx: Any) -> tuple[Command, Any]:
         """Answer what was asked before this frame was played, and get the next command.
@@ -156,6 +165,8 @@ class RemoteControlledAgent:
         if not self._said_hello:
             self._said_hello = True
             self._say_hello(env)
+        if self._must_reset_first(ctx):
+            return Command.RESTART, Restart()
         self._answer(env, ctx)
         if self._goes_on(env):
             self._schedule.wait(env.frame_interval_s)
@@ -168,6 +179,7 @@ class RemoteControlledAgent:
             except _Unreasonable as error:
                 self._reply(error=str(error))
                 continue
+            self._begin_row(env)
             if decided is not None:
                 return decided
             if request["cmd"] == "hello":
@@ -229,10 +241,48 @@ class RemoteControlledAgent:
     def _say_hello(self, env: Environment) -> None:
         self._reply(**env.describe())
 
+    def _must_reset_first(self, ctx: dict[str, Any]) -> bool:
+        """Whether the step that was asked for ended the episode, and its answer is the next one's first frame. Then the last
+        frame is sent now.
+        """
+        request = self._request
+        if request is None or not request.get("autoreset") or not (ctx["done"] or request.get("is_last")):
+            return False
+        request["autoreset"] = False
+        self._channel.send(answers=request.get("request"), hello=self._nonce, final=ctx)
+        if "rows" in request:  # it is written anew: what lies there is the script's own now
+            self._rows.abandon()
+            self._begin_row_of(request)
+        return True
+
+    def _begin_row(self, env: Environment) -> None:
+        """The answer's observation is rendered into the row that the request names, if it names one."""
+        request = self._request
+        if request is None or request.get("rows") is None:
+            return
+        if self._leaves is None:
+            self._leaves = leaves_of(env.describe()["spaces"]["observation"] or {})
+        self._begin_row_of(request)
+
+    def _begin_row_of(self, request: dict[str, Any]) -> None:
+        assert self._leaves is not None
+        kinds = [(leaf.shape, leaf.dtype) for leaf in self._leaves]
+        name, offsets = request["rows"]
+        self._rows.begin(name, offsets, kinds)
+        for kind in kinds:
+            lends(self._rows, kind)
+
     def _answer(self, env: Environment, ctx: dict[str, Any]) -> None:
         """Answer the request, if there is one, with what the environment says."""
-        if self._request is not None:
-            self._reply(ctx=ctx)
+        if self._request is None:
+            return
+        if self._request.get("rows") is not None:
+            assert self._leaves is not None
+            observation = ctx.get("obs")
+            self._rows.write([leaf.of(observation) for leaf in self._leaves])
+            ctx = {key: value for key, value in ctx.items() if key != "obs"}
+        self._reply(ctx=ctx)
+        note_lender(self._channel, ctx.values())
 
     def _reply(self, **content: Any) -> None:
         request, self._request = self._request, None

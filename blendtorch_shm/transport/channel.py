@@ -1,9 +1,9 @@
 """A channel: messages both ways between an instance and one trainer.
 
-A trainer may have the ends of several in one object, to wait for all of them at once. A channel is two streams of one address. The
-instance binds, the trainer connects. On one host either end publishes into a ring of its
-own, and only slot numbers travel; :meth:`~..launch.address.Twin.back` names the stream of the way back. Elsewhere, one TCP
-connection carries both directions: the trainer's lane posts what the instance's inlet receives (see tcp/protocol.py).
+A trainer may have the ends of several in one object, to wait for all of them at once. A channel is two streams of one address.
+The instance binds, the trainer connects. On one host either end publishes into a ring of its own, and only slot numbers travel;
+:meth:`~..launch.address.Twin.back` names the stream of the way back. Elsewhere, one TCP connection carries both directions: the
+trainer's lane posts what the instance's inlet receives (see tcp/protocol.py).
 
 Whatever either end has sent stays until the other one takes it. So a message that was sent to an instance that dies reaches its
 successor, and an instance that starts later finds what waits for it.
