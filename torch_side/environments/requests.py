@@ -1,0 +1,210 @@
+"""What is asked of the environments of some instances, and what they answer.
+
+Each environment has one request at a time. ``blender_side/remote_agent.py`` says what requests and answers look like. An instance
+that is started again is another one, with a *nonce* of its own: what was asked of the one before is not answered any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from blendtorch_shm.closing import Closable
+from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.launch.address import Address
+from blendtorch_shm.transport.channel import Channel, connect_channels
+
+from ..waiting import Watch
+
+class Answer(NamedTuple):
+    """What an environment said."""
+
+    env: int
+    """Which one, from 0."""
+    ctx: dict[str, Any] | None
+    """What its hooks returned, of the frame that the request was for. None: the instance was started again meanwhile."""
+    is_final: bool = False
+    """It is of an episode's last frame; the answer proper, of the next one's first frame, follows."""
+
+
+@dataclass
+class _Environment:
+    addresses: tuple[Address, ...]
+    timeoutms: float
+    max_items: int = 0
+    nonce: int = 0
+    """Of the instance; 0: not known yet."""
+    request: int = 0
+    """The one that is not answered yet; 0: none."""
+    hello: int = 0
+    """The question who it is, that is not answered yet; 0: none."""
+    asked_at: float = 0.0
+    description: dict[str, Any] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def heard_at(self) -> int:
+        """For the watch."""
+        return 0
+
+
+class Requests(Closable):
+    """The environments of some instances, one of each.
+
+    Args:
+        addresses: of the instances' sockets, such as ``launch_info.addresses['GYM']``.
+        timeoutms: patience for each answer, in milliseconds.
+
+    Raises:
+        ConfigurationError: no address, or another program is connected.
+    """
+
+    def __init__(self, addresses: Sequence[Address], timeoutms: int) -> None:
+        self._timeout_s = timeoutms / 1000
+        self._channel: Channel = connect_channels(addresses, timeout_s=self._timeout_s)
+        self._environments = [_Environment((address,), timeoutms) for address in addresses]
+        for environment in self._environments:
+            environment.watch = Watch(environment, self._channel.source)
+        self._next = secrets.randbits(48) + 1
+        self._by_request: dict[int, int] = {}  # those of `hello` as well
+
+    def __len__(self) -> int:
+        return len(self._environments)
+
+    def describe(self, env: int) -> dict[str, Any]:
+        """What an environment says of itself: `spaces`, `fps`, `has_renderer`. Waits until it runs.
+
+        Raises:
+            StreamTimeout: it did not say so in time.
+            InstanceDied: it ended.
+        """
+        environment = self._environments[env]
+        environment.asked_at = time.monotonic()
+        while not environment.nonce:
+            if not environment.hello:
+                self._greet(env)
+            self._hear(0.25, [env])
+        return environment.description
+
+    def ask(self, env: int, cmd: str, **content: Any) -> None:
+        """Ask something of an environment that has answered everything so far. Waits until it runs.
+
+        Raises:
+            StreamTimeout, InstanceDied: as for :meth:`next`.
+        """
+        environment = self._environments[env]
+        if not environment.nonce:
+            self.describe(env)
+        if environment.request:
+            raise ConfigurationError(
+                f"Environment {env} has not answered yet: receive its answer first (step and reset do; or recv, after send)."
+            )
+        number = self._number(env)
+        environment.request, environment.asked_at = number, time.monotonic()
+        self._channel.send({"cmd": cmd, "request": number, "to": environment.nonce, **content}, to=env)
+
+    def is_waiting(self, env: int) -> bool:
+        """Whether something was asked that is not answered yet."""
+        return self._environments[env].request != 0
+
+    def next(self, timeout_s: float) -> Answer | None:
+        """The next answer of any environment, or None if none comes within `timeout_s`.
+
+        Raises:
+            StreamTimeout: an environment did not answer within the patience for answers.
+            InstanceDied: one ended, and is not started again; says how, and the end of its log.
+            ConfigurationError: one refused what it was asked.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            remaining_s = until - time.monotonic()
+            answer = self._hear(max(0.0, remaining_s), None)
+            if answer is not None or remaining_s <= 0:
+                return answer
+
+    def forget(self, env: int) -> None:
+        """What was asked of an environment is of no interest any more. Its answer is dropped when it comes."""
+        environment = self._environments[env]
+        self._by_request.pop(environment.request, None)
+        environment.request = 0
+
+    def close(self) -> None:
+        """Ask nothing any more."""
+        self._channel.close()
+
+    # -- what comes ---------------------------------------------------------------------------------------------
+
+    def _hear(self, timeout_s: float, waited_for: Sequence[int] | None) -> Answer | None:
+        """What one message says, or None."""
+
+        def look() -> None:
+            self._look(waited_for)
+
+        message = self._channel.receive(timeout_s, look)
+        if message is None:
+            look()
+            return None
+        env = self._by_request.pop(message.get("answers", 0), None)
+        nonce = message.get("hello")
+        if env is None:  # an instance that has just started says hello by itself; or it is an answer to somebody else
+            if "spaces" in message and all(nonce != environment.nonce for environment in self._environments):
+                for each in range(len(self)):  # which one it is, an answer tells
+                    self._greet(each)
+            return None
+        environment = self._environments[env]
+        if message.get("answers") == environment.hello:
+            environment.hello = 0
+            return self._meet(env, nonce, message)
+        if message.get("answers") != environment.request:
+            return None
+        if "final" in message:
+            self._by_request[environment.request] = env  # there is more to come
+            return Answer(env, message["final"], is_final=True)
+        environment.request = 0
+        if "error" in message:
+            raise ConfigurationError(f"Environment {env} refused what it was asked: {message['error']}")
+        return Answer(env, message["ctx"])
+
+    def _meet(self, env: int, nonce: Any, message: dict[str, Any]) -> Answer | None:
+        """An instance has said who it is."""
+        environment = self._environments[env]
+        environment.description = message
+        if nonce == environment.nonce:
+            return None
+        is_replaced, environment.nonce = environment.nonce != 0, nonce
+        if not is_replaced:
+            return None
+        was_asked = environment.request != 0
+        self.forget(env)
+        return Answer(env, None) if was_asked else None
+
+    def _greet(self, env: int) -> None:
+        """Ask an instance who it is. An earlier question may have reached its predecessor."""
+        environment = self._environments[env]
+        self._by_request.pop(environment.hello, None)
+        environment.hello = self._number(env)
+        self._channel.send({"cmd": "hello", "request": environment.hello}, to=env)
+
+    def _number(self, env: int) -> int:
+        self._next += 1
+        self._by_request[self._next] = env
+        return self._next
+
+    def _look(self, waited_for: Sequence[int] | None) -> None:
+        """Nothing came for a moment: see whether waiting on makes sense."""
+        now = time.monotonic()
+        for env, environment in enumerate(self._environments):
+            if not environment.request and (waited_for is None or env not in waited_for):
+                continue
+            assert environment.watch is not None
+            waited_s = now - environment.asked_at
+            progress = f"environment {env} has not answered; everything asked before"
+            environment.watch.look_for_the_end(progress)
+            if waited_s > self._timeout_s:
+                raise environment.watch.timeout(progress, waited_s)
+
+    def __repr__(self) -> str:
+        waiting = sum(environment.request != 0 for environment in self._environments)
+        return f"<Requests to {len(self)} environments, {waiting} not answered>"
