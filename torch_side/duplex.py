@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass
 from typing import Any
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.closing import Closable
-from blendtorch_shm.launch.address import check_endpoint, find
+from blendtorch_shm.launch.address import Address, check_endpoint, find
 from blendtorch_shm.transport.channel import connect_channels
+from blendtorch_shm.wording import counted
 
 from .constants import DEFAULT_TIMEOUTMS
+from .waiting import LOOK_EVERY_S, Watch
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a :class:`~.waiting.Watch` has to know of a channel. Its own patience is what ``recv`` is told each time."""
+
+    addresses: tuple[Address]
+    timeoutms: float = math.inf
+    max_items: int = 0
+
+    def heard_at(self) -> int:
+        return 0
 
 
 class DuplexChannel(Closable):
@@ -47,6 +63,11 @@ class DuplexChannel(Closable):
             timeout_s=integer("timeoutms", timeoutms, 0) / 1000,
             lingerms=integer("lingerms", lingerms, 0),
         )
+        reader = _Reader((self.address,))
+        self._for_messages = Watch(reader, self._channel.source)
+        self._for_room = Watch(reader, self._channel.source)  # by another thread, perhaps
+        self._received = 0
+        self._waited_until = -math.inf
 
     @property
     def btid(self) -> int | None:
@@ -64,9 +85,10 @@ class DuplexChannel(Closable):
 
         Raises:
             StreamTimeout: no room for longer than the patience.
+            InstanceDied: no room, and the instance is gone for good.
             PublishError: a value cannot be sent; names its key. Nothing was sent.
         """
-        return self._channel.send(kwargs)
+        return self._channel.send(kwargs, self._look_for_the_end)
 
     def recv(self, timeoutms: int | None = None) -> dict[str, Any] | None:
         """The next message of the instance, or None if none came in time.
@@ -77,8 +99,34 @@ class DuplexChannel(Closable):
         Returns:
             a dict: ``btid`` and ``btmid`` (ints), and what was sent. Its ndarrays lie in the slot of the message, are writable,
             and stay as they are for as long as they live.
+
+        Raises:
+            InstanceDied: while it waited, the instance was found to be gone for good, and nothing is left of what it sent. Says
+                how it ended, with the end of its log. Not of an instance elsewhere, of which this host does not know that.
+            UnreadableMessage: the next message cannot be opened here, and is lost.
         """
-        return self._channel.receive(math.inf if timeoutms is None else timeoutms / 1000)
+        message = self._channel.receive(math.inf if timeoutms is None else timeoutms / 1000, self._look)
+        if message is None:
+            self._waited_until = time.monotonic()
+        else:  # no calls here: Ctrl-C would cost the message
+            self._received += 1
+            self._waited_until = -math.inf
+        return message
+
+    def _look(self) -> None:
+        """Nothing has come for a while."""
+        now = time.monotonic()
+        if now - self._waited_until > 2 * LOOK_EVERY_S:  # else short waits follow each other: they are one
+            self._for_messages.begin(self._progress())
+        self._waited_until = now
+        self._for_messages.look()
+
+    def _look_for_the_end(self) -> None:
+        """There is no room for a message."""
+        self._for_room.look_for_the_end(self._progress())
+
+    def _progress(self) -> str:
+        return counted(self._received, "message")
 
     def close(self) -> None:
         """Close this end. What was sent is still delivered; arrays that were received stay valid."""

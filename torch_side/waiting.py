@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from torch.utils import data
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from blendtorch_shm.errors import InstanceDied, SegmentError, StreamTimeout
-from blendtorch_shm.launch.address import SHARED_MEMORY, Twin, is_signed, streams_path
+from blendtorch_shm.launch.address import SHARED_MEMORY, Address, Twin, is_signed, streams_path
 from blendtorch_shm.launch.directory import is_abandoned
 from blendtorch_shm.launch.notes import InstanceReport, instance_reports, log_path, state_of
 from blendtorch_shm.stream.control import RECLAIM_EVERY_S, activity
@@ -21,9 +20,6 @@ from blendtorch_shm.stream.stats import ConsumerStats, StreamStats, stats_of_ins
 from blendtorch_shm.wording import counted
 
 from .launching.instance import describe_exit
-
-if TYPE_CHECKING:
-    from .dataset import RemoteIterableDataset
 
 log = logging.getLogger("blendtorch")
 
@@ -39,21 +35,40 @@ _Instance = tuple[str, int]
 """Its launch directory and its number."""
 
 
+class Reader(Protocol):
+    """Whose messages are waited for: a dataset, or one end of a channel."""
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Of the instances."""
+
+    @property
+    def timeoutms(self) -> float:
+        """Patience for the next message, in milliseconds."""
+
+    @property
+    def max_items(self) -> int:
+        """How many messages it takes in all; 0: as many as come."""
+
+    def heard_at(self) -> int:
+        """When it last received a message over TCP, in this or in another process."""
+
+
 class Watch:
     """Waits with the user: says what the instances do meanwhile, and when waiting on makes no sense.
 
     Patience counts from the last message that anybody took from these instances: of those that share their memory, whatever
-    consumer on this host it was; of others, any worker of this dataset.
+    consumer on this host it was; of others, any process of this reader.
 
     Args:
-        dataset: whose messages are waited for.
+        reader: whose messages are waited for.
         source: what they are received from.
     """
 
-    def __init__(self, dataset: RemoteIterableDataset, source: Source) -> None:
-        self._dataset = dataset
-        self._timeout_s = dataset.timeoutms / 1000
-        self._twins = list(dict.fromkeys(a.twin for a in dataset.addresses if a.twin is not None))
+    def __init__(self, reader: Reader, source: Source) -> None:
+        self._reader = reader
+        self._timeout_s = reader.timeoutms / 1000
+        self._twins = list(dict.fromkeys(a.twin for a in reader.addresses if a.twin is not None))
         self._source = source
         self._progress = ""
         self._start = self._told = 0.0
@@ -62,7 +77,8 @@ class Watch:
         self._has_told = False
         self._said: set[str] = set()
         """Lines that were in a report: they are not repeated."""
-        worker = data.get_worker_info()
+        torch_data = sys.modules.get("torch.utils.data")  # where nobody imported it, this is no worker of a DataLoader
+        worker = None if torch_data is None else torch_data.get_worker_info()
         self._tells = worker is None or worker.id == 0  # one voice for all
 
     def begin(self, progress: str) -> None:
@@ -88,17 +104,30 @@ class Watch:
         waited_s = now - self._start
         reports = self._reports()
         self._require_files(reports)
+        self._require_anybody(now, reports)
+        if waited_s > self._timeout_s:
+            raise StreamTimeout(self._why_nothing_came(waited_s, reports))
+        if self._tells and now - self._told > _TELL_EVERY_S:
+            self._told = now
+            log.warning("%s", self._report(waited_s, reports))
+
+    def look_for_the_end(self, progress: str) -> None:
+        """Raises InstanceDied when nobody is left who could send, or take what is sent; for `progress` see :meth:`begin`."""
+        self._progress = progress
+        self._require_anybody(time.monotonic(), self._reports())
+
+    def timeout(self, progress: str, waited_s: float) -> StreamTimeout:
+        """The error of who has waited for `waited_s` in vain; for `progress` see :meth:`begin`."""
+        self._progress = progress
+        return StreamTimeout(self._why_nothing_came(waited_s, self._reports()))
+
+    def _require_anybody(self, now: float, reports: dict[_Instance, InstanceReport]) -> None:
         if self._exited_at is not None and now - self._exited_at > _LAST_MESSAGES_S:
             raise InstanceDied(self._how_they_ended(reports))
         if not self._all_exited(reports):
             self._exited_at = None  # also if it only looked so, for somebody had removed the launch's files
         elif self._exited_at is None:
             self._exited_at = now
-        if waited_s > self._timeout_s:
-            raise StreamTimeout(self._why_nothing_came(waited_s, reports))
-        if self._tells and now - self._told > _TELL_EVERY_S:
-            self._told = now
-            log.warning("%s", self._report(waited_s, reports))
 
     def _require_files(self, reports: dict[_Instance, InstanceReport]) -> None:
         absent = {place.twin for place in self._source.absent() if isinstance(place, SharedPlace)}
@@ -115,13 +144,13 @@ class Watch:
 
     def _taken_by_anybody(self) -> object:
         """Something that changes when anybody takes a message."""
-        return self._source.delivered(), self._dataset.heard_at()
+        return self._source.delivered(), self._reader.heard_at()
 
     # -- what is known of the instances -------------------------------------------------------------------------
 
     def _all_exited(self, reports: dict[_Instance, InstanceReport]) -> bool:
         """Whether no instance is left. Nothing is known of those without a shared-memory twin."""
-        return all(a.twin is not None for a in self._dataset.addresses) and all(
+        return all(a.twin is not None for a in self._reader.addresses) and all(
             reports[twin.directory, twin.btid].state == "exited" or is_abandoned(twin.launch) or _is_swept(twin.launch)
             if (twin.directory, twin.btid) in reports
             else not (twin.is_here() or is_signed(twin.launch))
@@ -162,7 +191,7 @@ class Watch:
             lines += [f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR) or ["(nothing)"]]
         if not reports and not self._source.is_answered():
             lines.append(
-                f"Nothing is known about the instances at {', '.join(self._dataset.addresses)}: do they run, and can this host "
+                f"Nothing is known about the instances at {', '.join(self._reader.addresses)}: do they run, and can this host "
                 f"reach those ports?"
             )
         return "\n".join(lines)
@@ -192,7 +221,7 @@ class Watch:
         published = sum(map(self._published, reports))
         if not any(report.exit_code for report in reports.values()):
             whose, them = ("its script", "it") if len(reports) == 1 else ("their scripts", "them")
-            remedy = f", set max_items={published}" if 0 < published < self._dataset.max_items else ""
+            remedy = f", set max_items={published}" if 0 < published < self._reader.max_items else ""
             return (
                 f"{_name(reports).capitalize()} came to the end of {whose} after {counted(published, 'message')}; {arrived} "
                 f"Let {them} run on{remedy}, or have {them} started again: BlenderLauncher(..., restart='always')."

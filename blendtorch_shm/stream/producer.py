@@ -384,11 +384,20 @@ class Producer(Closable):
             if self._loan is not None:
                 self._wait_for_slot(math.inf)
 
-    def gets_room(self, patience_s: float) -> bool:
-        """Whether :meth:`publish` need not wait, now or within `patience_s`."""
+    def gets_room(self, patience_s: float, meanwhile: Callable[[], object] | None = None) -> bool:
+        """Whether :meth:`publish` need not wait, now or within `patience_s`.
+
+        Args:
+            patience_s: seconds.
+            meanwhile: called several times a second while it waits; may raise.
+        """
+        until = time.monotonic() + patience_s
         with self._lock:
-            self._wait_for_room(patience_s)
-            return self._has_room()
+            self._wait_for_room(patience_s, meanwhile)
+            if self._loan is not None or not self._has_room():
+                return self._has_room()
+            self._wait_for_slot(max(0.0, until - time.monotonic()), meanwhile)
+            return not self._rings or self._rings[-1].has_free()
 
     def note_waited(self, seconds: float) -> None:
         """Time that was spent waiting for the other end to say what to do: it counts as that spent waiting for room, and shows
@@ -409,16 +418,22 @@ class Producer(Closable):
             ready += ring.count(State.READY)
         return ready < self._max_ready
 
-    def _wait_for_room(self, patience_s: float = math.inf) -> None:
+    def _wait_for_room(self, patience_s: float = math.inf, meanwhile: Callable[[], object] | None = None) -> None:
         if not self._has_room():
-            self._wait(self._has_room, wake_below=(self._max_ready + 1) // 2, patience_s=patience_s)
+            self._wait(self._has_room, (self._max_ready + 1) // 2, patience_s, meanwhile)
 
-    def _wait_for_slot(self, patience_s: float) -> None:
+    def _wait_for_slot(self, patience_s: float, meanwhile: Callable[[], object] | None = None) -> None:
         if self._rings and not self._rings[-1].has_free():
-            self._wait(self._rings[-1].has_free, wake_below=FOR_A_SLOT, patience_s=patience_s)
+            self._wait(self._rings[-1].has_free, FOR_A_SLOT, patience_s, meanwhile)
 
-    def _wait(self, enough: Callable[[], bool], wake_below: int, patience_s: float = math.inf) -> None:
-        """Return when `enough`, or after `patience_s`.
+    def _wait(
+        self,
+        enough: Callable[[], bool],
+        wake_below: int,
+        patience_s: float = math.inf,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> None:
+        """Return when `enough`, or after `patience_s`; `meanwhile` is called now and then.
 
         Consumers ring when fewer than `wake_below` messages are READY. To ring for every message taken would cost two
         switches between processes each; to ring only when none is left would leave the consumers waiting.
@@ -442,6 +457,8 @@ class Producer(Closable):
                 counted = now
                 if now - start > patience_s:
                     break
+                if meanwhile is not None:
+                    meanwhile()
                 if now - reclaimed > RECLAIM_EVERY_S:
                     reclaimed = now
                     self._look_after()

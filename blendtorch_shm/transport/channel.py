@@ -12,7 +12,6 @@ successor, and an instance that starts later finds what waits for it.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import threading
 import time
@@ -27,7 +26,7 @@ from ..errors import ConfigurationError, StreamClosed, StreamTimeout
 from ..launch.address import Address, Twin, check_endpoint
 from ..launch.keys import ClientKeys
 from ..message.dtypes import Array
-from ..message.wire import Encoder
+from ..message.wire import Encoder, Message
 from ..process import descriptors, forks
 from ..stream.lease import Calls
 from ..stream.merge import Source
@@ -53,8 +52,8 @@ _LAST_POSTS_S = 5.0
 class _Out(Protocol):
     """The way to the other end."""
 
-    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
-        """Send a message, or raise StreamTimeout."""
+    def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
+        """Send a message, or raise StreamTimeout, or whatever `meanwhile` raises, which is called while there is no room."""
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """See :class:`~..stream.producer.Sink`."""
@@ -90,18 +89,20 @@ class Channel(Closable):
     ) -> None:
         self.btid = btid
         self._outs = outs
-        self._source = source
+        self.source = source
+        """What comes from the other ends."""
         self._lock = lock
         self._timeout_s = timeout_s
         self._next = secrets.randbits(31)
         self._numbers = threading.Lock()
         forks.register(self)
 
-    def send(self, fields: Mapping[str, Any], to: int = 0) -> int:
+    def send(self, fields: Mapping[str, Any], meanwhile: Callable[[], object] | None = None, *, to: int = 0) -> int:
         """Send a message; waits while ten that were sent before have not been taken.
 
         Args:
             fields: as for ``DataPublisher.publish``. ``btid`` and ``btmid`` are added.
+            meanwhile: called several times a second while there is no room; may raise.
             to: to which of the other ends.
 
         Returns:
@@ -114,10 +115,10 @@ class Channel(Closable):
         """
         with self._numbers:
             number, self._next = self._next, (self._next + 1) % 2**32
-        self._outs[to].send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s)
+        self._outs[to].send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s, meanwhile)
         return number
 
-    def receive(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> dict[str, Any] | None:
+    def receive(self, timeout_s: float, meanwhile: Callable[[], object] | None = None) -> dict[str, Any] | None:
         """The next message, or None after `timeout_s` without one.
 
         Args:
@@ -133,7 +134,7 @@ class Channel(Closable):
         while True:
             patience_s = min(_LOOK_EVERY_S, max(0.0, until - now))
             if self._lock is None:
-                message = self._source.receive(patience_s)
+                message = self.source.receive(patience_s)
             else:
                 message = self._receive_with_lock(patience_s)
             if message is not None:
@@ -145,15 +146,18 @@ class Channel(Closable):
             if meanwhile is not None:
                 meanwhile()
 
-    def _receive_with_lock(self, patience_s: float) -> Any:
+    def _receive_with_lock(self, patience_s: float) -> Message | None:
         """Receive, and let a thread that sends have the connection in between."""
         assert self._lock is not None
         until = time.monotonic() + patience_s
         while True:
             with self._lock:
-                message = self._source.receive(min(_SERVE_EVERY_S, max(0.0, until - time.monotonic())))
-            if message is not None or time.monotonic() >= until:
+                message = self.source.receive(min(_SERVE_EVERY_S, max(0.0, until - time.monotonic())), held=True)
+            if message is not None:
+                self.source.hand_over()  # here: Ctrl-C could come while the lock is released
                 return message
+            if time.monotonic() >= until:
+                return None
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """An uninitialised C-contiguous array that the next :meth:`send` sends without a copy, if there is room for one."""
@@ -161,7 +165,7 @@ class Channel(Closable):
 
     def explain(self) -> str:
         """What this end is connected to, for messages to people."""
-        return self._source.explain()
+        return self.source.explain()
 
     def close(self, *, patient: bool = True) -> None:
         """Close this end. What was sent is still delivered; arrays that were received stay valid.
@@ -173,14 +177,14 @@ class Channel(Closable):
             for out in self._outs:
                 out.close(patient=patient)
         finally:
-            self._source.close()
+            self.source.close()
 
     def in_child(self) -> None:
         """In a forked child: it is its parent's."""
         self._numbers = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Channel {self._source!r}>"
+        return f"<Channel {self.source!r}>"
 
 
 def bind_channel(address: Address, *, btid: int | None, timeout_s: float, lingerms: int = 0) -> Channel:
@@ -278,8 +282,8 @@ class _ToRing:
         self.note_waited = producer.note_waited
         self.close = producer.close
 
-    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
-        if not math.isinf(timeout_s) and not self._producer.gets_room(timeout_s):
+    def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
+        if not self._producer.gets_room(timeout_s, meanwhile):
             raise StreamTimeout(
                 f"A message could not be sent for {timeout_s:.1f} s: {_SEND_HWM} wait, and the other end takes none. "
                 f"{self._producer.explain()}."
@@ -302,8 +306,9 @@ class _ToLane:
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def send(self, fields: Mapping[str, Any], timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+    def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
+        looked = time.monotonic()
+        until = looked + timeout_s
         parts = self._encoder.take_apart(fields)
         payload = np.empty(parts.nbytes, np.uint8)
         parts.copy_into(payload)
@@ -314,11 +319,15 @@ class _ToLane:
                     raise StreamClosed("send() after close().")
                 if self._lane.post(header, payload):
                     break
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            if now >= until:
                 raise StreamTimeout(
                     f"A message could not be sent for {timeout_s:.1f} s: as many as may wait do, and the other end takes none. "
                     f"{self._lane.explain()}."
                 )
+            if meanwhile is not None and now - looked > _LOOK_EVERY_S:
+                looked = now
+                meanwhile()
             time.sleep(_SERVE_EVERY_S / 10)
         if self._lane.has_posts():
             self._wanted.set()

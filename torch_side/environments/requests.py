@@ -19,6 +19,7 @@ from blendtorch_shm.transport.channel import Channel, connect_channels
 
 from ..waiting import Watch
 
+
 class Answer(NamedTuple):
     """What an environment said."""
 
