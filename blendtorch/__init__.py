@@ -19,6 +19,7 @@ _KNOWN_AS = {real: alias for alias, real in ALIASES.items()}
 _REMEDIES = {
     "torch": "PyTorch is not installed for this Python: pip install 'blendtorch-shm[torch]'. Where only instances are"
     " launched, it is not needed: import BlenderLauncher and LaunchInfo alone.",
+    "gymnasium": "Environments of gymnasium's need it: pip install 'blendtorch-shm[env]'. RemoteEnv and launch_env do not.",
     "bpy": "This runs inside Blender: start the script through BlenderLauncher, or pip install 'blendtorch-shm[blender]'.",
 }
 """What to do where a module is missing that only one of the two sides needs."""

@@ -15,28 +15,35 @@ from .finder import discover_blender
 from .launcher import BlenderLauncher
 
 if TYPE_CHECKING:
-    from . import colors
+    from . import colors, env
     from .collation import pooled_collate
     from .dataset import FileDataset, RemoteIterableDataset, SingleFileDataset
     from .duplex import DuplexChannel
+    from .env import BlenderEnv, BlenderVectorEnv, OpenAIRemoteEnv, RemoteEnv, launch_env
     from .frame_loader import FrameLoader
     from .recordings.reader import FileReader
     from .recordings.recorder import FileRecorder
     from .recordings.verification import verify_recording
 
 __all__ = [
+    "BlenderEnv",
     "BlenderLauncher",
+    "BlenderVectorEnv",
     "DuplexChannel",
     "FileDataset",
     "FileReader",
     "FileRecorder",
     "FrameLoader",
     "LaunchInfo",
+    "OpenAIRemoteEnv",
+    "RemoteEnv",
     "RemoteIterableDataset",
     "SingleFileDataset",
     "__version__",
     "colors",
     "discover_blender",
+    "env",
+    "launch_env",
     "pooled_collate",
     "stats",
     "verify_recording",
@@ -44,13 +51,18 @@ __all__ = [
 __all__ += errors.__all__
 
 _HOMES = {
+    "BlenderEnv": "env",
+    "BlenderVectorEnv": "env",
     "DuplexChannel": "duplex",
     "FileDataset": "dataset",
     "FileReader": "recordings.reader",
     "FileRecorder": "recordings.recorder",
     "FrameLoader": "frame_loader",
+    "OpenAIRemoteEnv": "env",
+    "RemoteEnv": "env",
     "RemoteIterableDataset": "dataset",
     "SingleFileDataset": "dataset",
+    "launch_env": "env",
     "pooled_collate": "collation",
     "verify_recording": "recordings.verification",
 }

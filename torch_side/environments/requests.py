@@ -40,8 +40,8 @@ class _Environment:
     """Of the instance; 0: not known yet."""
     request: int = 0
     """The one that is not answered yet; 0: none."""
-    hello: int = 0
-    """The question who it is, that is not answered yet; 0: none."""
+    is_greeted: bool = False
+    """Whether it was asked who it is."""
     asked_at: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
@@ -84,7 +84,7 @@ class Requests(Closable):
         environment = self._environments[env]
         environment.asked_at = time.monotonic()
         while not environment.nonce:
-            if not environment.hello:
+            if not environment.is_greeted:
                 self._greet(env)
             self._hear(0.25, [env])
         return environment.description
@@ -155,8 +155,7 @@ class Requests(Closable):
                     self._greet(each)
             return None
         environment = self._environments[env]
-        if message.get("answers") == environment.hello:
-            environment.hello = 0
+        if "spaces" in message:
             return self._meet(env, nonce, message)
         if message.get("answers") != environment.request:
             return None
@@ -183,10 +182,8 @@ class Requests(Closable):
 
     def _greet(self, env: int) -> None:
         """Ask an instance who it is. An earlier question may have reached its predecessor."""
-        environment = self._environments[env]
-        self._by_request.pop(environment.hello, None)
-        environment.hello = self._number(env)
-        self._channel.send({"cmd": "hello", "request": environment.hello}, to=env)
+        self._environments[env].is_greeted = True
+        self._channel.send({"cmd": "hello", "request": self._number(env)}, to=env)
 
     def _number(self, env: int) -> int:
         self._next += 1
