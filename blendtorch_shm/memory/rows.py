@@ -94,7 +94,7 @@ class Batches:
         segment.unlink(name)
         self._segment = self._create(num_batches + 1)
         self._num = self._segment.nbytes // self._batch_nbytes
-        self._used: dict[int, tuple[weakref.ref[Bytes], weakref.ref[Batch] | None]] = {}
+        self._used: dict[int, weakref.ref[Bytes]] = {}
         self._writers: dict[int, set[int]] = {}
 
     def _create(self, num: int) -> Segment:
@@ -124,7 +124,7 @@ class Batches:
             [start + offset for offset in self._offsets],
             len(free) == 1,
         )
-        self._used[number] = weakref.ref(root), weakref.ref(batch)
+        self._used[number] = weakref.ref(root)
         self._writers[number] = batch.writers
         return batch
 
@@ -136,7 +136,7 @@ class Batches:
 
     def _is_free(self, number: int) -> bool:
         used = self._used.get(number)
-        return used is None or (used[0]() is None and not self._writers[number])
+        return used is None or (used() is None and not self._writers[number])
 
     def in_use(self) -> int:
         """How many batches somebody has views of, or writes to."""

@@ -17,7 +17,7 @@ from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport.channel import Channel, connect_channels
 
-from ..waiting import Watch
+from ..waiting import LOOK_EVERY_S, Watch
 
 
 class Answer(NamedTuple):
@@ -70,6 +70,7 @@ class Requests(Closable):
             environment.watch = Watch(environment, self._channel.source)
         self._next = secrets.randbits(48) + 1
         self._by_request: dict[int, int] = {}  # those of `hello` as well
+        self._looked_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._environments)
@@ -86,7 +87,7 @@ class Requests(Closable):
         while not environment.nonce:
             if not environment.is_greeted:
                 self._greet(env)
-            self._hear(0.25, [env])
+            self._hear(LOOK_EVERY_S, [env])
         return environment.description
 
     def ask(self, env: int, cmd: str, **content: Any) -> None:
@@ -145,7 +146,8 @@ class Requests(Closable):
 
         message = self._channel.receive(timeout_s, look)
         if message is None:
-            look()
+            if time.monotonic() - self._looked_at > LOOK_EVERY_S:  # many short waits are a long one
+                look()
             return None
         env = self._by_request.pop(message.get("answers", 0), None)
         nonce = message.get("hello")
@@ -192,7 +194,7 @@ class Requests(Closable):
 
     def _look(self, waited_for: Sequence[int] | None) -> None:
         """Nothing came for a moment: see whether waiting on makes sense."""
-        now = time.monotonic()
+        self._looked_at = now = time.monotonic()
         for env, environment in enumerate(self._environments):
             if not environment.request and (waited_for is None or env not in waited_for):
                 continue
