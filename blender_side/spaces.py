@@ -10,7 +10,6 @@ The training side makes gymnasium's spaces of it, of the same names and argument
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -126,7 +125,7 @@ def plain(space: Any) -> Space | None:
     """
     if space is None:
         return None
-    if isinstance(space, Mapping):
+    if isinstance(space, dict):
         if space.get("type") not in _KINDS:
             raise ConfigurationError(f"{space!r} is no space: its type has to be one of {', '.join(_KINDS)}.")
         return dict(space)
