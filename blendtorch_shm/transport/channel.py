@@ -11,32 +11,35 @@ successor, and an instance that starts later finds what waits for it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from ..closing import Closable
-from ..errors import ConfigurationError, StreamClosed, StreamTimeout
+from ..errors import BlendtorchError, ConfigurationError, StreamClosed, StreamTimeout
 from ..launch.address import Address, Twin, check_endpoint
 from ..launch.keys import ClientKeys
+from ..memory.ring import Bytes
 from ..message.dtypes import Array
 from ..message.wire import Encoder, Message
-from ..process import descriptors, forks
+from ..process import descriptors, forks, leaving
 from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
-from ..stream.producer import Producer, ProducerAlive
+from ..stream.producer import AFTER_FORK, Producer, ProducerAlive
 from ..wording import counted
 from .tcp import Demand, TcpForwarder, TcpLane
-from .tcp.protocol import ANOTHER_TRAINER
+from .tcp.protocol import ANOTHER_TRAINER, new_post
 
 log = logging.getLogger("blendtorch.channel")
+_T = TypeVar("_T")
 
 _SEND_HWM = 10
 """Messages that may wait at the other end before :meth:`Channel.send` waits."""
@@ -73,25 +76,19 @@ class Channel(Closable):
     Args:
         outs: the ways to the other ends.
         source: the way from there.
-        lock: held by whoever uses `outs` or `source`, where they use one connection.
+        turns: of those who use `outs` or `source`, where they use the same connections.
         btid: number of the instance; None at the trainer's end. Part of each message.
         timeout_s: patience for room.
     """
 
     def __init__(
-        self,
-        outs: Sequence[_Out],
-        source: Source,
-        lock: threading.RLock | None,
-        *,
-        btid: int | None,
-        timeout_s: float,
+        self, outs: Sequence[_Out], source: Source, turns: _Turns | None, *, btid: int | None, timeout_s: float
     ) -> None:
         self.btid = btid
         self._outs = outs
         self.source = source
         """What comes from the other ends."""
-        self._lock = lock
+        self._turns = turns
         self._timeout_s = timeout_s
         self._next = secrets.randbits(31)
         self._numbers = threading.Lock()
@@ -133,10 +130,10 @@ class Channel(Closable):
         until = started + timeout_s
         while True:
             patience_s = min(_LOOK_EVERY_S, max(0.0, until - now))
-            if self._lock is None:
+            if self._turns is None:
                 message = self.source.receive(patience_s)
             else:
-                message = self._receive_with_lock(patience_s)
+                message = self._receive_in_turns(self._turns, patience_s)
             if message is not None:
                 return message.fields
             before, now = now, time.monotonic()
@@ -146,15 +143,14 @@ class Channel(Closable):
             if meanwhile is not None:
                 meanwhile()
 
-    def _receive_with_lock(self, patience_s: float) -> Message | None:
+    def _receive_in_turns(self, turns: _Turns, patience_s: float) -> Message | None:
         """Receive, and let a thread that sends have the connection in between."""
-        assert self._lock is not None
         until = time.monotonic() + patience_s
         while True:
-            with self._lock:
-                message = self.source.receive(min(_SERVE_EVERY_S, max(0.0, until - time.monotonic())), held=True)
+            wait_s = min(_SERVE_EVERY_S, max(0.0, until - time.monotonic()))
+            message = turns.take(functools.partial(self.source.receive, wait_s, held=True), waits=True)
             if message is not None:
-                self.source.hand_over()  # here: Ctrl-C could come while the lock is released
+                self.source.hand_over()  # here: Ctrl-C could come where the turn ends
                 return message
             if time.monotonic() >= until:
                 return None
@@ -177,7 +173,15 @@ class Channel(Closable):
             for out in self._outs:
                 out.close(patient=patient)
         finally:
-            self.source.close()
+            if self._turns is None or self._turns.is_inside():
+                self.source.close()
+            else:
+                self._turns.take(self.source.close)
+            leaving.leave(self)
+
+    def finish(self) -> None:
+        """Close: the process is about to exit."""
+        self.close(patient=getattr(sys, "last_type", None) is not KeyboardInterrupt)
 
     def in_child(self) -> None:
         """In a forked child: it is its parent's."""
@@ -234,7 +238,7 @@ def connect_channels(
         check_endpoint(address)
     descriptors.require(_DESCRIPTORS * len(addresses), f"channels to {counted(len(addresses), 'instance')}")
     remote = [address for address in addresses if address.twin is None]
-    lock = threading.RLock() if remote else None
+    turns = _Turns() if remote else None
     demand = Demand(len(remote), queue_size=_SEND_HWM) if remote else None
     calls = Calls()
     lanes: list[TcpLane] = []
@@ -245,10 +249,10 @@ def connect_channels(
                 outs.append(_ToRing(_producer_of_way_back(address, address.twin)))
             else:
                 assert demand is not None
-                assert lock is not None
+                assert turns is not None
                 lanes.append(TcpLane(address, demand, calls))
                 trusted = isinstance(address.keys, ClientKeys)
-                outs.append(_ToLane(lanes[-1], lock, trusted=trusted, last_posts_s=_LAST_POSTS_S + lingerms / 1000))
+                outs.append(_ToLane(lanes[-1], turns, trusted=trusted, last_posts_s=_LAST_POSTS_S + lingerms / 1000))
         source = Source([SharedPlace(a.twin) for a in addresses if a.twin is not None], lanes, calls)
     except BaseException as error:
         for out in outs:
@@ -260,7 +264,11 @@ def connect_channels(
                 lane.close()
             demand.close()
         raise
-    return Channel(outs, source, lock, btid=btid, timeout_s=timeout_s)
+    channel = Channel(outs, source, turns, btid=btid, timeout_s=timeout_s)
+    if turns is not None:
+        leaving.join(channel)
+        leaving.leave(source)  # which the channel closes, after the last posts
+    return channel
 
 
 def _producer_of_way_back(address: Address, twin: Twin) -> Producer:
@@ -271,6 +279,53 @@ def _producer_of_way_back(address: Address, twin: Twin) -> Producer:
             f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
             f"(named_sockets)."
         ) from error
+
+
+class _Turns:
+    """Whose turn it is to use a connection: one thread's at a time. Who waits there goes behind those who do not."""
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._now = threading.Lock()
+        self._inside: set[int] = set()
+        """The threads that are in a call."""
+        forks.register(self)
+
+    def take(self, call: Callable[[], _T], *, waits: bool = False) -> _T:
+        """What `call` returns, which nobody disturbs.
+
+        Args:
+            call: uses the connection.
+            waits: whether it waits for something, again and again.
+
+        Raises:
+            BlendtorchError: called by a signal's handler in the middle of another call.
+        """
+        me = threading.get_ident()
+        if self.is_inside():
+            raise BlendtorchError(
+                "A channel was used in the middle of another call of it, by a signal's handler. Set a flag there, and use the "
+                "channel from the program's loop."
+            )
+        try:
+            self._inside.add(me)
+            with self._next:
+                if not waits:
+                    with self._now:
+                        return call()
+            with self._now:
+                return call()
+        finally:
+            self._inside.discard(me)
+
+    def is_inside(self) -> bool:
+        """Whether this thread is in a call: a signal's handler asks."""
+        return threading.get_ident() in self._inside
+
+    def in_child(self) -> None:
+        """In a forked child: a thread of the parent may have had its turn."""
+        self._next, self._now = threading.Lock(), threading.Lock()
+        self._inside.clear()
 
 
 class _ToRing:
@@ -285,7 +340,7 @@ class _ToRing:
     def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
         if not self._producer.gets_room(timeout_s, meanwhile):
             raise StreamTimeout(
-                f"A message could not be sent for {timeout_s:.1f} s: {_SEND_HWM} wait, and the other end takes none. "
+                f"A message could not be sent for {timeout_s:.1f} s: the other end takes none of those that wait. "
                 f"{self._producer.explain()}."
             )
         self._producer.publish(fields)
@@ -297,32 +352,27 @@ class _ToLane:
     What was posted must arrive although the program does not call this channel for a while, so a thread looks after it.
     """
 
-    def __init__(self, lane: TcpLane, lock: threading.RLock, *, trusted: bool, last_posts_s: float) -> None:
+    def __init__(self, lane: TcpLane, turns: _Turns, *, trusted: bool, last_posts_s: float) -> None:
         self._lane = lane
-        self._lock = lock
+        self._turns = turns
         self._encoder = Encoder(trusted=trusted)
         self._last_posts_s = last_posts_s
-        self._closed = False  # by another thread, perhaps
+        self._closed = self._is_copy = False
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
+        forks.register(self)
 
     def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
         looked = time.monotonic()
         until = looked + timeout_s
         parts = self._encoder.take_apart(fields)
-        payload = np.empty(parts.nbytes, np.uint8)
+        post, payload = new_post(parts.header(), parts.nbytes)
         parts.copy_into(payload)
-        header = parts.header()
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise StreamClosed("send() after close().")
-                if self._lane.post(header, payload):
-                    break
+        while not self._turns.take(functools.partial(self._post, post)):
             now = time.monotonic()
             if now >= until:
                 raise StreamTimeout(
-                    f"A message could not be sent for {timeout_s:.1f} s: as many as may wait do, and the other end takes none. "
+                    f"A message could not be sent for {timeout_s:.1f} s: the other end takes none of those that wait. "
                     f"{self._lane.explain()}."
                 )
             if meanwhile is not None and now - looked > _LOOK_EVERY_S:
@@ -335,16 +385,22 @@ class _ToLane:
                 self._thread = threading.Thread(target=self._serve, name="blendtorch channel", daemon=True)
                 self._thread.start()
 
+    def _post(self, post: Bytes) -> bool:
+        if self._closed:
+            raise StreamClosed(AFTER_FORK if self._is_copy else "send() after close().")
+        return self._lane.post(post)
+
     def _serve(self) -> None:
-        while True:
+        while not self._closed:
+            self._turns.take(self._look_after_posts)
             self._wanted.wait()
             time.sleep(_SERVE_EVERY_S)
-            with self._lock:
-                if self._closed:
-                    return
-                self._lane.serve()
-                if not self._lane.has_posts():
-                    self._wanted.clear()
+
+    def _look_after_posts(self) -> None:
+        if not self._closed:
+            self._lane.serve()
+            if not self._lane.has_posts():
+                self._wanted.clear()
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         return None
@@ -354,12 +410,25 @@ class _ToLane:
 
     def close(self, *, patient: bool = True) -> None:
         until = time.monotonic() + (self._last_posts_s if patient else 0)
-        while not self._closed and self._lane.has_posts() and time.monotonic() < until:
-            with self._lock:
-                self._lane.serve()
-            time.sleep(_SERVE_EVERY_S / 10)
-        with self._lock:
-            if not self._closed and self._lane.has_posts():
-                log.warning("A channel closed before its last messages were received. %s", self._lane.explain())
+        try:
+            while not self._turns.is_inside() and not self._turns.take(functools.partial(self._is_done, until)):
+                time.sleep(_SERVE_EVERY_S / 10)
+        finally:  # also when Ctrl-C ends its patience, or a signal's handler closes it
             self._closed = True
-        self._wanted.set()
+            self._wanted.set()
+
+    def _is_done(self, until: float) -> bool:
+        """Whether it is closed, now: nobody waits for it, or `until` has passed."""
+        if not self._closed:
+            self._lane.serve()
+            if self._lane.has_posts():
+                if time.monotonic() < until:
+                    return False
+                log.warning("A channel closed before its last messages were received. %s", self._lane.explain())
+            self._closed = True  # in this turn: nobody posts after it
+        return True
+
+    def in_child(self) -> None:
+        """In a forked child: the connection is its parent's."""
+        self._closed = self._is_copy = True
+        self._wanted = threading.Event()  # the parent's may have been in use

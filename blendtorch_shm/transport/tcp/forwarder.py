@@ -222,6 +222,7 @@ class TcpForwarder(Closable):
             log.exception("Consumers elsewhere get nothing more from %s.", self._address)
         finally:
             self.waits = False
+            self._say_what_was_received()  # else a successor would get it again
             is_on_its_way = self._patient and any(peer.sent for peer in self._session.peers)  # large, on a slow link
             self._perform(self._session.end())
             self._perform(self._session.dismiss_unreachable())

@@ -6,7 +6,6 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Sequence
 
 import zmq
 
@@ -21,7 +20,6 @@ from .frames import Frames
 from .protocol import (
     MAX_POSTS,
     MAX_QUEUE,
-    POST,
     WRONG_KEYS,
     Arrived,
     ConsumerSession,
@@ -169,8 +167,8 @@ class TcpLane(Closable):
             messages.append(message)
         return messages
 
-    def post(self, header: bytes, payload: Bytes) -> bool:
-        """Send a message back, if this is the lane of a channel. It is kept until the other end has received it.
+    def post(self, post: Bytes) -> bool:
+        """Send a message back, a :func:`~.protocol.new_post`, if this is a channel's lane. It is kept until the other end has it.
 
         False: as many as may wait do. Then, and as long as :meth:`has_posts`, call :meth:`serve` until it is taken.
         """
@@ -178,9 +176,9 @@ class TcpLane(Closable):
         if len(self._session.posts) >= MAX_POSTS:
             return False
         self._is_inside = True
-        sequence = self._session.posts.add(header, payload)
+        self._session.posts.add(post)
         if self._session.state is ConsumerState.CONNECTED:  # else the greeting is followed by all posts
-            self._send((POST.pack(sequence), header, payload))
+            self._send(post)
         self._is_inside = False
         return True
 
@@ -298,16 +296,15 @@ class TcpLane(Closable):
     def _say(self, said: Said | None) -> None:
         if said is None:
             return
-        self._send((encode(said),))
+        self._send(encode(said))
         if isinstance(said, Hello):
-            for frames in self._session.posts.frames():
-                self._send(frames)
+            for post in self._session.posts.waiting():
+                self._send(post)
 
-    def _send(self, frames: Sequence[bytes | Bytes]) -> None:
+    def _send(self, frame: bytes | Bytes) -> None:
+        """Messages of one frame: an interrupt sends the whole of it, or nothing."""
         try:
-            for frame in frames[:-1]:
-                self._socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(frames[-1], zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:  # not connected: the next greeting says it. Or closed, and it was said
             pass
 

@@ -27,11 +27,13 @@ of the same launch. Scripts that no launcher started are of none (0), and may fo
 A channel has a way back on the same connection: what a trainer *posts* to an instance::
 
     trainer                                                         instance
-    Post(sequence), header, payload                ───────────►     keeps it for the script
+    post: sequence, header, payload                ───────────►     keeps it for the script
                        ◄───────────  RECEIVED, sequence             the script has taken it
 
 A post stays the trainer's until it was received. After each greeting, all that was not is posted again; the instance tells by
-session and sequence number what it has already (:class:`Posts`, :class:`Inbound`). What comes before a greeting is not heard.
+session and sequence number what it has already (:class:`Posts`, :class:`Inbound`). What comes before a greeting is not heard. A
+post is one frame, so that no interrupt cuts it in two. A channel has one trainer at a time: another one's greeting is refused
+while that one is PRESENT, and takes the place of one that is LOST.
 
 There is one limit. A consumer may be unable to say that it took a message, because its connection broke or its producer was
 killed at that moment. If another consumer asks for that message before the first one is back (:data:`LOST_S`), both get it.
@@ -77,6 +79,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import msgspec
+import numpy as np
 
 from ...errors import WireError
 from ...memory.layout import MAX_CONSUMERS, VERSION
@@ -102,8 +105,12 @@ REFUSAL = b"refused: "
 """What a refusal begins with; the reason follows."""
 RECEIVED = b"received"
 """What begins a remark that a post was received; its sequence number follows."""
-POST = struct.Struct("<Q")
-"""First frame of each post: its sequence number."""
+SEQUENCE = struct.Struct("<Q")
+_POST = b"post"
+_POST_HEAD = struct.Struct("<4sIQ")
+"""What begins a post: these four letters, the size of its header in bytes, and its sequence number. The header follows, then the
+payload. No greeting begins with the letters, for MessagePack takes them for a number.
+"""
 MAX_POSTS = 10
 """Most posts of one trainer that were not received."""
 
@@ -249,7 +256,7 @@ class Deliver:
     session: bytes
     sequence: int
     header: bytes
-    payload: bytes
+    payload: memoryview
 
 
 Action = Send | Tell | Reject | Release | GiveBack | Deliver
@@ -282,9 +289,9 @@ class ProducerSession:
 
     def hear(self, route: bytes, frames: Sequence[bytes]) -> list[Action]:
         """A message came from the connection `route`."""
-        if self._is_channel and len(frames) == 3 and len(frames[0]) == POST.size:
+        if self._is_channel and len(frames) == 1 and frames[0].startswith(_POST):
             peer = self._peers.get(route)  # None: it is posted again after the greeting
-            return [] if peer is None else [Deliver(peer.session, POST.unpack(frames[0])[0], frames[1], frames[2])]
+            return [] if peer is None else [_open_post(peer.session, frames[0])]
         try:
             said = parse(frames)
         except WireError as error:
@@ -318,11 +325,13 @@ class ProducerSession:
                 f"Read from the new one with its own addresses, in a new dataset"
             )
             return self._refuse(route, why)
-        if peer is None and self._is_channel and self._peers:
-            return self._refuse(route, f"{ANOTHER_TRAINER}. This one may connect when that one closes")
+        actions: list[Action] = []
+        if peer is None and self._is_channel:
+            if any(other.lost_at is None for other in self._peers.values()):
+                return self._refuse(route, f"{ANOTHER_TRAINER}. This one may connect when that one closes")
+            actions += self._dismiss_lost(float("inf"))
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
             return self._refuse(route, f"there are {MAX_CONSUMERS} consumers already")
-        actions: list[Action] = []
         if peer is None:
             peer = Peer(hello.session, route, hello.generation, 0)
         else:
@@ -339,7 +348,7 @@ class ProducerSession:
 
     def say_received(self, session: bytes, sequence: int) -> list[Action]:
         """The script has taken what a trainer posted. If that cannot be told now, it posts again, and is told then."""
-        remark = RECEIVED + POST.pack(sequence)
+        remark = RECEIVED + SEQUENCE.pack(sequence)
         return [Tell(peer.route, remark) for peer in self._peers.values() if peer.session == session]
 
     # -- messages for them
@@ -440,6 +449,25 @@ class Inbound:
         return post.sequence <= self._received.get(post.session, -1)
 
 
+def new_post(header: bytes, nbytes: int) -> tuple[Bytes, Bytes]:
+    """A post for :meth:`Posts.add`, and the part of it that `nbytes` of payload are to be written to."""
+    start = _POST_HEAD.size + len(header)
+    post = np.empty(start + nbytes, np.uint8)
+    _POST_HEAD.pack_into(post, 0, _POST, len(header), 0)
+    post[_POST_HEAD.size : start] = np.frombuffer(header, np.uint8)
+    return post, post[start:]
+
+
+def _open_post(session: bytes, post: bytes) -> Deliver | Reject:
+    if len(post) < _POST_HEAD.size:
+        return Reject("a post is too short")
+    _, header_nbytes, sequence = _POST_HEAD.unpack_from(post)
+    start = _POST_HEAD.size + header_nbytes
+    if len(post) < start:
+        return Reject(f"a post of {len(post)} bytes says that its header alone has {header_nbytes}")
+    return Deliver(session, sequence, post[_POST_HEAD.size : start], memoryview(post)[start:])
+
+
 class Posts:
     """What a trainer has posted, and does not know to be received.
 
@@ -448,24 +476,24 @@ class Posts:
 
     def __init__(self) -> None:
         self._next = 0
-        self._waiting: dict[int, tuple[bytes, Bytes]] = {}
+        self._waiting: dict[int, Bytes] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, header: bytes, payload: Bytes) -> int:
-        """Keep a message until it is received; its sequence number."""
+    def add(self, post: Bytes) -> None:
+        """Keep a :func:`new_post` until it is received. It gets a sequence number."""
         sequence, self._next = self._next, self._next + 1
-        self._waiting[sequence] = header, payload
-        return sequence
+        SEQUENCE.pack_into(post, _POST_HEAD.size - SEQUENCE.size, sequence)
+        self._waiting[sequence] = post
 
     def received(self, sequence: int) -> None:
         """It was; or it makes no sense, and does no harm."""
         self._waiting.pop(sequence, None)
 
-    def frames(self) -> list[tuple[bytes, bytes, Bytes]]:
-        """All of them, as frames, the oldest first."""
-        return [(POST.pack(sequence), *message) for sequence, message in list(self._waiting.items())]
+    def waiting(self) -> list[Bytes]:
+        """All of them, the oldest first."""
+        return list(self._waiting.values())
 
 
 def _name(launch: int) -> str:
@@ -622,8 +650,8 @@ class ConsumerSession:
         if remark == END:
             if self._arrived:
                 self._ended_generation = self._arrived[-1].generation
-        elif remark.startswith(RECEIVED) and len(remark) == len(RECEIVED) + POST.size:
-            self.posts.received(POST.unpack(remark[len(RECEIVED) :])[0])
+        elif remark.startswith(RECEIVED) and len(remark) == len(RECEIVED) + SEQUENCE.size:
+            self.posts.received(*SEQUENCE.unpack(remark[len(RECEIVED) :]))
         elif remark.startswith(REFUSAL):
             self._refused_at = now
             self.refused(remark[len(REFUSAL) : 200].decode(errors="replace"))
