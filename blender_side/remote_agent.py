@@ -2,7 +2,7 @@
 
 Requests and answers are messages of a :class:`~blender_side.DuplexChannel`. This side says once, and whenever it is asked::
 
-    {"hello": nonce, "spaces": {"observation": ..., "action": ...}, "fps": float, "has_renderer": bool}
+    {"bthello": nonce, "btenv": {"spaces": {"observation": ..., "action": ...}, "fps": float, "has_renderer": bool}}
 
 The trainer asks, one request after the other, and each but those to somebody else is answered::
 
@@ -10,10 +10,12 @@ The trainer asks, one request after the other, and each but those to somebody el
     {"cmd": "step", "request": int, "action": ..., "to": nonce, "rows": rows, "autoreset": bool, "is_last": bool}
     {"cmd": "hello", "request": int}
 
-    {"answers": request, "hello": nonce, "ctx": {...}}      what the environment says of the frame that was played since
-    {"answers": request, "hello": nonce, "final": {...}}    likewise, of the last frame of an episode; the answer is the next
-                                                            one's first frame, for the request said `autoreset`
-    {"answers": request, "hello": nonce, "error": text}     the request makes no sense; nothing was done
+    {"btanswers": request, "bthello": nonce, ...}   what the environment says of the frame that was played since
+    {"btanswers": request, "bthello": nonce, "btfinal": True, ...}
+                                                    likewise, of the last frame of an episode; the answer is the next one's first
+                                                    frame, for the request said `autoreset`
+    {"btanswers": request, "bthello": nonce, "bterror": text}
+                                                    the request makes no sense; nothing was done
 
 ``nonce`` is of this agent: a request ``to`` another one was for an instance that has ended since, and is dropped. A ``reset`` is
 answered at once in an episode in which nothing was done, unless a seed or options are given, or ``anew`` is true. ``rows``, the
@@ -177,7 +179,7 @@ class RemoteControlledAgent:
             try:
                 decided = self._decide(env, request)
             except _Unreasonable as error:
-                self._reply(error=str(error))
+                self._reply({"bterror": str(error)})
                 continue
             self._begin_row(env)
             if decided is not None:
@@ -239,7 +241,7 @@ class RemoteControlledAgent:
         return request
 
     def _say_hello(self, env: Environment) -> None:
-        self._reply(**env.describe())
+        self._reply({"btenv": env.describe()})
 
     def _must_reset_first(self, ctx: dict[str, Any]) -> bool:
         """Whether the step that was asked for ended the episode, and its answer is the next one's first frame. Then the last
@@ -249,7 +251,7 @@ class RemoteControlledAgent:
         if request is None or not request.get("autoreset") or not (ctx["done"] or request.get("is_last")):
             return False
         request["autoreset"] = False
-        self._channel.send(answers=request.get("request"), hello=self._nonce, final=ctx)
+        self._channel.send(**{**ctx, "btanswers": request.get("request"), "bthello": self._nonce, "btfinal": True})
         if "rows" in request:  # it is written anew: what lies there is the script's own now
             self._rows.abandon()
             self._begin_row_of(request)
@@ -281,13 +283,13 @@ class RemoteControlledAgent:
             observation = ctx.get("obs")
             self._rows.write([leaf.of(observation) for leaf in self._leaves])
             ctx = {key: value for key, value in ctx.items() if key != "obs"}
-        self._reply(ctx=ctx)
+        self._reply(ctx)
         note_lender(self._channel, ctx.values())
 
-    def _reply(self, **content: Any) -> None:
+    def _reply(self, content: dict[str, Any]) -> None:
         request, self._request = self._request, None
-        answers = {} if request is None else {"answers": request.get("request")}
-        self._channel.send(**answers, hello=self._nonce, **content)
+        answers = {} if request is None else {"btanswers": request.get("request")}
+        self._channel.send(**{**content, **answers, "bthello": self._nonce})
 
 
 class _Unreasonable(Exception):

@@ -156,18 +156,24 @@ def test_a_trainer_plays_an_episode(blender: Any) -> None:
         def ask(number: int, **request: Any) -> dict[str, Any]:
             channel.send(request=number, **request)
             while (answer := channel.recv(PATIENCE_MS)) is not None:
-                if answer.get("answers") == number:
+                if answer.get("btanswers") == number:
                     return answer
-                assert "spaces" in answer
+                assert "btenv" in answer
             raise AssertionError("no answer")
 
-        assert ask(1, cmd="reset")["ctx"]["count"] == 1
+        assert ask(1, cmd="reset")["count"] == 1
         for number in (2, 3, 4):
-            ctx = ask(number, cmd="step", action=0.1 * number)["ctx"]
+            ctx = ask(number, cmd="step", action=0.1 * number)
             assert ctx["count"] == number
             assert ctx["obs"] == pytest.approx(0.1 * number)
             assert ctx["done"] == ctx["terminated"] == (number == 4)
-        assert ask(5, cmd="reset")["ctx"]["count"] == 1
+        assert ask(5, cmd="reset")["count"] == 1
         hello = ask(6, cmd="hello")
-        assert hello["spaces"]["action"] == {"type": "Box", "low": -4.0, "high": 4.0, "shape": [], "dtype": "float32"}
-        assert "no command" in ask(7, cmd="jump")["error"]
+        assert hello["btenv"]["spaces"]["action"] == {
+            "type": "Box",
+            "low": -4.0,
+            "high": 4.0,
+            "shape": [],
+            "dtype": "float32",
+        }
+        assert "no command" in ask(7, cmd="jump")["bterror"]

@@ -53,7 +53,9 @@ class Ends:
     def answer(self) -> dict[str, Any]:
         message = self.trainer.recv(PATIENCE_MS)
         assert message is not None
-        return {key: value for key, value in message.items() if key not in ("btid", "btmid")}
+        ours = {key.removeprefix("bt"): message.pop(key) for key in list(message) if key.startswith("bt")}
+        del ours["id"], ours["mid"]
+        return {**ours, "ctx": message} if message else ours
 
     def begin(self) -> int:
         """Have the first step asked for; the agent's nonce."""
@@ -85,7 +87,7 @@ def test_it_says_hello_first_and_a_step_is_answered_at_the_next_frame(ends: Ends
     ends.request(cmd="step", request=7, action=[1, 2], time=None)
     assert ends.ask() == (Command.STEP, [1, 2])
     hello = ends.answer()
-    assert hello == {"hello": hello["hello"], **HELLO}
+    assert hello == {"hello": hello["hello"], "env": HELLO}
     assert hello["hello"] > 0
     ends.env.state = State.RUN
     ends.request(cmd="step", request=8, action=None)
@@ -125,7 +127,7 @@ def test_it_says_hello_again_when_it_is_asked(ends: Ends) -> None:
     ends.request(cmd="step", request=3, action=0.2)
     assert ends.ask() == (Command.STEP, 0.2)
     assert ends.answer()["answers"] == 1
-    assert ends.answer() == {"answers": 2, "hello": nonce, **HELLO}
+    assert ends.answer() == {"answers": 2, "hello": nonce, "env": HELLO}
 
 
 def test_what_was_for_another_agent_is_dropped(ends: Ends) -> None:

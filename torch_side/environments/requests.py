@@ -149,30 +149,32 @@ class Requests(Closable):
             if time.monotonic() - self._looked_at > LOOK_EVERY_S:  # many short waits are a long one
                 look()
             return None
-        env = self._by_request.pop(message.get("answers", 0), None)
-        nonce = message.get("hello")
+        number = message.pop("btanswers", 0)
+        env = self._by_request.pop(number, None)
+        nonce = message.pop("bthello", 0)
         if env is None:  # an instance that has just started says hello by itself; or it is an answer to somebody else
-            if "spaces" in message and all(nonce != environment.nonce for environment in self._environments):
+            if "btenv" in message and all(nonce != environment.nonce for environment in self._environments):
                 for each in range(len(self)):  # which one it is, an answer tells
                     self._greet(each)
             return None
         environment = self._environments[env]
-        if "spaces" in message:
-            return self._meet(env, nonce, message)
-        if message.get("answers") != environment.request:
+        if "btenv" in message:
+            return self._meet(env, nonce, message["btenv"])
+        if number != environment.request:
             return None
-        if "final" in message:
-            self._by_request[environment.request] = env  # there is more to come
-            return Answer(env, message["final"], is_final=True)
+        del message["btid"], message["btmid"]
+        if message.pop("btfinal", False):
+            self._by_request[number] = env  # there is more to come
+            return Answer(env, message, is_final=True)
         environment.request = 0
-        if "error" in message:
-            raise ConfigurationError(f"Environment {env} refused what it was asked: {message['error']}")
-        return Answer(env, message["ctx"])
+        if "bterror" in message:
+            raise ConfigurationError(f"Environment {env} refused what it was asked: {message['bterror']}")
+        return Answer(env, message)
 
-    def _meet(self, env: int, nonce: Any, message: dict[str, Any]) -> Answer | None:
+    def _meet(self, env: int, nonce: int, description: dict[str, Any]) -> Answer | None:
         """An instance has said who it is."""
         environment = self._environments[env]
-        environment.description = message
+        environment.description = description
         if nonce == environment.nonce:
             return None
         is_replaced, environment.nonce = environment.nonce != 0, nonce
