@@ -95,6 +95,41 @@ class Row:
 
         self._time(receive_next, size, nbytes, 0.6, copying_s)
 
+    def time_steps(self, step: Callable[[], Any], envs: int) -> None:
+        """Step for several rounds; each observation is another one than the one before.
+
+        Args:
+            step: returns the observations.
+            envs: how many environments that steps.
+        """
+        last = None
+        for _ in range(20):  # starting up
+            observations = step()
+            if last is not None and observations.flat[0] == last:
+                raise AssertionError("An observation is the one before.")
+            last = observations.flat[0]
+            del observations
+        per_round = 0
+        start = time.perf_counter()
+        while per_round < 5 or time.perf_counter() - start < (0.05 if self.short else 0.4):
+            step()
+            per_round += 1
+        before = time.process_time()
+
+        def run() -> None:
+            for _ in range(per_round):
+                step()
+
+        self.benchmark.pedantic(run, rounds=2 if self.short else 9)
+        if self.benchmark.stats is None:  # --benchmark-disable
+            return
+        rounds = len(self.benchmark.stats.stats.data)
+        self.note(
+            steps_per_s=per_round / self.benchmark.stats.stats.median,
+            spread=self.benchmark.stats.stats.iqr / self.benchmark.stats.stats.median,
+            trainer_us=(time.process_time() - before) / rounds / per_round * 1e6,
+        )
+
     def _time(
         self,
         receive: Callable[[], None],

@@ -18,6 +18,7 @@ PLOTS = DOCS / "benchmarks"
 
 FIGURES = {
     "frames_per_s": ("frames/s", ",.0f"),
+    "steps_per_s": ("steps/s", ",.0f"),
     "p50_us": ("p50 us", ",.0f"),
     "first_batch_s": ("s", ".2f"),
     "median_us": ("us", ",.1f"),
@@ -79,6 +80,12 @@ one instance, of one or of two that share the machine.""",
     "replay": "In random order, from a file that the system has in memory; nobody looks at the bytes.",
     "replay, all bytes read": "The same, with a sum over each picture.",
     "opening a recording": "With the index that is written at its end, and without, as after `kill -9`.",
+    "lockstep": """\
+One environment without Blender: a loop that fills a picture, and waits for the next action. *req rep pickle* is what blendtorch
+does.""",
+    "four environments": """\
+Steps of all four at once; each waits for so many milliseconds, as for a graphics card, and fills a picture. *async vector env* is
+gymnasium's, with shared memory, around the same environments; it copies each batch twice.""",
     "publishing": "The producer's time for one message that finds a free slot.",
 }
 
@@ -97,7 +104,7 @@ def tables(infos: list[dict[str, Any]]) -> Iterator[Table]:
             title,
             "",
             FIGURES[known[0]][0],
-            "ratio" if known[0] == "frames_per_s" else "times the time",
+            "ratio" if known[0].endswith("_per_s") else "times the time",
             *(FIGURES[figure][0] for figure in known[1:]),
         ]
         lines = []
