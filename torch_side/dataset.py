@@ -19,6 +19,7 @@ from blendtorch_shm.errors import BlendtorchError, ConfigurationError, Recording
 from blendtorch_shm.launch.address import Address, check_endpoint, find
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.stream.merge import Source
+from blendtorch_shm.stream.newest import Newest
 from blendtorch_shm.transport import open_source
 from blendtorch_shm.wording import counted
 
@@ -53,6 +54,9 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         item_transform: called with each item before it becomes tensors; see :meth:`_item`.
         record_path_prefix: see :meth:`enable_recording`.
         output: ``'torch'`` turns every ndarray of an item into a tensor over the same memory, ``'numpy'`` leaves them.
+        latest: each item is the newest message that its instance has ready when it is asked for, for agents and live views.
+            Older ones are skipped, which ``btt.stats`` counts; so nobody else gets them. Instances take turns. Over TCP, each is
+            asked for when it is wanted, and `queue_size` says nothing. A DataLoader's workers fetch ahead, each for itself.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -74,9 +78,11 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         record_path_prefix: str | os.PathLike[str] | None = None,
         *,
         output: str = "torch",
+        latest: bool = False,
     ) -> None:
         _check_output(output)
         self.addresses = _checked(addresses)
+        self.latest = latest
         self.queue_size = integer("queue_size", queue_size)
         self.timeoutms = integer("timeoutms", timeoutms)
         self.item_transform = item_transform or _as_it_is
@@ -183,6 +189,7 @@ class _Iteration(Iterator[Any]):
         self._recorder = recorder
         self._output = to_tensors if dataset.output == "torch" else _as_it_is
         self._is_users = dataset.has_transform()
+        self._newest: Newest | None = {} if dataset.latest else None
         heard_at = dataset._heard_at
         self._heard_at = None if heard_at is None else heard_at.numpy()
 
@@ -238,7 +245,7 @@ class _Iteration(Iterator[Any]):
         dataset = self._dataset
         left = list(self._left)
         count = self._count - self._received - len(left)
-        source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=count)
+        source = open_source(dataset.addresses, queue_size=dataset.queue_size, count=count, newest=self._newest)
         source.give_first(left)
         self._source, self._watch, self._left = source, Watch(dataset, source), ()
         return source
@@ -383,6 +390,11 @@ def _checked(addresses: Any) -> list[Address]:
         ConfigurationError: there are none, or a reader could not connect to one of them.
     """
     found = [addresses] if isinstance(addresses, str) else []
+    if isinstance(addresses, data.Dataset):
+        raise ConfigurationError(
+            f"addresses={addresses!r} is a dataset; expected addresses of instances, such as launch_info.addresses['DATA']. "
+            f"What a dataset is told, such as latest=True, is its own."
+        )
     if isinstance(addresses, Iterable) and not isinstance(addresses, (str, Mapping)):
         found = list(addresses)
     if not found or not all(isinstance(address, str) for address in found):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-VERSION = 5
+VERSION = 6
 """Of the memory layout and of the wire format: one number for both."""
 CACHE_LINE = 64
 PAGE = 4096
@@ -76,8 +76,9 @@ CONSUMER_RECORD = _words(
         40: "reclaimed",
         48: "redelivered",  # delivered, after another consumer had it and did not finish
         56: "remote",  # consumers elsewhere that this one sends to (the producer's own, for TCP)
+        64: "skipped",  # delivered, and dropped unread, since a newer one was there; of consumers that want the newest alone
     },
-    CACHE_LINE,
+    2 * CACHE_LINE,
 )
 RING_HEADER = _words(
     {

@@ -146,19 +146,22 @@ class Consumer(Closable):
                     messages.append(message)
         return messages
 
-    def claim(self, *, copy: bool = True, local: bool = True) -> Claimed | None:
+    def claim(self, *, copy: bool = True, local: bool = True, newest: bool = False) -> Claimed | None:
         """The oldest READY message as bytes, or None if there is none; for who sends it on.
 
         Args:
             copy: whether a copy will do where too many slots are leased; otherwise such messages stay READY.
             local: whether messages may be taken that must not leave this host.
+            newest: take the newest one instead, and skip those that are older.
 
         Raises:
             SegmentError: the slot's record makes no sense; its message is counted and dropped.
         """
-        found = self._claim_oldest(copy=copy, local=local)
+        found = self._claim_oldest(copy=copy, local=local, newest=newest)
         if found is None:
             return None
+        if newest:
+            self._skip(found[0].sequence[found[1]] - 1, local=local)
         self._wake_producer_if_few(found[0])
         header, payload, sequence, lease, generation = self._open_raw(*found, always_lease=True)
         if lease is None:
@@ -174,8 +177,10 @@ class Consumer(Closable):
         runs = itertools.groupby(in_order, key=operator.itemgetter(1))
         return [(found[i][0], [slot for _, _, slot in run]) for i, run in runs]
 
-    def _claim_oldest(self, *, copy: bool = True, local: bool = True, tells: bool = False) -> tuple[Ring, int] | None:
-        """Claim the oldest message that nobody else is just claiming; see :meth:`claim`. None if there is none.
+    def _claim_oldest(
+        self, *, copy: bool = True, local: bool = True, tells: bool = False, newest: bool = False
+    ) -> tuple[Ring, int] | None:
+        """Claim the oldest message, or the newest, that nobody else is just claiming; see :meth:`claim`. None if there is none.
 
         If it locks a slot that is not READY any more, it looks again before it gives up, and tells a sleeper of what it leaves
         READY: while it held that lock, another consumer may have passed the slot over. `tells`: the caller has held such a lock.
@@ -184,7 +189,10 @@ class Consumer(Closable):
         in_vain = True
         while in_vain:
             in_vain = False
-            for ring, slots in self._ready():
+            ready = self._ready()
+            if newest:
+                ready = [(ring, slots[::-1]) for ring, slots in reversed(ready)]
+            for ring, slots in ready:
                 for slot in slots:
                     if not local and ring.flags[slot] & FLAG_LOCAL_ONLY:
                         continue
@@ -198,6 +206,34 @@ class Consumer(Closable):
                     if claimed is False:
                         in_vain = tells = True
         return None
+
+    def _skip(self, up_to: int, *, local: bool = True) -> None:
+        """Release the READY messages up to that sequence number unread, but for those that others are just claiming.
+
+        Args:
+            up_to: the number of the last one.
+            local: as for :meth:`claim`.
+        """
+        for ring, slots in self._ready():
+            older = [slot for slot in slots if ring.sequence[slot] <= up_to]
+            if not local:
+                older = [slot for slot in older if not ring.flags[slot] & FLAG_LOCAL_ONLY]
+            for run in _neighbours(older):
+                claimed = self._claim_run(ring, run)
+                if len(claimed) < len(run):
+                    self.pass_on()  # as in take_many
+                for slot in claimed:
+                    self._drop(ring, slot)
+
+    def _drop(self, ring: Ring, slot: int) -> None:
+        """Release a slot that was just claimed, unread."""
+        self._member.delivered.add(1)
+        self._member.skipped.add(1)
+        self._release(ring, slot, ring.generation[slot])
+
+    def count_skipped(self, count: int) -> None:
+        """Count messages that this consumer has received and dropped unread."""
+        self._member.skipped.add(count)
 
     def _claim_run(self, ring: Ring, slots: list[int]) -> list[int]:
         """Claim neighbouring slots under one lock, or one by one if somebody is at one of them; those that were READY still."""

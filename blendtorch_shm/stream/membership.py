@@ -48,7 +48,7 @@ class Membership:
         index: which of the stream's consumers this is.
         owner: what stands in the record of a slot that it has leased.
         locks: its description of the stream's lock file.
-        delivered, released, copied, rejected, reclaimed, redelivered: its counters, see ``layout.CONSUMER_RECORD``.
+        delivered, released, copied, rejected, reclaimed, redelivered, skipped: its counters, see ``layout.CONSUMER_RECORD``.
 
     Raises:
         SegmentError: the stream has as many readers as it can have; or its lock file was removed, so that nobody can tell who of
@@ -74,9 +74,17 @@ class Membership:
                 )
             taken_back = self._join(forwards)
             self.owner = self.index + 1
-            self.delivered, self.released, self.copied, self.rejected, self.reclaimed, self.redelivered = (
+            (
+                self.delivered,
+                self.released,
+                self.copied,
+                self.rejected,
+                self.reclaimed,
+                self.redelivered,
+                self.skipped,
+            ) = (
                 Counter(control.words, consumer_word(self.index, name))
-                for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered")
+                for name in ("delivered", "released", "copied", "rejected", "reclaimed", "redelivered", "skipped")
             )
             self.reclaimed.add(taken_back)
             control.words[consumer_word(self.index, "pid")] = os.getpid()

@@ -25,6 +25,7 @@ from ..process import forks, interrupts, leaving
 from .consumer import Consumer
 from .inbox import Inbox
 from .lease import Calls
+from .newest import Newest, NewestConsumer
 from .place import Place
 from .waiting import IDLE_S, Spin
 
@@ -73,6 +74,8 @@ class Source(Closable):
         lanes: from elsewhere; closed with this source.
         calls: that those lanes note their messages in.
         own: see :class:`~.consumer.Consumer`.
+        newest: hand out the newest message of each stream alone, and skip older ones; what was handed out so far. None: hand out
+            each.
 
     Example::
 
@@ -89,12 +92,14 @@ class Source(Closable):
         calls: Calls | None = None,
         *,
         own: bool = True,
+        newest: Newest | None = None,
     ) -> None:
         self._absent: dict[Place, str] = dict.fromkeys(places, "")  # and why, if it is not that nobody has made it yet
         self._streams: list[Consumer] = []
         self._elsewhere = list(lanes)
         self._lanes: list[Lane] = list(lanes)
         self._own = own
+        self._newest = newest
         self._turn = 0
         self._turns: dict[int, int] = {}  # by key of a stream: its index in `_lanes`
         self._rejected = 0  # at the inbox, and counted
@@ -422,7 +427,7 @@ class Source(Closable):
             stream = next((stream for stream in self._streams if stream.place is place), None)
             if stream is None:
                 try:
-                    stream = Consumer(place, self._calls, own=self._own)
+                    stream = self._join(place)
                     if self._inbox is not None:
                         self._inbox.bind(place, stream.key, stream.index)
                 except OutOfSharedMemory as error:
@@ -434,6 +439,11 @@ class Source(Closable):
             self._line_up()
             leaving.join(stream)
             del self._absent[place]
+
+    def _join(self, place: Place) -> Consumer:
+        if self._newest is None:
+            return Consumer(place, self._calls, own=self._own)
+        return NewestConsumer(place, self._calls, self._newest, own=self._own)
 
     def _take_down(self) -> None:
         """Close every lane, and put back what a call that was cut short had not handed over."""

@@ -37,6 +37,7 @@ class ConsumerStats:
         redelivered: received after another consumer had them and did not finish.
         rejected: messages that could not be opened (or, over TCP, connections that made no sense).
         reclaimed: messages taken back from dead consumers, by this one.
+        skipped: of the messages received, those that were dropped unread, since a newer one was there (``latest=True``).
         leased: messages that it holds now.
     """
 
@@ -49,6 +50,7 @@ class ConsumerStats:
     redelivered: int
     rejected: int
     reclaimed: int
+    skipped: int = 0
     leased: int = 0
 
 
@@ -70,7 +72,8 @@ class StreamStats:
         leased: messages that consumers hold.
         slots: messages that there is memory for.
         nbytes: of that memory.
-        delivered, released, copied, redelivered, rejected, reclaimed: sums over all consumers, see :class:`ConsumerStats`.
+        delivered, released, copied, redelivered, rejected, reclaimed, skipped: sums over all consumers, see
+            :class:`ConsumerStats`.
         reachable: whether readers elsewhere can connect: False while the port of the instance is another program's.
         consumers: those that are there or were.
     """
@@ -93,11 +96,12 @@ class StreamStats:
     redelivered: int = 0
     rejected: int = 0
     reclaimed: int = 0
+    skipped: int = 0
     reachable: bool = True
     consumers: Sequence[ConsumerStats] = ()
 
 
-_SUMS = ("delivered", "released", "copied", "redelivered", "rejected", "reclaimed")
+_SUMS = ("delivered", "released", "copied", "redelivered", "rejected", "reclaimed", "skipped")
 
 
 def stats_of_instance(twin: Twin) -> list[StreamStats]:

@@ -22,6 +22,7 @@ from ..launch.address import Address
 from ..process import descriptors
 from ..stream.lease import Calls
 from ..stream.merge import Source
+from ..stream.newest import Newest
 from ..stream.place import PrivatePlace, SharedPlace
 from ..stream.producer import DEFAULT_SEND_HWM, Producer
 from ..wording import counted
@@ -75,7 +76,12 @@ def open_sink(
 
 
 def open_source(
-    addresses: Sequence[Address], *, queue_size: int = 10, count: int = 2**31, changes: bool = True
+    addresses: Sequence[Address],
+    *,
+    queue_size: int = 10,
+    count: int = 2**31,
+    changes: bool = True,
+    newest: Newest | None = None,
 ) -> Source:
     """A source of all `addresses`: shared memory for those with a twin, TCP for the others.
 
@@ -85,6 +91,7 @@ def open_source(
         count: messages that will be taken in all: over TCP, no more are asked for than that, for others wait for them.
         changes: arrays may be changed in place. False for who only reads them, which is a little faster: what it changed all the
             same, another consumer could get, after this one was killed.
+        newest: as for :class:`~..stream.merge.Source`. Over TCP, each message is asked for when it is wanted; nothing queues up.
 
     Raises:
         ConfigurationError: not an endpoint.
@@ -105,14 +112,14 @@ def open_source(
         f"reading from {counted(len(addresses), 'instance')}",
     )
     if not remote:
-        return Source(places, own=changes)
+        return Source(places, own=changes, newest=newest)
     demand = Demand(len(remote), queue_size=queue_size, count=count)
     calls = Calls()
     lanes: list[TcpLane] = []
     try:
         for address in remote:
-            lanes.append(TcpLane(address, demand, calls))
-        return Source(places, lanes, calls, own=changes)
+            lanes.append(TcpLane(address, demand, calls, newest))
+        return Source(places, lanes, calls, own=changes, newest=newest)
     except BaseException as error:
         # To end a context waits for all its sockets, and an interrupt may have left one half made.
         demand.is_abandoned = not isinstance(error, ConfigurationError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..stream.merge import Source
+from ..stream.newest import Newest
 from ..stream.place import PrivatePlace
 from ..stream.producer import DEFAULT_SEND_HWM, Producer
 
@@ -31,9 +32,9 @@ class LocalStream:
         """The producer's end."""
         return Producer(self.place, send_hwm=self._send_hwm, num_slots=self._num_slots, trusted=True)
 
-    def open_source(self) -> Source:
+    def open_source(self, *, newest: Newest | None = None) -> Source:
         """A consumer's end; any number of them share the messages."""
-        return Source([self.place])
+        return Source([self.place], newest=newest)
 
     def __repr__(self) -> str:
         return f"<LocalStream, send_hwm={self._send_hwm}>"

@@ -78,7 +78,7 @@ def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
         yield Transport(
             "local",
             lambda **kwargs: remember(stream(**kwargs).open_sink()),
-            lambda: remember(stream().open_source()),
+            lambda **kwargs: remember(stream().open_source(**kwargs)),
             trusted=True,
         )
     else:
@@ -92,7 +92,7 @@ def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
         yield Transport(
             request.param,
             lambda **kwargs: remember(open_sink(at_sink, **kwargs)),
-            lambda: remember(open_source([at_source])),
+            lambda **kwargs: remember(open_source([at_source], **kwargs)),
             trusted=request.param != "tcp",
         )
     for end in reversed(opened):

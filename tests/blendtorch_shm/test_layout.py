@@ -21,7 +21,7 @@ def test_a_ring_segment_is_byte_for_byte_as_documented() -> None:
         return np.array(values, "<u8").tobytes()
 
     expected = bytearray(4096 + 3 * 4096)
-    expected[0:48] = b"bt--ring" + words(5, 0x1122334455667788, 2, 3, 4096)
+    expected[0:48] = b"bt--ring" + words(6, 0x1122334455667788, 2, 3, 4096)
     expected[64:67] = bytes([State.LOANED, State.LEASED, State.FREE])
     expected[192:240] = words(1, 9, 5, 3, 6, 1)
     expected[8192:8195] = b"abc"
@@ -33,7 +33,7 @@ def test_the_control_segment_has_the_documented_fields() -> None:
     def offsets(record: np.dtype[np.void]) -> dict[str, int]:
         return {name: record.fields[name][1] for name in record.names}
 
-    assert layout.VERSION == 5, "what follows pins version 5"
+    assert layout.VERSION == 6, "what follows pins version 6"
     assert offsets(layout.STREAM_HEADER) == {
         "magic": 0, "version": 8, "key": 16, "epoch": 24, "first_ring": 32, "next_ring": 40, "lock_file": 48, "waiting": 64,
         "closed": 72, "published": 128, "stalled_ns": 136, "reclaimed": 144, "last_published_ns": 152,
@@ -41,11 +41,11 @@ def test_the_control_segment_has_the_documented_fields() -> None:
     }  # fmt: skip
     assert offsets(layout.CONSUMER_RECORD) == {
         "pid": 0, "delivered": 8, "released": 16, "copied": 24, "rejected": 32, "reclaimed": 40,
-        "redelivered": 48, "remote": 56,
+        "redelivered": 48, "remote": 56, "skipped": 64,
     }  # fmt: skip
     assert layout.ASLEEP_OFFSET == 256
-    assert layout.consumer_word(2, "copied") * 8 == 256 + 256 * 8 + 2 * 64 + 24
-    assert layout.CONTROL_NBYTES == 256 + 256 * 8 + 256 * 64
+    assert layout.consumer_word(2, "copied") * 8 == 256 + 256 * 8 + 2 * 128 + 24
+    assert layout.CONTROL_NBYTES == 256 + 256 * 8 + 256 * 128
 
 
 def test_everything_starts_on_a_cache_line_and_slots_on_a_page() -> None:

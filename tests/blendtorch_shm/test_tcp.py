@@ -615,7 +615,7 @@ GREETINGS = [
     Hello(VERSION + 1, b"s" * 16, 1, 10, 0, [], 0),
     Hello(VERSION, b"short", 1, 10, 0, [], 0),
     Hello(VERSION, b"s" * 16, -1, 10, 0, [], 0),
-    Hello(VERSION, b"s" * 16, 1, 0, 0, [], 0),
+    Hello(VERSION, b"s" * 16, 1, -1, 0, [], 0),
     Taken(2**63, 1),
     Bye(),
 ]

@@ -27,9 +27,11 @@ from blendtorch_shm.transport.tcp.protocol import (
     ConsumerState,
     GiveBack,
     Hello,
+    NewestSession,
     ProducerSession,
     Reject,
     Release,
+    Room,
     Said,
     Send,
     Taken,
@@ -329,8 +331,9 @@ NOISE = [
     [b"\x91" * 5000],
     [encode(hello(b"short", 1))],
     [encode(hello(ANNA, -1))],
-    [encode(hello(ANNA, 1, room=0))],
-    [encode(Taken(0, 0))],
+    [encode(hello(ANNA, 1, room=-1))],
+    [encode(Taken(0, -1))],
+    [encode(Room(-1))],
     [msgspec.msgpack.encode(["Hello", "2"])],
     [msgspec.msgpack.encode(["Hello", VERSION + 1, 7, 7, 7, 7])],
 ]
@@ -609,6 +612,48 @@ def test_room_is_said_as_it_is_now() -> None:
     consumer.session.room = 2
     consumer.take_all()
     assert consumer.said[-1] == Taken(0, 2)
+
+
+def test_who_wants_the_newest_asks_for_one_when_it_is_wanted_and_says_so_in_each_greeting() -> None:
+    newest: dict[int, int] = {}
+    session = NewestSession(ANNA, newest)
+    assert session.connected() == Hello(VERSION, ANNA, 1, 0, 0, [], 0, True)
+    assert (session.next(), session.next()) == (Room(1), None)
+    assert session.connected() == Hello(VERSION, ANNA, 2, 1, 0, [], 0, True)
+    session.receive(message(2, 5), 0.0)
+    arrived = session.next()
+    assert isinstance(arrived, Arrived)
+    assert session.next() is arrived, "it asks for no other one"
+    assert session.accept(arrived) == session.accept(arrived) == Taken(5, 0)
+    assert newest == {KEY: 5}
+    assert session.resume() == Hello(VERSION, ANNA, 3, 0, KEY, [5], 0, True)
+    assert session.next() == Room(1)
+
+
+def test_who_wants_the_newest_takes_none_that_is_older_than_the_last_one() -> None:
+    session = NewestSession(ANNA, {KEY: 7})
+    session.connected()
+    assert session.next() == Room(1)
+    session.receive(message(1, 6), 0.0)
+    assert (session.next(), session.next(), session.next()) == (Taken(6, 0), Room(1), None)
+    session.receive(message(1, 8), 0.0)
+    arrived = session.next()
+    assert isinstance(arrived, Arrived)
+    assert arrived.sequence == 8
+
+
+def test_who_wants_the_newest_is_sent_one_when_it_asks_and_again_after_a_greeting() -> None:
+    session: Session = ProducerSession(KEY)
+    session.hear(A, [encode(Hello(VERSION, ANNA, 1, 0, 0, [], 0, True))])
+    assert session.peers[0].newest
+    assert offer(0)(session) == NOTHING
+    assert hear(A, Room(1))(session) == NOTHING
+    assert offer(1, 2)(session) == send(A, 1, 1)
+    assert hear(A, Taken(1, 0))(session) == release(1)
+    assert offer(3)(session) == NOTHING
+    assert hear(B, Room(1))(session) == NOTHING, "of an earlier connection"
+    assert hear(B, Hello(VERSION, ANNA, 2, 1, KEY, [1], 0, True))(session) == NOTHING
+    assert offer(3)(session) == send(B, 2, 3)
 
 
 @pytest.mark.parametrize(

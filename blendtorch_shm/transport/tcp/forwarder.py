@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import operator
 import secrets
 import threading
 import time
@@ -311,17 +312,30 @@ class TcpForwarder(Closable):
         # Of the slots, so that who takes nothing starves nobody.
         share = max(1, self._consumer.leasable() // max(1, len(self._session.peers)))
         while (peer := self._session.hungriest(share)) is not None:
-            claimed = self._take(copy=not peer.sent)  # a copy would die with this process, so only for who has nothing
+            claimed = self._take_newest() if peer.newest else self._take(copy=not peer.sent)
             if claimed is None:
                 return True
             self._perform(self._session.assign(peer, claimed))
         return False
 
-    def _take(self, copy: bool) -> Claimed | None:
-        if self._returned:
-            return self._returned.popleft()
+    def _take(self, *, copy: bool) -> Claimed | None:
+        """The next message. `copy`: whether a copy will do, which would die with this process; so only for who has nothing."""
+        return self._returned.popleft() if self._returned else self._claim(copy=copy)
+
+    def _take_newest(self) -> Claimed | None:
+        """The newest message; older ones are skipped, copies too."""
+        claimed = self._claim(newest=True)
+        if claimed is None and self._returned:
+            claimed = max(self._returned, key=operator.attrgetter("sequence"))
+            self._returned.remove(claimed)
+        if claimed is not None and self._returned:
+            self._consumer.count_skipped(len(self._returned))
+            self._returned.clear()
+        return claimed
+
+    def _claim(self, *, copy: bool = True, newest: bool = False) -> Claimed | None:
         try:
-            return self._consumer.claim(copy=copy, local=self.authenticated)
+            return self._consumer.claim(copy=copy, local=self.authenticated, newest=newest)
         except SegmentError as error:
             self._complain(f"A message was not sent: {error}")
             return None

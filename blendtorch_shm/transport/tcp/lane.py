@@ -16,6 +16,7 @@ from ...launch.keys import ClientKeys
 from ...memory.ring import Bytes
 from ...message.wire import Decoder, Message
 from ...stream.lease import Calls
+from ...stream.newest import Newest
 from .frames import Frames
 from .protocol import (
     MAX_POSTS,
@@ -25,6 +26,7 @@ from .protocol import (
     ConsumerSession,
     ConsumerState,
     Hello,
+    NewestSession,
     Said,
     encode,
 )
@@ -90,6 +92,7 @@ class TcpLane(Closable):
         address: ``tcp://`` endpoint to connect to, with its keys if it has some; it need not exist yet.
         demand: shared by all lanes of the source.
         calls: those of the source, in which it notes what it takes.
+        newest: as for :class:`~...stream.merge.Source`.
 
     Attributes:
         sockets: one of them is readable when :meth:`take` may have something, for a ``zmq.Poller``.
@@ -104,14 +107,17 @@ class TcpLane(Closable):
                 zmq.select(lane.sockets, [], [])
     """
 
-    def __init__(self, address: Address, demand: Demand, calls: Calls) -> None:
+    def __init__(self, address: Address, demand: Demand, calls: Calls, newest: Newest | None = None) -> None:
         self._address = address
         self._demand = demand
         self._calls = calls
         self._is_trusted = isinstance(address.keys, ClientKeys)
         self._decoder = Decoder(trusted=self._is_trusted)
-        self._session = ConsumerSession(
-            secrets.token_bytes(16), demand.queue_size, int(address.launch or "0", 16), has_keys=self._is_trusted
+        session, launch = secrets.token_bytes(16), int(address.launch or "0", 16)
+        self._session = (
+            ConsumerSession(session, demand.queue_size, launch, has_keys=self._is_trusted)
+            if newest is None
+            else NewestSession(session, newest, launch, has_keys=self._is_trusted)
         )
         self._frames = Frames()
         self._rejected = 0

@@ -8,6 +8,7 @@ A consumer opens one connection per producer (DEALER to ROUTER). It greets, take
     Hello(session, generation, room, taken, launch) ──────────►     knows the session, begins one, or refuses it
                        ◄───────────  stamp, header, payload         at most as many untaken ones as there is room for
     Taken(sequence, room)                          ───────────►     releases the slot of that message
+    Room(room)                                     ───────────►     may send more, or less, than was said last
     Bye()                                          ───────────►     gives back what was not taken: it is READY again
                        ◄───────────  END                            closes: what was sent is the consumer's
 
@@ -34,6 +35,9 @@ A post stays the trainer's until it was received. After each greeting, all that 
 session and sequence number what it has already (:class:`Posts`, :class:`Inbound`). What comes before a greeting is not heard. A
 post is one frame, so that no interrupt cuts it in two. A channel has one trainer at a time: another one's greeting is refused
 while that one is PRESENT, and takes the place of one that is LOST.
+
+A consumer that wants the newest message alone says so when it greets. It has no room while it wants nothing, and room for one
+when it does: then the producer sends the newest READY message, and skips those that are older. So nothing grows old on its way.
 
 There is one limit. A consumer may be unable to say that it took a message, because its connection broke or its producer was
 killed at that moment. If another consumer asks for that message before the first one is back (:data:`LOST_S`), both get it.
@@ -95,6 +99,9 @@ GREET_AGAIN_S = 5.0
 MAX_QUEUE = 1024
 """Most messages on their way to one consumer."""
 
+_REMEMBERED = 16
+"""Of so many messages that it has taken, a consumer that wants the newest tells a producer that it greets again."""
+
 STAMP = struct.Struct("<QQQQ")
 """First frame of each message: the generation that it was sent in, its sequence number, the key of its stream, and its launch."""
 PROBE = b""
@@ -129,15 +136,17 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
         stream: key of the stream that it has taken messages of; 0 for none.
         taken: sequence numbers of those taken last.
         launch: that it belongs to; 0: to none (yet).
+        newest: it wants the newest message alone.
     """
 
     version: int
     session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     generation: Annotated[int, msgspec.Meta(ge=0)]
-    room: Annotated[int, msgspec.Meta(ge=1)]
+    room: Annotated[int, msgspec.Meta(ge=0)]
     stream: int
     taken: list[int]
     launch: int
+    newest: bool = False
 
 
 class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -149,14 +158,24 @@ class Taken(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """
 
     sequence: int
-    room: Annotated[int, msgspec.Meta(ge=1)]
+    room: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Room(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The consumer has room for so many messages now.
+
+    Attributes:
+        room: see :class:`Hello`.
+    """
+
+    room: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Bye(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """The consumer takes no more."""
 
 
-Said = Hello | Taken | Bye
+Said = Hello | Taken | Room | Bye
 
 
 class _AnyHello(msgspec.Struct, array_like=True, frozen=True, tag="Hello"):
@@ -245,6 +264,8 @@ class Peer:
     """By sequence number, in the order they were sent: what it has not taken yet."""
     must_send_again: bool = False
     """It greeted: all of `sent` is to be sent in this generation."""
+    newest: bool = False
+    """It wants the newest message alone."""
     lost_at: float | None = None
     """When its route was found gone: it is LOST, not PRESENT."""
 
@@ -310,6 +331,9 @@ class ProducerSession:
         if isinstance(said, Taken):
             peer.room = min(said.room, MAX_QUEUE)
             return self._release(peer, [said.sequence])
+        if isinstance(said, Room):
+            peer.room = min(said.room, MAX_QUEUE)
+            return []
         return self._dismiss(peer)
 
     def _refuse(self, route: bytes, why: str) -> list[Action]:
@@ -340,7 +364,7 @@ class ProducerSession:
             actions += self._dismiss(self._peers[route])
         self._peers[route] = peer
         peer.route, peer.generation, peer.room = route, hello.generation, min(hello.room, MAX_QUEUE)
-        peer.lost_at = None
+        peer.newest, peer.lost_at = hello.newest, None
         if hello.stream == self._stream:
             actions += self._release(peer, hello.taken)
         peer.must_send_again = True
@@ -554,6 +578,8 @@ class ConsumerSession:
         posts: what was posted to it, if this is a channel, and not received yet. After each :class:`Hello`, it is posted again.
     """
 
+    _wants_newest = False
+
     def __init__(self, session: bytes, room: int, launch: int = 0, *, has_keys: bool = False) -> None:
         self.room = room
         self._launch = launch
@@ -618,7 +644,14 @@ class ConsumerSession:
         self._generation += 1
         self._refused_at = None
         return Hello(
-            VERSION, self._session, self._generation, self.room, self._taken_from, list(self._taken), self._launch
+            VERSION,
+            self._session,
+            self._generation,
+            self.room,
+            self._taken_from,
+            list(self._taken),
+            self._launch,
+            self._wants_newest,
         )
 
     # -- messages
@@ -659,7 +692,7 @@ class ConsumerSession:
             return Reject("1 frame is no message (is it blendtorch-shm that sends?).")
         return None
 
-    def next(self) -> Arrived | Taken | None:
+    def next(self) -> Arrived | Taken | Room | None:
         """The next message that may be taken; what to say first, if it was taken before; None if there is none."""
         while self._arrived:
             arrived = self._arrived[0]
@@ -689,3 +722,45 @@ class ConsumerSession:
     def _drop(self) -> None:
         """Of what an earlier connection left here, keep what is ours. The producer sends the rest again."""
         self._arrived = deque(arrived for arrived in self._arrived if self._is_ours(arrived))
+
+
+class NewestSession(ConsumerSession):
+    """Of a consumer that wants the newest message alone. It asks for one when it is wanted, and not before.
+
+    Args:
+        session, launch, has_keys: as for :class:`ConsumerSession`.
+        newest: what its reader was given last, by key of the stream.
+    """
+
+    _wants_newest = True
+
+    def __init__(self, session: bytes, newest: dict[int, int], launch: int = 0, *, has_keys: bool = False) -> None:
+        self._newest = newest
+        self._asks = False
+        super().__init__(session, _REMEMBERED, launch, has_keys=has_keys)
+
+    @property
+    def room(self) -> int:
+        """1 while it asks."""
+        return int(self._asks)
+
+    @room.setter
+    def room(self, room: int) -> None:
+        pass  # whatever others would have room for
+
+    def next(self) -> Arrived | Taken | Room | None:
+        """The next message that may be taken; what to say first; None if none is here, and it was asked for."""
+        step = super().next()
+        if isinstance(step, Arrived) and step.sequence <= self._newest.get(step.stream, -1):
+            return self.accept(step) or self.next()  # somebody else had it, and gave it back
+        if step is None and not self._asks and not self._arrived:
+            self._asks = True
+            return Room(1)
+        return step
+
+    def accept(self, arrived: Arrived) -> Taken | None:
+        """As for every consumer; and it asks no more."""
+        self._asks = False
+        taken = super().accept(arrived)
+        self._newest[arrived.stream] = max(arrived.sequence, self._newest.get(arrived.stream, -1))
+        return taken
