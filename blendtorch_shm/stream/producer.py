@@ -500,6 +500,8 @@ class Producer(Closable):
     def close(self, *, patient: bool = True) -> None:
         """See :class:`Sink`. READY messages stay for the consumers; the launcher removes the memory."""
         if self._locks.fd < 0:  # closed; or a forked child's copy of its parent's
+            if self.forwarder is not None and not self._is_copy:
+                self.forwarder.close(patient=patient)  # once more: an interrupt may have cut that short
             return
         self.stop_waiting()
         with self._lock:

@@ -386,21 +386,24 @@ class _ToLane:
                 self._thread.start()
 
     def _post(self, post: Bytes) -> bool:
-        if self._closed:
+        if self._is_over():
             raise StreamClosed(AFTER_FORK if self._is_copy else "send() after close().")
         return self._lane.post(post)
 
     def _serve(self) -> None:
-        while not self._closed:
+        while not self._is_over():
             self._turns.take(self._look_after_posts)
             self._wanted.wait()
             time.sleep(_SERVE_EVERY_S)
 
     def _look_after_posts(self) -> None:
-        if not self._closed:
+        if not self._is_over():
             self._lane.serve()
             if not self._lane.has_posts():
                 self._wanted.clear()
+
+    def _is_over(self) -> bool:
+        return self._closed or self._lane.is_closed()  # the latter alone where an interrupt cut close() short
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         return None
@@ -419,7 +422,7 @@ class _ToLane:
 
     def _is_done(self, until: float) -> bool:
         """Whether it is closed, now: nobody waits for it, or `until` has passed."""
-        if not self._closed:
+        if not self._is_over():
             self._lane.serve()
             if self._lane.has_posts():
                 if time.monotonic() < until:

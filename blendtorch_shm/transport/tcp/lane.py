@@ -205,6 +205,10 @@ class TcpLane(Closable):
                 self._reject(problem.why)
         self._is_inside = False
 
+    def is_closed(self) -> bool:
+        """Whether it takes no more, although an interrupt may have cut :meth:`close` short."""
+        return self._closed or self._socket.closed
+
     def is_answered(self) -> bool:
         """Whether anybody has ever answered there, be it with a refusal."""
         return self._session.state is not ConsumerState.UNREACHED
