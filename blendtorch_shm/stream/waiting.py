@@ -35,6 +35,8 @@ _NAP_S = 0.0005
 """Some messages queue up meanwhile, and who wakes takes them one after the other. Four consumers at full speed, each sleeping
 until it was told, cost the producer 90 us of CPU per message of 480×640×3 and the consumers 80; napping, 65 and 45.
 """
+_LONGEST_PAUSE = 64
+"""So trials cost less than 8 us of CPU a wait, where all waits are long."""
 _NOBODY = bytes(8 * MAX_CONSUMERS)
 
 
@@ -42,12 +44,16 @@ class Spin:
     """Lets who waits look again and again for a moment before it sleeps, if its last wait was no longer than that moment: to
     sleep costs a wake-up, and who slept finds its CPU halted and its caches cold. Where waits are long, nobody spins.
 
+    But for a trial now and then: where two wait for each other in turn, the wake-ups alone may make each wait a long one. The
+    first trial comes after one long wait, and each that was in vain doubles the number of waits until the next.
+
     Between two looks it yields the CPU; or it naps, where other consumers share the stream and would all compete for the CPU.
     """
 
     def __init__(self) -> None:
         self._began = 0.0
         self._last_wait_s = math.inf
+        self._pause = self._long_waits = 1  # between two trials; those that are left until the next
 
     def begin(self) -> None:
         """A wait begins."""
@@ -56,7 +62,8 @@ class Spin:
     def goes_on(self, *, naps: bool = False) -> bool:
         """Whether to look once more; others had the CPU meanwhile."""
         longest_s = NAPS_S if naps else SPIN_S
-        if self._last_wait_s >= longest_s or time.monotonic() - self._began >= longest_s:
+        is_trial = self._long_waits == 0 and not naps
+        if (self._last_wait_s >= longest_s and not is_trial) or time.monotonic() - self._began >= longest_s:
             return False
         if naps:
             time.sleep(_NAP_S)
@@ -67,6 +74,12 @@ class Spin:
     def end(self) -> None:
         """The wait is over."""
         self._last_wait_s = time.monotonic() - self._began
+        if self._last_wait_s < SPIN_S:
+            self._pause = self._long_waits = 1
+        elif self._long_waits > 0:
+            self._long_waits -= 1
+        else:
+            self._long_waits = self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 class Sleepers:

@@ -78,6 +78,31 @@ def test_a_spin_goes_on_only_after_a_short_wait_and_only_for_a_moment(monkeypatc
     assert not spin.goes_on(), "the last wait was too long"
 
 
+def test_where_waits_are_long_a_spin_is_tried_less_and_less_often_until_one_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    spin = Spin()
+
+    def spins_in_a_wait_of(seconds: float) -> bool:
+        nonlocal now
+        spin.begin()
+        spins = spin.goes_on()
+        now += seconds
+        spin.end()
+        return spins
+
+    pattern = "".join("x" if spins_in_a_wait_of(1.0) else "." for _ in range(300))
+    assert pattern.startswith(".x..x....x........x................x")
+    assert f"x{'.' * 64}x{'.' * 64}x" in pattern
+    while not spins_in_a_wait_of(waiting.SPIN_S / 2):
+        pass
+    assert spins_in_a_wait_of(1.0)
+    assert not spins_in_a_wait_of(1.0)
+    assert spins_in_a_wait_of(1.0), "it begins with frequent trials again"
+
+
 def test_a_consumer_whose_last_wait_was_short_finds_the_next_message_without_being_told(
     opened: Opened, meanwhile: list[Callable[[], Any]], long_spin: None
 ) -> None:
