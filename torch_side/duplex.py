@@ -67,7 +67,9 @@ class DuplexChannel(Closable):
         self._for_messages = Watch(reader, self._channel.source)
         self._for_room = Watch(reader, self._channel.source)  # by another thread, perhaps
         self._received = 0
-        self._waited_until = -math.inf
+        self._begun = False  # the wait of this call
+        self._anew = True  # whether anything has arrived since the last look
+        self._looked = -math.inf
 
     @property
     def btid(self) -> int | None:
@@ -105,21 +107,29 @@ class DuplexChannel(Closable):
                 how it ended, with the end of its log. Not of an instance elsewhere, of which this host does not know that.
             UnreadableMessage: the next message cannot be opened here, and is lost.
         """
+        self._begun = False
         message = self._channel.receive(math.inf if timeoutms is None else timeoutms / 1000, self._look)
-        if message is None:
-            self._waited_until = time.monotonic()
-        else:  # no calls here: Ctrl-C would cost the message
+        if message is not None:  # no calls here: Ctrl-C would cost the message
             self._received += 1
-            self._waited_until = -math.inf
+            self._anew = True
+        elif timeoutms and time.monotonic() - self._looked > LOOK_EVERY_S:  # short waits, one after the other
+            self._looked = time.monotonic()
+            if self._anew:
+                self._begin()
+            self._for_messages.look_for_the_end(self._progress())
         return message
 
     def _look(self) -> None:
         """Nothing has come for a while."""
-        now = time.monotonic()
-        if now - self._waited_until > 2 * LOOK_EVERY_S:  # else short waits follow each other: they are one
-            self._for_messages.begin(self._progress())
-        self._waited_until = now
+        self._looked = time.monotonic()
+        if not self._begun:
+            self._begun = True
+            self._begin()
         self._for_messages.look()
+
+    def _begin(self) -> None:
+        self._for_messages.begin(self._progress(), anew=self._anew)
+        self._anew = False
 
     def _look_for_the_end(self) -> None:
         """There is no room for a message."""

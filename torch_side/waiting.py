@@ -81,16 +81,18 @@ class Watch:
         worker = None if torch_data is None else torch_data.get_worker_info()
         self._tells = worker is None or worker.id == 0  # one voice for all
 
-    def begin(self, progress: str) -> None:
+    def begin(self, progress: str, *, anew: bool = True) -> None:
         """A wait has begun, :data:`LOOK_EVERY_S` ago.
 
         Args:
             progress: how much had arrived before, for messages to people.
+            anew: whether anything has arrived since the last wait.
         """
         self._progress = progress
         self._start = self._told = time.monotonic() - LOOK_EVERY_S
         self._taken = self._taken_by_anybody()
-        self._exited_at = None
+        if anew:
+            self._exited_at = None
 
     def look(self) -> None:
         """Raises StreamTimeout when patience has run out, InstanceDied when nobody is left who could send, and SegmentError when
