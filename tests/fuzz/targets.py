@@ -44,6 +44,7 @@ from blendtorch_shm.memory.layout import MAX_SLOTS, VERSION, align
 from blendtorch_shm.memory.states import State
 from blendtorch_shm.message import dtypes, token, values, wire
 from blendtorch_shm.stream import inbox
+from blendtorch_shm.stream.bell import private_bell
 from blendtorch_shm.stream.consumer import Consumer
 from blendtorch_shm.stream.control import activity
 from blendtorch_shm.stream.inspection import inspect
@@ -51,6 +52,7 @@ from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.place import PrivatePlace
 from blendtorch_shm.stream.producer import Producer
 from blendtorch_shm.transport.tcp import TcpForwarder, protocol
+from blendtorch_shm.transport.tcp.inlet import Inlet
 from torch_side.file import FileReader, FileRecorder
 
 from . import mutations
@@ -197,6 +199,20 @@ def greetings(data: bytes) -> None:
     finally:
         forwarder._consumer.close()
         producer.close()
+
+
+def posts(data: bytes) -> None:
+    """What a trainer posts to an instance."""
+    session = protocol.ProducerSession(1, 1, is_channel=True)
+    session.hear(b"1", [protocol.encode(protocol.Hello(VERSION, bytes(16), 1, 1, 0, [], 1))])
+    inlet = Inlet(private_bell(), "here", trusted=False)
+    for _ in range(2):
+        for action in session.hear(b"1", [data]):
+            if isinstance(action, protocol.Deliver):
+                inlet.put(action)
+                message = inlet.take()
+                _check(None if message is None else message.fields)
+    inlet.explain()
 
 
 def unhex(text: bytes) -> bytes:
@@ -417,6 +433,13 @@ def _example_frames() -> bytes:
     return framed(stamp, header_of(FIELDS), bytes(PAYLOAD_NBYTES))
 
 
+def _example_post() -> bytes:
+    parts = wire.Encoder(trusted=False).take_apart(FIELDS)
+    post, payload = protocol.new_post(parts.header(), parts.nbytes)
+    parts.copy_into(payload)
+    return post.tobytes()
+
+
 def _example_recording() -> bytes:
     path = f"{_directory.name}/recorded.tar"
     with FileRecorder(path) as recorder:
@@ -482,6 +505,7 @@ TARGETS = {
         mutations.raw,
     ),
     "greetings": Target(greetings, [_example_greetings()], mutations.hexadecimal_lines),
+    "posts": Target(posts, [_example_post(), b"post", bytes(16)], mutations.raw),
     "frames": Target(
         frames,
         [_example_frames(), framed(b"", b""), framed(bytes(protocol.STAMP.size), *_headers[:1], b"")],

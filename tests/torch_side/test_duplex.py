@@ -224,14 +224,13 @@ def test_a_killed_instance_comes_back_and_the_same_channel_goes_on(
 
 
 def test_with_always_each_run_gets_what_the_one_before_left(script: Callable[[str], Path]) -> None:
-    for remote in (False, True):
-        with (
-            launched(script(ECHO + "echo()"), restart="always") as launcher,
-            DuplexChannel(address(launcher, remote=remote)) as channel,
-        ):
-            for i in range(3):
-                channel.send(i=i)
-            assert [(m["run"], m["i"]) for m in (received(channel) for _ in range(3))] == [(i, i) for i in range(3)]
+    with (
+        launched(script(ECHO + "echo()"), restart="always") as launcher,
+        DuplexChannel(address(launcher, remote=True)) as channel,
+    ):
+        for i in range(2):
+            channel.send(i=i)
+        assert [(m["run"], m["i"]) for m in (received(channel) for _ in range(2))] == [(0, 0), (1, 1)]
 
 
 def test_an_instance_that_waits_for_a_message_is_not_stuck(
@@ -305,7 +304,7 @@ channel.send(msg="end")
 @pytest.mark.blender
 def test_blender_echoes_and_what_it_sent_arrives_after_its_end(script: Callable[[str], Path], blender: Blender) -> None:
     with contextlib.ExitStack() as opened:
-        launcher = opened.enter_context(launched(script(LINGERS), 2, blender=blender.argument, background=True))
+        launcher = opened.enter_context(launched(script(LINGERS), blender=blender.argument, background=True))
         channels = [
             opened.enter_context(DuplexChannel(found, lingerms=5000))
             for found in launcher.launch_info.addresses["CTRL"]
