@@ -177,6 +177,25 @@ def pictures(item: Any) -> Any:
     return [[name, value] for name, value in fields if name[2] not in ("'btid'", "'as it was'")]
 
 
+# ------------------------------------------------------------------------------------------------------- two-way talk
+
+
+def test_channels_work_both_ways_between_two_hosts_and_outlive_a_network_that_fails(
+    rendering: Host, training: Host
+) -> None:
+    count = 40
+    launcher = launch(rendering, script=str(SCRIPTS / "echo.py"), named_sockets=["CTRL"])
+    trainer = training.python(SCRIPTS / "talk.py", hand_over(rendering, training), count)
+    assert trainer.line() == [False, False]
+    assert trainer.line() == "half"
+    training.run(["ss", "--kill", "--tcp", "state", "established", "dst", rendering.ip])  # where the kernel lets it
+    training.link(up=False)
+    time.sleep(1)
+    training.link(up=True)
+    assert trainer.finish() == [3 * 2 * count]
+    launcher.finish()
+
+
 # -------------------------------------------------------------------------------------- several sources and consumers
 
 
