@@ -15,12 +15,14 @@ The trainer asks, one request after the other, and each but those to somebody el
                                                     likewise, of the last frame of an episode; the answer is the next one's first
                                                     frame, for the request said `autoreset`
     {"btanswers": request, "bthello": nonce, "bterror": text}
-                                                    the request makes no sense; nothing was done
+                                                    the request makes no sense, and nothing was done; or the observation is none
+                                                    of the space
 
 ``nonce`` is of this agent: a request ``to`` another one was for an instance that has ended since, and is dropped. A ``reset`` is
-answered at once in an episode in which nothing was done, unless a seed or options are given, or ``anew`` is true. ``rows``, the
-name of a segment and offsets in it, says where the observation goes (:class:`~blendtorch_shm.memory.rows.RowWriter`); it is not
-in the answer then. ``is_last`` says that the trainer truncates the episode after this step.
+answered at once in an episode in which nothing was done, unless a seed or options are given, or ``anew`` is true. ``rows`` says
+where the observation goes (:class:`~blendtorch_shm.memory.rows.RowWriter`): name and inode of a segment, offsets in it, and the
+leaves that the trainer's space has; the observation is not in the answer then. ``is_last`` says that the trainer truncates the
+episode after this step.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from blendtorch_shm.errors import ConfigurationError, StreamTimeout
+from blendtorch_shm.errors import ConfigurationError, SegmentMissing, StreamTimeout
 from blendtorch_shm.memory.rows import RowWriter
-from blendtorch_shm.message.leaves import Leaf, leaves_of
+from blendtorch_shm.message.leaves import Leaf, heard
 
 from .duplex import DuplexChannel
 from .publisher import lends, note_lender
@@ -149,7 +151,9 @@ class RemoteControlledAgent:
         self._request: dict[str, Any] | None = None
         """The one that is to be answered."""
         self._rows = RowWriter()
-        self._leaves: list[Leaf] | None = None
+        self._leaves: list[Leaf] = []
+        self._said: Any = None
+        """What the trainer said of them."""
 
     def __call__(self, env: Environment, /, **ctx: Any) -> tuple[Command, Any]:
         """Answer what was asked before this frame was played, and get the next command.
@@ -181,7 +185,11 @@ class RemoteControlledAgent:
             except _Unreasonable as error:
                 self._reply({"bterror": str(error)})
                 continue
-            self._begin_row(env)
+            try:
+                self._begin_row(request)
+            except SegmentMissing:  # so the trainer that asked has gone
+                self._request = None
+                continue
             if decided is not None:
                 return decided
             if request["cmd"] == "hello":
@@ -252,25 +260,20 @@ class RemoteControlledAgent:
             return False
         request["autoreset"] = False
         self._channel.send(**{**ctx, "btanswers": request.get("request"), "bthello": self._nonce, "btfinal": True})
-        if "rows" in request:  # it is written anew: what lies there is the script's own now
+        if request.get("rows") is not None:  # it is written anew: what lies there is the script's own now
             self._rows.abandon()
-            self._begin_row_of(request)
+            self._begin_row(request)
         return True
 
-    def _begin_row(self, env: Environment) -> None:
+    def _begin_row(self, request: dict[str, Any]) -> None:
         """The answer's observation is rendered into the row that the request names, if it names one."""
-        request = self._request
-        if request is None or request.get("rows") is None:
+        if request.get("rows") is None:
             return
-        if self._leaves is None:
-            self._leaves = leaves_of(env.describe()["spaces"]["observation"] or {})
-        self._begin_row_of(request)
-
-    def _begin_row_of(self, request: dict[str, Any]) -> None:
-        assert self._leaves is not None
+        name, inode, offsets, leaves = request["rows"]
+        if leaves != self._said:
+            self._leaves, self._said = heard(leaves), leaves
         kinds = [(leaf.shape, leaf.dtype) for leaf in self._leaves]
-        name, offsets = request["rows"]
-        self._rows.begin(name, offsets, kinds)
+        self._rows.begin(name, inode, offsets, kinds)
         for kind in kinds:
             lends(self._rows, kind)
 
@@ -279,9 +282,14 @@ class RemoteControlledAgent:
         if self._request is None:
             return
         if self._request.get("rows") is not None:
-            assert self._leaves is not None
             observation = ctx.get("obs")
-            self._rows.write([leaf.of(observation) for leaf in self._leaves])
+            try:
+                values = [leaf.of(observation) for leaf in self._leaves]
+            except ConfigurationError as error:
+                self._rows.abandon()
+                self._reply({"bterror": str(error)})
+                return
+            self._rows.write(values)
             ctx = {key: value for key, value in ctx.items() if key != "obs"}
         self._reply(ctx)
         note_lender(self._channel, ctx.values())

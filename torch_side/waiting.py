@@ -118,6 +118,14 @@ class Watch:
         self._progress = progress
         self._require_anybody(time.monotonic(), self._reports())
 
+    def look_for_a_false_start(self) -> None:
+        """Raises InstanceDied when an instance has failed before it sent anything, though it is started again."""
+        for instance, report in self._reports().items():
+            if (report.restarts or report.state == "restarting") and not self._published(instance):
+                lines = [f"Instance {report.btid} failed before it said anything{report.error and f': {report.error}'}"]
+                lines += [f"It is {self._state(instance, report)}. Its log: {report.kept_log or log_path(*instance)}"]
+                raise InstanceDied("\n".join([*lines, *(f"    {line}" for line in _tail(report, _LINES_OF_AN_ERROR))]))
+
     def timeout(self, progress: str, waited_s: float) -> StreamTimeout:
         """The error of who has waited for `waited_s` in vain; for `progress` see :meth:`begin`."""
         self._progress = progress

@@ -10,6 +10,7 @@ until it has said that it is done.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OutOfSharedMemory
+from ..errors import OutOfSharedMemory, SegmentMissing
 from . import segment
 from .layout import PAGE, align
 from .own_pages import Window, address_of
 from .ring import Bytes
 from .segment import Segment
+
+log = logging.getLogger("blendtorch")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
@@ -39,16 +42,16 @@ class Batch:
     """A batch that is being made, or was handed out.
 
     Attributes:
-        arrays: (N, ...) each, one for each kind. They keep the batch from being used again.
+        arrays: (N, ...) each, one for each kind, in pages of the trainer's own. They keep the batch from being used again. May be
+            handed out when all rows are written: a page that the trainer changes does not show what comes later.
+        shared: the same, as they were written, whatever was changed in `arrays`. They keep nothing.
         writers: rows that somebody may write to still.
     """
 
-    def __init__(self, shared: Sequence[Array], arrays: Sequence[Array], offsets: Sequence[int], is_last: bool) -> None:
-        self._shared = shared
+    def __init__(self, shared: Sequence[Array], arrays: Sequence[Array], offsets: Sequence[int]) -> None:
+        self.shared = shared
         self.arrays = arrays
         self._offsets = offsets
-        self.is_last = is_last
-        """Whether it was the last free one: then what is handed out has to be a copy."""
         self.writers: set[int] = set()
 
     def at(self, row: int) -> list[int]:
@@ -57,7 +60,7 @@ class Batch:
 
     def put(self, row: int, values: Sequence[Array]) -> None:
         """Copy a row in, for an instance that does not see this memory."""
-        for shared, value in zip(self._shared, values, strict=True):
+        for shared, value in zip(self.shared, values, strict=True):
             shared[row] = value
 
 
@@ -68,16 +71,20 @@ class Batches:
         name: of the segment. One that an earlier trainer left is removed.
         num_rows: of each batch, N.
         kinds: of the arrays of one row.
-        num_batches: how many may be in use at a time.
+        num_batches: how many.
+
+    Attributes:
+        name: of the segment.
+        inode: which segment of that name it is.
 
     Raises:
-        OutOfSharedMemory: there is no room for two of them. Where there is none for all, there are fewer.
+        OutOfSharedMemory: there is no room for two of them. Where there is none for all, there are fewer, and the log says so.
 
     Example::
 
         batches = Batches("/bt-...", 4, [((480, 640, 3), np.dtype(np.uint8))], 8)
         batch = batches.take()
-        offsets = batch.at(0)  # tell the instance
+        place = batches.name, batches.inode, batch.at(0)  # tell the instance
         batch.arrays[0]  # (4, 480, 640, 3), when all have said that they are done
     """
 
@@ -92,7 +99,8 @@ class Batches:
             end = self._offsets[-1] + num_rows * _nbytes(kind)
         self._batch_nbytes = max(PAGE, align(end, PAGE))
         segment.unlink(name)
-        self._segment = self._create(num_batches + 1)
+        self._segment = self._create(num_batches)
+        self.inode = self._segment.inode
         self._num = self._segment.nbytes // self._batch_nbytes
         self._used: dict[int, weakref.ref[Bytes]] = {}
         self._writers: dict[int, set[int]] = {}
@@ -106,6 +114,11 @@ class Batches:
                 if num <= 2:
                     raise
                 num = max(2, num // 2)
+                log.warning(
+                    "Shared memory has no room for as many batches as were asked for: there are %d, and what is kept beyond "
+                    "are copies.",
+                    num,
+                )
 
     def take(self) -> Batch | None:
         """A batch that nobody uses, to be written; None if all are in use."""
@@ -122,7 +135,6 @@ class Batches:
             self._arrays(np.frombuffer(self._segment.view, np.uint8, self._batch_nbytes, start)),
             self._arrays(root),
             [start + offset for offset in self._offsets],
-            len(free) == 1,
         )
         self._used[number] = weakref.ref(root)
         self._writers[number] = batch.writers
@@ -138,16 +150,16 @@ class Batches:
         used = self._used.get(number)
         return used is None or (used() is None and not self._writers[number])
 
-    def in_use(self) -> int:
-        """How many batches somebody has views of, or writes to."""
-        return sum(not self._is_free(number) for number in range(self._num))
+    def free(self) -> int:
+        """How many batches nobody has views of, or writes to."""
+        return sum(map(self._is_free, range(self._num)))
 
     def close(self) -> None:
         """Remove the memory's name. What was handed out stays valid."""
         segment.unlink(self.name)
 
     def __repr__(self) -> str:
-        return f"<Batches {self.name}, {self.in_use()} of {self._num} in use>"
+        return f"<Batches {self.name}, {self.free()} of {self._num} free>"
 
 
 class _Lent:
@@ -173,32 +185,34 @@ class RowWriter:
 
     Example::
 
-        writer.begin(name, offsets, kinds)
+        writer.begin(batches.name, batches.inode, batch.at(row), kinds)
         image = writer.lend((480, 640, 3), np.dtype(np.uint8))
         ...
         writer.write([image])
     """
 
     def __init__(self) -> None:
-        self._segments: dict[str, Segment] = {}
+        self._attached: Segment | None = None
         self._segment: Segment | None = None
+        """That which is to be written to, if any is."""
         self._row: list[tuple[int, Kind]] = []
         self._lent: dict[int, _Lent] = {}  # by offset in the segment: also those of earlier rows
 
-    def begin(self, name: str, offsets: Sequence[int], kinds: Sequence[Kind]) -> None:
+    def begin(self, name: str, inode: int, offsets: Sequence[int], kinds: Sequence[Kind]) -> None:
         """What is written next goes here.
 
         Raises:
             SegmentError: there is no such memory; the trainer that named it has gone.
         """
-        if name not in self._segments:
-            for old in self._lent.values():
-                if old.is_alive():
-                    old.window.keep()
-            self._lent, self._segments = {}, {name: segment.attach(name)}
-        self._segment = self._segments[name]
+        attached = self._attached
+        if attached is None or (attached.name, attached.inode) != (name, inode):
+            self.abandon()
+            self._attached = attached = segment.attach(name)
+            if attached.inode != inode:  # a later trainer's
+                raise SegmentMissing(f"The shared-memory segment {name} is another one by now.")
+        self._segment = attached
         self._row = list(zip(offsets, kinds, strict=True))
-        nbytes = self._segment.nbytes
+        nbytes = attached.nbytes
         if any(not 0 <= offset <= nbytes - _nbytes(kind) for offset, kind in self._row):
             raise OutOfSharedMemory(f"A row at {list(offsets)} does not lie within the {nbytes} bytes of {name}.")
         for offset, _ in self._row:  # what a script kept of an earlier answer stays as it was

@@ -5,7 +5,7 @@ An observation is an array, a number, or dicts and tuples of these. Its *leaves*
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +76,16 @@ def leaves_of(space: Mapping[str, Any]) -> list[Leaf]:
         ConfigurationError: it is no space.
     """
     return _leaves(space, ())
+
+
+def said(leaves: Iterable[Leaf]) -> list[Any]:
+    """Leaves as plain data."""
+    return [[list(leaf.path), list(leaf.shape), leaf.dtype.name] for leaf in leaves]
+
+
+def heard(plain: Iterable[Any]) -> list[Leaf]:
+    """What :func:`said` returned, as leaves."""
+    return [Leaf(tuple(path), tuple(shape), np.dtype(dtype)) for path, shape, dtype in plain]
 
 
 def _leaves(space: Mapping[str, Any], path: Path) -> list[Leaf]:

@@ -96,6 +96,10 @@ def info_of(ctx: Mapping[str, Any]) -> dict[str, Any]:
 
 def plain_action(action: Any) -> Any:
     """An action as it can be published: a tensor becomes an array, a number of NumPy's one of Python's."""
+    if isinstance(action, Mapping):
+        return {key: plain_action(value) for key, value in action.items()}
+    if isinstance(action, (tuple, list)):
+        return [plain_action(value) for value in action]
     if hasattr(action, "detach"):
         action = action.detach().cpu().numpy()
     if isinstance(action, np.generic) or (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -61,7 +62,7 @@ class Pace:
         """The trainer has waited here."""
         self._waited_s += time.monotonic() - since
 
-    def returned(self, envs: list[int]) -> None:
+    def returned(self, envs: Sequence[int]) -> None:
         """A batch of these is returned."""
         now = time.monotonic()
         self._batches += 1

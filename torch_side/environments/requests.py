@@ -6,8 +6,10 @@ that is started again is another one, with a *nonce* of its own: what was asked 
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +20,9 @@ from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport.channel import Channel, connect_channels
 
 from ..waiting import LOOK_EVERY_S, Watch
+
+_ASK_AGAIN_S = 0.5
+_LOOK_AT_LEAST_EVERY_S = 1.0
 
 
 class Answer(NamedTuple):
@@ -31,6 +36,14 @@ class Answer(NamedTuple):
     """It is of an episode's last frame; the answer proper, of the next one's first frame, follows."""
 
 
+class Refused(ConfigurationError):
+    """An environment refused what it was asked, or said what it may not."""
+
+    def __init__(self, env: int, why: str) -> None:
+        super().__init__(f"Environment {env} refused what it was asked: {why}")
+        self.env = env
+
+
 @dataclass
 class _Environment:
     addresses: tuple[Address, ...]
@@ -40,8 +53,10 @@ class _Environment:
     """Of the instance; 0: not known yet."""
     request: int = 0
     """The one that is not answered yet; 0: none."""
-    is_greeted: bool = False
-    """Whether it was asked who it is."""
+    greeted_at: float = 0.0
+    """When it was last asked who it is; 0: never."""
+    is_replaced: bool = False
+    """Whether the instance was started again since something was asked of it."""
     asked_at: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
     watch: Watch | None = None
@@ -70,6 +85,8 @@ class Requests(Closable):
             environment.watch = Watch(environment, self._channel.source)
         self._next = secrets.randbits(48) + 1
         self._by_request: dict[int, int] = {}  # those of `hello` as well
+        self._strangers: set[int] = set()  # nonces of instances that said hello; which ones these are is not known yet
+        self._ready: deque[Answer] = deque()
         self._looked_at = time.monotonic()
 
     def __len__(self) -> int:
@@ -80,14 +97,19 @@ class Requests(Closable):
 
         Raises:
             StreamTimeout: it did not say so in time.
-            InstanceDied: it ended.
+            InstanceDied: it ended; or it failed before it ever ran, though it is started again.
         """
         environment = self._environments[env]
         environment.asked_at = time.monotonic()
         while not environment.nonce:
-            if not environment.is_greeted:
-                self._greet(env)
-            self._hear(LOOK_EVERY_S, [env])
+            for each, other in enumerate(self._environments):
+                since_s = time.monotonic() - other.greeted_at
+                # An earlier question may have reached a predecessor.
+                if not other.nonce and since_s > (
+                    _ASK_AGAIN_S if self._strangers or not other.greeted_at else math.inf
+                ):
+                    self._greet(each)
+            self._hear(LOOK_EVERY_S, env)
         return environment.description
 
     def ask(self, env: int, cmd: str, **content: Any) -> None:
@@ -103,13 +125,13 @@ class Requests(Closable):
             raise ConfigurationError(
                 f"Environment {env} has not answered yet: receive its answer first (step and reset do; or recv, after send)."
             )
+        is_replaced, environment.is_replaced = environment.is_replaced, False
+        if is_replaced and cmd != "reset":
+            self._ready.append(Answer(env, None))
+            return
         number = self._number(env)
         environment.request, environment.asked_at = number, time.monotonic()
         self._channel.send({"cmd": cmd, "request": number, "to": environment.nonce, **content}, to=env)
-
-    def is_waiting(self, env: int) -> bool:
-        """Whether something was asked that is not answered yet."""
-        return self._environments[env].request != 0
 
     def next(self, timeout_s: float) -> Answer | None:
         """The next answer of any environment, or None if none comes within `timeout_s`.
@@ -117,8 +139,10 @@ class Requests(Closable):
         Raises:
             StreamTimeout: an environment did not answer within the patience for answers.
             InstanceDied: one ended, and is not started again; says how, and the end of its log.
-            ConfigurationError: one refused what it was asked.
+            Refused: one refused what it was asked.
         """
+        if self._ready:
+            return self._ready.popleft()
         until = time.monotonic() + timeout_s
         while True:
             remaining_s = until - time.monotonic()
@@ -131,6 +155,7 @@ class Requests(Closable):
         environment = self._environments[env]
         self._by_request.pop(environment.request, None)
         environment.request = 0
+        self._ready = deque(answer for answer in self._ready if answer.env != env)
 
     def close(self) -> None:
         """Ask nothing any more."""
@@ -138,12 +163,14 @@ class Requests(Closable):
 
     # -- what comes ---------------------------------------------------------------------------------------------
 
-    def _hear(self, timeout_s: float, waited_for: Sequence[int] | None) -> Answer | None:
-        """What one message says, or None."""
+    def _hear(self, timeout_s: float, described: int | None) -> Answer | None:
+        """What one message says, or None. `described` is an environment that is to say who it is."""
 
         def look() -> None:
-            self._look(waited_for)
+            self._look(described)
 
+        if time.monotonic() - self._looked_at > _LOOK_AT_LEAST_EVERY_S:  # while others answer
+            look()
         message = self._channel.receive(timeout_s, look)
         if message is None:
             if time.monotonic() - self._looked_at > LOOK_EVERY_S:  # many short waits are a long one
@@ -154,8 +181,8 @@ class Requests(Closable):
         nonce = message.pop("bthello", 0)
         if env is None:  # an instance that has just started says hello by itself; or it is an answer to somebody else
             if "btenv" in message and all(nonce != environment.nonce for environment in self._environments):
-                for each in range(len(self)):  # which one it is, an answer tells
-                    self._greet(each)
+                self._strangers.add(nonce)
+                self._ask_who_they_are()
             return None
         environment = self._environments[env]
         if "btenv" in message:
@@ -168,7 +195,7 @@ class Requests(Closable):
             return Answer(env, message, is_final=True)
         environment.request = 0
         if "bterror" in message:
-            raise ConfigurationError(f"Environment {env} refused what it was asked: {message['bterror']}")
+            raise Refused(env, message["bterror"])
         return Answer(env, message)
 
     def _meet(self, env: int, nonce: int, description: dict[str, Any]) -> Answer | None:
@@ -178,15 +205,28 @@ class Requests(Closable):
         if nonce == environment.nonce:
             return None
         is_replaced, environment.nonce = environment.nonce != 0, nonce
+        self._strangers.discard(nonce)
+        self._ask_who_they_are()
         if not is_replaced:
             return None
-        was_asked = environment.request != 0
+        if not environment.request:
+            environment.is_replaced = True
+            return None
         self.forget(env)
-        return Answer(env, None) if was_asked else None
+        return Answer(env, None)
+
+    def _ask_who_they_are(self) -> None:
+        """Instances have said hello by themselves: which ones these are, their answers will tell. As long as there are some that
+        were asked and have not answered, it is probably those.
+        """
+        if self._strangers and all(environment.nonce for environment in self._environments):
+            self._strangers.clear()
+            for env in range(len(self)):
+                self._greet(env)
 
     def _greet(self, env: int) -> None:
-        """Ask an instance who it is. An earlier question may have reached its predecessor."""
-        self._environments[env].is_greeted = True
+        """Ask an instance who it is."""
+        self._environments[env].greeted_at = time.monotonic()
         self._channel.send({"cmd": "hello", "request": self._number(env)}, to=env)
 
     def _number(self, env: int) -> int:
@@ -194,16 +234,18 @@ class Requests(Closable):
         self._by_request[self._next] = env
         return self._next
 
-    def _look(self, waited_for: Sequence[int] | None) -> None:
-        """Nothing came for a moment: see whether waiting on makes sense."""
+    def _look(self, described: int | None) -> None:
+        """See whether waiting on makes sense."""
         self._looked_at = now = time.monotonic()
         for env, environment in enumerate(self._environments):
-            if not environment.request and (waited_for is None or env not in waited_for):
+            if not environment.request and env != described:
                 continue
             assert environment.watch is not None
             waited_s = now - environment.asked_at
             progress = f"environment {env} has not answered; everything asked before"
             environment.watch.look_for_the_end(progress)
+            if not environment.nonce:
+                environment.watch.look_for_a_false_start()
             if waited_s > self._timeout_s:
                 raise environment.watch.timeout(progress, waited_s)
 

@@ -74,6 +74,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
         self._screen = Screen()
         self._picture: npt.NDArray[Any] | None = None
         self._last: Any = None
+        self._is_closed = self._was_reset = False
         self._open = contextlib.ExitStack()
         try:
             if address is not None:
@@ -111,6 +112,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
             the observation of the first frame, and what else the script says of it.
 
         Raises:
+            ConfigurationError: this was closed; or the observation is none of its space.
             StreamTimeout: no answer in time.
             InstanceDied: the instance ended, and is not started again.
         """
@@ -119,6 +121,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
         while ctx is None:  # an instance that is started again meanwhile is asked, too
             ctx = self._ask("reset", anew=True, seed=seed, options=options)
         self._last = self._description.observation(ctx)
+        self._was_reset = True
         return self._last, info_of(ctx)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -128,8 +131,11 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
             observation, reward, whether the episode is terminated, whether it is truncated, and what else the script says.
 
         Raises:
+            ConfigurationError: as for :meth:`reset`, and if that was not called yet.
             StreamTimeout, InstanceDied: as for :meth:`reset`.
         """
+        if not (self._was_reset or self._is_closed):
+            raise ConfigurationError("No episode has begun: call reset() first.")
         ctx = self._ask("step", action=plain_action(action))
         if ctx is None:
             return self._last, 0.0, False, True, {"restarted": True}
@@ -154,10 +160,13 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """End the instance, if it was launched here. What was handed out stays valid."""
+        self._is_closed = True
         self._screen.close()
         self._open.close()
 
     def _ask(self, cmd: str, **content: Any) -> dict[str, Any] | None:
+        if self._is_closed:
+            raise ConfigurationError("This environment is closed.")
         requests = self._requests
         requests.forget(0)  # an exception may have come in between
         requests.ask(0, cmd, **content)

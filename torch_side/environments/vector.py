@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space, iterate
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, StreamTimeout
 from blendtorch_shm.memory.rows import Batch, Batches
+from blendtorch_shm.message.leaves import said as said_leaves
 from blendtorch_shm.wording import counted
 
 from ..constants import DEFAULT_TIMEOUTMS
@@ -27,42 +28,64 @@ from .description import Description, info_of, is_over, plain_action, reward_of
 from .launch import known, launched
 from .pace import EnvStats, Pace
 from .pictures import no_picture
-from .requests import Answer, Requests
+from .requests import Answer, Refused, Requests
 
 Array = npt.NDArray[Any]
 
 
-class _Round:
-    """What was asked at one time of some environments, and where their observations go: each to a row of its own.
+class _Kept(NamedTuple):
+    """The last observation of an environment, as it came."""
+
+    values: Sequence[Array]
+    """Its leaves."""
+    holding: object
+    """What keeps their memory from being used again."""
+
+
+class _Rows:
+    """Room for an observation of each environment: its row. What is asked of different ones at different times may share it.
 
     Attributes:
-        envs: in the order of their rows.
-        arrays: of each leaf of an observation, (rows, ...).
-        batch: in shared memory, that these lie in. None: they are ordinary memory, and rows are copied there.
-        first: row of the batch that is the first one here.
+        arrays: of each leaf of an observation, (num_envs, ...).
+        batch: in shared memory, that these lie in. None: they are ordinary memory.
+        used: environments whose rows something was asked for.
     """
 
-    def __init__(self, envs: Sequence[int], arrays: Sequence[Array], batch: Batch | None, first: int = 0) -> None:
-        self.envs = list(envs)
+    def __init__(self, arrays: Sequence[Array], batch: Batch | None) -> None:
         self.arrays = arrays
         self.batch = batch
-        self.first = first
+        self.used: set[int] = set()
 
-    def put(self, row: int, values: Sequence[Array]) -> None:
-        """Copy a row in."""
+    def put(self, env: int, values: Sequence[Array]) -> None:
+        """Copy a row in, for an instance that does not write it."""
         if self.batch is not None:
-            self.batch.put(self.first + row, values)
+            self.batch.put(env, values)
         else:
-            for array, value in zip(self.arrays, values, strict=True):
-                array[row] = value
+            self.fill(env, values)
+
+    def fill(self, env: int, values: Sequence[Array]) -> None:
+        """Copy a row in that nobody was asked for, now that the others are written. It is the trainer's own: an instance may have
+        kept what it rendered there earlier.
+        """
+        for array, value in zip(self.arrays, values, strict=True):
+            array[env] = value
+
+    def as_it_came(self, env: int) -> _Kept:
+        """A row of a batch, without what the trainer changes in it."""
+        assert self.batch is not None
+        return _Kept([array[env] for array in self.batch.shared], self.arrays)
+
+    def written(self, env: int) -> None:
+        """Nobody writes to this row any more."""
+        if self.batch is not None:
+            self.batch.writers.discard(env)
 
 
 class _Outcome(NamedTuple):
     """What came of a step or a reset of one environment."""
 
     env: int
-    round: _Round
-    row: int
+    rows: _Rows
     reward: float
     is_terminated: bool
     is_truncated: bool
@@ -72,12 +95,12 @@ class _Outcome(NamedTuple):
 class _Asked(NamedTuple):
     """What was asked of an environment, and is not answered yet."""
 
-    round: _Round
-    row: int
+    rows: _Rows
     is_step: bool
-    is_last: bool
+    is_last: bool = False
     """The trainer truncates the episode after this step."""
-    options: dict[str, Any] | None
+    seed: int | None = None
+    options: dict[str, Any] | None = None
 
 
 class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
@@ -140,6 +163,7 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         launch_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._open = contextlib.ExitStack()
         if output not in ("numpy", "torch"):
             raise ConfigurationError(f"output={output!r} is not known; use 'numpy' or 'torch'.")
         if render_mode not in (None, "rgb_array"):
@@ -149,7 +173,6 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         self.output = output
         self._script = script
         self._max_steps = math.inf if max_episode_steps is None else integer("max_episode_steps", max_episode_steps)
-        self._open = contextlib.ExitStack()
         try:
             if addresses is not None:
                 if scene is not None or script is not None or launch_args or kwargs:
@@ -194,8 +217,8 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
             if any(self._is_here):
                 first = next(address.twin for address in there if address.twin is not None)
                 name = f"{first.back().prefix}.rows"
-                # One more than is kept, since the last step's is kept here; and one that is rendered into meanwhile.
-                number = integer("num_batches", num_batches) + 1
+                # One is rendered into; and where what is returned is a copy, the last one is kept here alone.
+                number = integer("num_batches", num_batches) + 2
                 self._batches = self._open.enter_context(
                     contextlib.closing(Batches(name, self.num_envs, self._kinds, number))
                 )
@@ -212,16 +235,17 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
             "autoreset_mode": self.autoreset_mode,
         }
         self._pace = Pace(self.num_envs)
-        self._begun: Batch | None = None  # that has rows left
-        self._begun_rows = 0  # those that are used
+        self._said_leaves = said_leaves(self._description.leaves)
+        self._begun: _Rows | None = None  # that has rows left
         self._asked: list[_Asked | None] = [None] * self.num_envs
+        self._given_up: list[list[_Rows]] = [[] for _ in range(self.num_envs)]  # but somebody may write there still
         self._final: list[dict[str, Any] | None] = [None] * self.num_envs
         self._done: deque[_Outcome] = deque()  # in the order in which they came
         self._steps = [0] * self.num_envs
         self._is_over = np.ones(self.num_envs, bool)  # before the first reset, no episode has begun
         self._was_reset = False
         self._pictures: list[Array | None] = [None] * self.num_envs
-        self._last: list[tuple[Sequence[Array], int] | None] = [None] * self.num_envs
+        self._last: list[_Kept | None] = [None] * self.num_envs
 
     # -- all at once --------------------------------------------------------------------------------------------
 
@@ -244,24 +268,25 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
             InstanceDied: an instance ended, and is not started again.
         """
         super().reset(seed=seed if isinstance(seed, int) else None)
-        self._drop_pending()
         seeds = self._seeds(seed)
         mask, options = self._mask(options)
-        round_ = self._begin_round(range(self.num_envs))
-        for env in range(self.num_envs):
-            last = self._last[env]
-            if mask[env]:
-                self._ask_reset(env, round_, env, seeds[env], options)
-            elif last is None:
+        for env, is_reset in enumerate(mask):
+            if not is_reset and self._last[env] is None:
                 raise ConfigurationError(f"reset_mask leaves environment {env} out, which was never reset.")
-            else:
-                round_.put(env, [array[last[1]] for array in last[0]])
+        self._give_up()
+        rows = self._room(range(self.num_envs))
+        reset = mask.nonzero()[0].tolist()
+        for env in reset:
+            self._ask_reset(env, rows, seeds[env], options)
         self._was_reset = True
-        outcomes = self._wait_for(mask.nonzero()[0].tolist())
+        outcomes = self._wait_for(reset)
+        for env, last in enumerate(self._last):
+            if not mask[env] and last is not None:
+                rows.fill(env, last.values)
         infos: dict[str, Any] = {}
         for outcome in outcomes:
             infos = self._add(infos, outcome.info, outcome.env)
-        return self._observations(round_), infos
+        return self._observations(rows, reset), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Act in each environment, and let each scene play one frame.
@@ -281,11 +306,11 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         self._require_idle()
         self._require_episodes(range(self.num_envs))
         each = self._actions(actions, self.num_envs)
-        round_ = self._begin_round(range(self.num_envs))
+        rows = self._room(range(self.num_envs))
         for env, action in enumerate(each):
-            self._ask_step(env, round_, env, action)
+            self._ask_step(env, rows, action)
         outcomes = self._wait_for(range(self.num_envs))
-        return (self._observations(round_), *self._collect(outcomes, range(self.num_envs)))
+        return (self._observations(rows, range(self.num_envs)), *self._collect(outcomes))
 
     # -- each at its own pace -----------------------------------------------------------------------------------
 
@@ -294,11 +319,11 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         """Ask each environment to begin an episode. :meth:`recv` returns their first observations."""
         super().reset(seed=seed if isinstance(seed, int) else None)
-        self._drop_pending()
         seeds = self._seeds(seed)
-        round_ = self._begin_round(range(self.num_envs))
+        self._give_up()
+        rows = self._room(range(self.num_envs))
         for env in range(self.num_envs):
-            self._ask_reset(env, round_, env, seeds[env], options)
+            self._ask_reset(env, rows, seeds[env], options)
         self._was_reset = True
 
     def send(self, actions: Any, env_id: Sequence[int] | Array | None = None) -> None:
@@ -316,16 +341,16 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         envs = list(range(self.num_envs)) if env_id is None else [int(env) for env in env_id]
         if len(set(envs)) != len(envs) or not all(0 <= env < self.num_envs for env in envs):
             raise ConfigurationError(f"env_id={envs}: expected numbers from 0 to {self.num_envs - 1}, each once.")
+        self._require_reset()
         waiting = {outcome.env for outcome in self._done}
         busy = [env for env in envs if self._asked[env] is not None or env in waiting]
         if busy:
             raise ConfigurationError(f"Environments {busy} have not been received yet: recv() first.")
-        self._require_reset()
         self._require_episodes(envs)
         each = self._actions(actions, len(envs))
-        round_ = self._begin_round(envs)
-        for row, (env, action) in enumerate(zip(envs, each, strict=True)):
-            self._ask_step(env, round_, row, action)
+        rows = self._room(envs)
+        for env, action in zip(envs, each, strict=True):
+            self._ask_step(env, rows, action)
 
     def recv(
         self, min_get: int = 1, max_get: int | None = None, timeout: float | None = None
@@ -338,36 +363,38 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
             timeout: patience in seconds, from now on. None: that of `timeoutms`.
 
         Returns:
-            as :meth:`step`, of those environments only. ``infos["env_id"]``, (n,) int64, says which they are.
+            as :meth:`step`, of those environments only. ``infos["env_id"]``, (n,) int64, says which they are, in rising order;
+            the other arrays of ``infos`` have a place for each environment, as those of :meth:`step` do.
 
         Raises:
             ConfigurationError: nothing is under way.
             StreamTimeout: fewer than `min_get` came in time. What came, the next call returns.
         """
+        self._require_reset()
         under_way = sum(asked is not None for asked in self._asked) + len(self._done)
         if under_way == 0:
             raise ConfigurationError("recv() without send(): nothing is under way.")
         wanted = min(integer("min_get", min_get), under_way)
-        most = under_way if max_get is None else integer("max_get", max_get, wanted)
+        most = under_way if max_get is None else min(integer("max_get", max_get, wanted), under_way)
         began = time.monotonic()
         until = math.inf if timeout is None else began + timeout
         while len(self._done) < most:  # and whatever else is here already
-            patience_s = min(1.0, until - time.monotonic()) if len(self._done) < wanted else 0.0
-            if patience_s < 0:
-                raise StreamTimeout(
-                    f"{counted(len(self._done), 'environment')} of {wanted} answered within {timeout} s (min_get={min_get})."
-                )
-            answer = self._requests.next(patience_s) if len(self._done) < under_way else None
-            if answer is not None:
-                self._take(answer)
-            elif len(self._done) >= wanted:
-                break
+            is_enough = len(self._done) >= wanted
+            remaining_s = until - time.monotonic()
+            if not self._take_next(0.0 if is_enough else max(0.0, min(1.0, remaining_s))):
+                if is_enough:
+                    break
+                if remaining_s <= 0:
+                    raise StreamTimeout(
+                        f"{counted(len(self._done), 'environment')} of {wanted} answered within {timeout} s "
+                        f"(min_get={min_get}). What came is kept for the next recv()."
+                    )
         self._pace.waited(began)
         outcomes = [self._done.popleft() for _ in range(min(most, len(self._done)))]
-        envs = [outcome.env for outcome in outcomes]
+        outcomes.sort(key=lambda outcome: outcome.env)
         observations = self._gather(outcomes)
-        rewards, terminated, truncated, infos = self._collect(outcomes, envs)
-        infos["env_id"] = np.array(envs, np.int64)
+        rewards, terminated, truncated, infos = self._collect(outcomes)
+        infos["env_id"] = np.array([outcome.env for outcome in outcomes], np.int64)
         return observations, rewards, terminated, truncated, infos
 
     def stats(self) -> EnvStats:
@@ -392,55 +419,47 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    def _begin_round(self, envs: Sequence[int]) -> _Round:
-        """Rows for the observations of these. Where they are not all, several rounds share a batch."""
-        number = len(envs)
-        batch, first = self._begun, self._begun_rows
-        if batch is None or number == self.num_envs or first + number > self.num_envs:
-            is_of_use = self._batches is not None and any(self._is_here[env] for env in envs)
-            batch, first = self._batches.take() if self._batches is not None and is_of_use else None, 0
-        if batch is None:
-            self._pace.copied += self._batches is not None
-            return _Round(envs, [np.empty((number, *shape), dtype) for shape, dtype in self._kinds], None)
-        self._begun, self._begun_rows = (None, 0) if number == self.num_envs else (batch, first + number)
-        return _Round(envs, [array[first : first + number] for array in batch.arrays], batch, first)
+    def _room(self, envs: Sequence[int]) -> _Rows:
+        """Rows for the observations of these: of a batch that was begun, if it has them left."""
+        rows = self._begun
+        if rows is None or not rows.used.isdisjoint(envs):
+            is_of_use = self._batches is not None and any(self._is_here)
+            batch = self._batches.take() if self._batches is not None and is_of_use else None
+            if batch is not None:
+                rows = _Rows(batch.arrays, batch)
+            else:
+                rows = _Rows([np.empty((self.num_envs, *shape), dtype) for shape, dtype in self._kinds], None)
+        rows.used.update(envs)
+        self._begun = rows if len(rows.used) < self.num_envs else None
+        return rows
 
-    def _ask_reset(
-        self,
-        env: int,
-        round_: _Round,
-        row: int,
-        seed: int | None,
-        options: dict[str, Any] | None,
-        *,
-        again: bool = False,
-    ) -> None:
-        self._ask(env, _Asked(round_, row, False, False, options), "reset", anew=True, seed=seed, options=options)
+    def _ask_reset(self, env: int, rows: _Rows, seed: int | None, options: dict[str, Any] | None) -> None:
+        asked = _Asked(rows, is_step=False, seed=seed, options=options)
+        self._ask(env, asked, "reset", anew=True, seed=seed, options=options)
         self._steps[env] = 0
         self._is_over[env] = False
 
-    def _ask_step(self, env: int, round_: _Round, row: int, action: Any) -> None:
+    def _ask_step(self, env: int, rows: _Rows, action: Any) -> None:
         if self._is_over[env]:
-            self._ask_reset(env, round_, row, None, None)
+            self._ask_reset(env, rows, None, None)
             return
         self._steps[env] += 1
         is_last = self._steps[env] >= self._max_steps
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         self._ask(
             env,
-            _Asked(round_, row, True, is_last, None),
+            _Asked(rows, is_step=True, is_last=is_last),
             "step",
             action=action,
             **({"autoreset": True, "is_last": is_last} if same_step else {}),
         )
 
     def _ask(self, env: int, asked: _Asked, cmd: str, **content: Any) -> None:
-        batch = asked.round.batch
+        batch = asked.rows.batch
         if batch is not None and self._is_here[env]:
             assert self._batches is not None
-            row = asked.round.first + asked.row
-            content["rows"] = [self._batches.name, batch.at(row)]
-            batch.writers.add(row)
+            content["rows"] = [self._batches.name, self._batches.inode, batch.at(env), self._said_leaves]
+            batch.writers.add(env)
         self._pace.asked(env)
         self._asked[env] = asked
         self._requests.ask(env, cmd, **content)
@@ -466,18 +485,16 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
                 f"reset(options={{'reset_mask': ...}}) first."
             )
 
-    def _drop_pending(self) -> None:
-        """What is under way is of no interest. Its rows are written to until the environment answers."""
+    def _give_up(self) -> None:
+        """What is under way is of no interest any more. Its rows are written to until the environment answers something later."""
         if self.closed:
             raise ConfigurationError("These environments are closed.")
-        while any(map(self._requests.is_waiting, range(self.num_envs))):
-            answer = self._requests.next(1.0)
-            if answer is not None:
-                self._take(answer)
-        for env, asked in enumerate(self._asked):  # what was interrupted before it was asked, or refused
+        for env, asked in enumerate(self._asked):
+            self._requests.forget(env)
             if asked is not None:
-                _is_written(asked)
+                self._given_up[env].append(asked.rows)
                 self._asked[env] = None
+        self._begun = None
         self._final = [None] * self.num_envs
         self._done.clear()
 
@@ -520,19 +537,34 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         """The outcomes of these, in their order; nothing else is under way."""
         began = time.monotonic()
         while len(self._done) < len(envs):
-            answer = self._requests.next(1.0)
-            if answer is not None:
-                self._take(answer)
+            self._take_next(1.0)
         self._pace.waited(began)
         outcomes = sorted(self._done, key=lambda outcome: outcome.env)
         self._done.clear()
         return outcomes
+
+    def _take_next(self, patience_s: float) -> bool:
+        """Take the next answer; whether there was one within so many seconds."""
+        try:
+            answer = self._requests.next(patience_s)
+        except Refused as error:
+            asked, self._asked[error.env] = self._asked[error.env], None
+            if asked is not None:
+                asked.rows.written(error.env)
+            raise
+        if answer is not None:
+            self._take(answer)
+        return answer is not None
 
     def _take(self, answer: Answer) -> None:
         env = answer.env
         asked = self._asked[env]
         if asked is None:
             return
+        for rows in self._given_up[env]:  # what was asked earlier it has done by now, or never will
+            if rows is not asked.rows:
+                rows.written(env)
+        self._given_up[env].clear()
         if answer.ctx is None:
             self._take_replaced(env, asked)
             return
@@ -542,10 +574,11 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
             return
         if ctx.get("rgb_array") is not None:
             self._pictures[env] = ctx["rgb_array"]
-        batch = asked.round.batch
-        _is_written(asked)
-        if batch is None or not self._is_here[env]:
-            asked.round.put(asked.row, [leaf.of(ctx.get("obs")) for leaf in self._description.leaves])
+        asked.rows.written(env)
+        if asked.rows.batch is None or not self._is_here[env]:
+            self._note_last(env, asked.rows, [leaf.of(ctx.get("obs")) for leaf in self._description.leaves])
+        else:
+            self._last[env] = asked.rows.as_it_came(env)
         final, self._final[env] = self._final[env], None
         info = info_of(ctx)
         if final is not None:  # this is the first frame of the next episode
@@ -563,66 +596,83 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         else:
             self._finish(env, asked, 0.0, False, False, info)
 
+    def _note_last(self, env: int, rows: _Rows, values: Sequence[Array]) -> None:
+        """An observation came in a message: copy it to its row."""
+        rows.put(env, values)
+        self._last[env] = _Kept(values, None) if rows.batch is None else rows.as_it_came(env)
+
     def _finish(
         self, env: int, asked: _Asked, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
     ) -> None:
         self._asked[env] = None
         self._pace.arrived(env)
-        self._done.append(_Outcome(env, asked.round, asked.row, reward, terminated, truncated, info))
-        self._last[env] = asked.round.arrays, asked.row
+        self._done.append(_Outcome(env, asked.rows, reward, terminated, truncated, info))
 
     def _take_replaced(self, env: int, asked: _Asked) -> None:
         """The instance of an environment has died, so nobody writes to its row; another one is in its place."""
         self._pace.restarts += 1
-        _is_written(asked)
+        asked.rows.written(env)
         if not asked.is_step:
-            self._ask_reset(env, asked.round, asked.row, None, asked.options)
+            self._ask_reset(env, asked.rows, asked.seed, asked.options)
             return
         last = self._last[env]
         assert last is not None
-        values = [array[last[1]].copy() for array in last[0]]
-        self._final[env] = None
+        values = [array.copy() for array in last.values]
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            observation = self._description.batch(values)
-            self._final[env] = {"obs": observation, "truncated": True, "restarted": True}
-            self._ask_reset(env, asked.round, asked.row, None, None)
+            ended = self._final[env] or {"obs": self._description.batch(values), "truncated": True}
+            self._final[env] = {**ended, "restarted": True}
+            self._ask_reset(env, asked.rows, None, None)
             return
-        asked.round.put(asked.row, values)
+        self._note_last(env, asked.rows, values)
         self._is_over[env] = True
         self._finish(env, asked, 0.0, False, True, {"restarted": True})
 
     # -- what is returned ---------------------------------------------------------------------------------------
 
-    def _observations(self, round_: _Round) -> Any:
-        """A round's batch as it is; a copy, if it was the last that was free."""
-        self._pace.returned(round_.envs)
-        arrays = round_.arrays
-        if round_.batch is not None and round_.batch.is_last:
-            self._pace.copied += 1
+    def _observations(self, rows: _Rows, envs: Sequence[int]) -> Any:
+        """All rows as they are; a copy, if too few others are free."""
+        self._pace.returned(envs)
+        arrays = rows.arrays
+        if self._must_be_copied(rows):
             arrays = [array.copy() for array in arrays]
-            for env in round_.envs:
-                row = round_.envs.index(env)
-                self._last[env] = arrays, row
+        self._pace.copied += self._batches is not None and (rows.batch is None or arrays is not rows.arrays)
         return self._description.batch([self._out(array) for array in arrays])
 
     def _gather(self, outcomes: Sequence[_Outcome]) -> Any:
-        """The observations of some environments: a round's batch, if they are that; else a copy of their rows."""
-        round_ = outcomes[0].round
-        if all(outcome.round is round_ for outcome in outcomes) and len(outcomes) == len(round_.envs):
-            rows = [outcome.row for outcome in outcomes]
-            if rows == list(range(len(rows))):
-                return self._observations(round_)
-        self._pace.returned([outcome.env for outcome in outcomes])
-        self._pace.copied += 1
-        arrays = [
-            np.stack([outcome.round.arrays[number][outcome.row] for outcome in outcomes])
-            for number in range(len(self._kinds))
-        ]
-        for row, outcome in enumerate(outcomes):
-            self._last[outcome.env] = arrays, row
+        """The observations of some environments, by number: their rows as they are, if these lie side by side and no other ones
+        there are written to; else a copy of them.
+        """
+        envs = [outcome.env for outcome in outcomes]
+        rows = outcomes[0].rows
+        batch = rows.batch
+        if len(envs) == self.num_envs and all(outcome.rows is rows for outcome in outcomes):
+            return self._observations(rows, envs)
+        self._pace.returned(envs)
+        if (
+            batch is not None
+            and all(outcome.rows is rows for outcome in outcomes)
+            and envs == list(range(envs[0], envs[0] + len(envs)))
+            and not batch.writers
+            and not self._must_be_copied(rows)
+        ):
+            if rows is self._begun:
+                self._begun = None
+            arrays = [array[envs[0] : envs[0] + len(envs)] for array in rows.arrays]
+        else:
+            self._pace.copied += self._batches is not None
+            arrays = [
+                np.stack([outcome.rows.arrays[number][outcome.env] for outcome in outcomes])
+                for number in range(len(self._kinds))
+            ]
+            for row, env in enumerate(envs):  # as few batches as possible are kept
+                self._last[env] = _Kept([array[row] for array in arrays], None)
         return self._description.batch([self._out(array) for array in arrays])
 
-    def _collect(self, outcomes: Sequence[_Outcome], envs: Sequence[int]) -> tuple[Any, Any, Any, dict[str, Any]]:
+    def _must_be_copied(self, rows: _Rows) -> bool:
+        """Whether, if this batch was handed out, none would be left for the next step and the one after."""
+        return rows.batch is not None and self._batches is not None and self._batches.free() < 2
+
+    def _collect(self, outcomes: Sequence[_Outcome]) -> tuple[Any, Any, Any, dict[str, Any]]:
         infos: dict[str, Any] = {}
         for outcome in outcomes:
             infos = self._add(infos, outcome.info, outcome.env)
@@ -638,10 +688,18 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         for key, value in info.items():
             if value is None:
                 continue
+            known = infos.get(key)
+            is_dict = isinstance(value, dict) and key != "final_obs"
+            if is_dict and isinstance(known, dict | None):
+                infos[key] = self._add(known or {}, value, env)
+                infos.setdefault(f"_{key}", np.zeros(self.num_envs, np.bool_))[env] = True
+                continue
             try:
+                if is_dict or isinstance(known, dict):
+                    raise TypeError("some say a dict")
                 infos = self._add_info(infos, {key: value}, env)
             except (TypeError, ValueError):
-                infos[key] = np.array([*infos[key], None], object)[:-1]
+                infos[key] = _objects(infos[key], infos[f"_{key}"])
                 infos[key][env], infos[f"_{key}"][env] = value, True
         return infos
 
@@ -649,10 +707,15 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         return torch.from_numpy(array) if self.output == "torch" else array
 
 
-def _is_written(asked: _Asked) -> None:
-    """Nobody writes to its row any more."""
-    if asked.round.batch is not None:
-        asked.round.batch.writers.discard(asked.round.first + asked.row)
+def _objects(known: Any, mask: Array) -> Array:
+    """What environments said so far, as an array of objects."""
+    objects = np.full(len(mask), None, object)
+    for env in mask.nonzero()[0]:
+        if isinstance(known, dict):
+            objects[env] = {key: each[env] for key, each in known.items() if f"_{key}" in known}
+        else:
+            objects[env] = known[env]
+    return objects
 
 
 def _mode(given: AutoresetMode | str) -> AutoresetMode:
