@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,16 +182,17 @@ def main() -> None:
     # Torch's threads wait by spinning, at the cost of whoever renders on the same cores.
     torch.set_num_threads(args.threads or max(1, len(os.sched_getaffinity(0)) - args.num_instances))
     torch.manual_seed(args.seed)
-    with btt.BlenderLauncher(
-        scene="",
-        script=HERE / "supershape.blend.py",
-        num_instances=args.num_instances,
-        named_sockets=["DATA", "CTRL"],
-        blender=args.blender,
-    ) as launcher:
-        simulator = Simulator(launcher.launch_info, args.batch_size)
+    with (
+        btt.BlenderLauncher(
+            scene="",
+            script=HERE / "supershape.blend.py",
+            num_instances=args.num_instances,
+            named_sockets=["DATA", "CTRL"],
+            blender=args.blender,
+        ) as launcher,
+        closing(Simulator(launcher.launch_info, args.batch_size)) as simulator,
+    ):
         course = optimise(simulator, args)
-        simulator.close()
     args.out.mkdir(parents=True, exist_ok=True)
     save(course.epochs, args.out / "history.csv")
     plot_curve(course.epochs).savefig(args.out / "curve.png", dpi=90)
@@ -201,9 +203,9 @@ def main() -> None:
 
 def optimise(simulator: Simulator, args: argparse.Namespace) -> Course:
     """Move the distributions from `START` until there were enough epochs, or they took long enough."""
+    discriminator = Discriminator()
     targets = render_targets(simulator, args.batch_size)
     simulated = LogNormals(*START.state())
-    discriminator = Discriminator()
     memory: deque[Tensor] = deque(maxlen=REMEMBERED)
     epochs: list[Epoch] = []
 

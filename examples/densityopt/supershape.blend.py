@@ -63,6 +63,7 @@ def main() -> None:
     publisher = btb.DataPublisher(args.btsockets["DATA"], args.btid)
     channel = btb.DuplexChannel(args.btsockets["CTRL"], args.btid)
 
+    renderer.render()  # the first picture takes seconds; the trainer, too, has things to load now
     while True:
         request = channel.recv()  # waits for one; the launcher ends this
         for params, shape_id in zip(request["shape_params"], request["shape_ids"], strict=True):
