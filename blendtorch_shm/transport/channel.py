@@ -34,9 +34,10 @@ from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
 from ..stream.producer import AFTER_FORK, Producer, ProducerAlive
+from ..stream.stats import stats
 from ..wording import counted
 from .tcp import Demand, TcpForwarder, TcpLane
-from .tcp.protocol import ANOTHER_TRAINER, new_post
+from .tcp.protocol import ANOTHER_TRAINER, LOST_S, new_post
 
 log = logging.getLogger("blendtorch.channel")
 _T = TypeVar("_T")
@@ -272,13 +273,21 @@ def connect_channels(
 
 
 def _producer_of_way_back(address: Address, twin: Twin) -> Producer:
+    taken = ConfigurationError(
+        f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
+        f"(named_sockets)."
+    )
     try:
-        return Producer(SharedPlace(twin.back()), send_hwm=_SEND_HWM, trusted=True)
+        producer = Producer(SharedPlace(twin.back()), send_hwm=_SEND_HWM, trusted=True)
     except ProducerAlive as error:
-        raise ConfigurationError(
-            f"Cannot connect to {address}: {ANOTHER_TRAINER}. Close that one first; or name another socket for this one "
-            f"(named_sockets)."
-        ) from error
+        raise taken from error
+    until = time.monotonic() + 2 * LOST_S
+    while any(consumer.alive and consumer.remote for stream in stats(address) for consumer in stream.consumers):
+        if time.monotonic() > until:  # before, it may be one that has died
+            producer.close(patient=False)
+            raise taken
+        time.sleep(0.01)
+    return producer
 
 
 class _Turns:

@@ -32,7 +32,8 @@ from blendtorch_shm.errors import (
 )
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.launch.keys import make_keys
-from blendtorch_shm.transport.channel import Channel, bind_channel, connect_channel
+from blendtorch_shm.transport import channel as channels
+from blendtorch_shm.transport.channel import Channel, bind_channel, connect_channels
 from blendtorch_shm.transport.tcp import protocol
 
 from ..interruption import everywhere
@@ -67,7 +68,7 @@ class Way:
 
     def connect(self, *, timeout_s: float = PATIENCE_S) -> Channel:
         """The trainer's end."""
-        return self._remember(connect_channel(self.of_trainer, timeout_s=timeout_s))
+        return self._remember(connect_channels([self.of_trainer], timeout_s=timeout_s))
 
     def both(self, *, timeout_s: float = PATIENCE_S) -> tuple[Channel, Channel]:
         """The instance's and the trainer's end, which know each other."""
@@ -454,6 +455,29 @@ def test_a_second_trainer_is_refused_until_the_first_one_closes(way: Way, monkey
     assert numbers(second, 1) == [7]
 
 
+def test_a_trainer_here_and_one_elsewhere_refuse_each_other(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not way.is_shared:
+        pytest.skip("there is no here")
+    monkeypatch.setattr(protocol, "GREET_AGAIN_S", 0.05)
+    monkeypatch.setattr(channels, "LOST_S", 0.1)
+    elsewhere = Way("tcp", way.of_instance, way.of_trainer.elsewhere(), way.opened)
+    instance, trainer = way.both()
+    second = elsewhere.connect()
+    while "another trainer is connected" not in second.explain():
+        assert second.receive(0.01) is None
+    trainer.close()
+    send(second, 1)
+    assert numbers_of(second, instance, 1) == [1]
+    with pytest.raises(ConfigurationError, match="another trainer is connected"):
+        way.connect()
+    second.close()
+    trainer = way.connect()
+    send(trainer, 2)
+    send(instance, 3)
+    assert numbers(instance, 1) == [2]
+    assert numbers(trainer, 1) == [3]
+
+
 def numbers_of(sender: Channel, receiver: Channel, count: int) -> list[int]:
     """What `receiver` gets from a sender that has to be connected still, which it looks after when it is asked for something."""
     found: list[int] = []
@@ -692,7 +716,7 @@ def begun(run: Callable[..., None], *args: Any) -> Iterator[BaseProcess]:
 
 def _take_and_wait(says: Any, address: Address, is_instance: bool, count: int) -> None:
     """Receive so many messages and answer them, say so, and wait to be killed."""
-    channel = bind_channel(address, btid=3, timeout_s=9) if is_instance else connect_channel(address, timeout_s=9)
+    channel = bind_channel(address, btid=3, timeout_s=9) if is_instance else connect_channels([address], timeout_s=9)
     for _ in range(count):
         message = channel.receive(PATIENCE_S)
         assert message is not None

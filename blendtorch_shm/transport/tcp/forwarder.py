@@ -33,6 +33,7 @@ from ...closing import Closable
 from ...errors import ConfigurationError, PortInUse, SegmentError
 from ...launch.address import Address, is_loopback
 from ...launch.keys import ServerKeys
+from ...memory.locks import PRODUCER_LOCK, Locks
 from ...stream.bell import private_bell
 from ...stream.consumer import Consumer
 from ...stream.lease import Claimed
@@ -122,7 +123,9 @@ class TcpForwarder(Closable):
             raise
         self.inlet = Inlet(self._bell, f"{address}", trusted=self.authenticated) if is_channel else None
         launch = int(address.launch or "0", 16)
-        self._session: ProducerSession = ProducerSession(self._consumer.key, launch, is_channel=is_channel)
+        self._session: ProducerSession = ProducerSession(
+            self._consumer.key, launch, is_channel=is_channel, is_taken=self._has_trainer_here
+        )
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._bell.fd):
             self._poller.register(source, zmq.POLLIN)
@@ -291,6 +294,17 @@ class TcpForwarder(Closable):
             taken = taken or any(isinstance(action, Release) for action in actions)
             self._perform(actions)
         return taken
+
+    def _has_trainer_here(self) -> bool:
+        """Whether a program that shares the memory has the other end of this channel."""
+        twin = self._address.twin
+        if twin is None:
+            return False
+        try:
+            with Locks(twin.back().lock_path, create=False) as locks:
+                return locks.is_held(PRODUCER_LOCK)
+        except SegmentError:  # nobody has ever had it
+            return False
 
     def _say_what_was_received(self) -> None:
         while self.inlet is not None and (received := self.inlet.next_received()) is not None:

@@ -78,7 +78,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
@@ -292,12 +292,16 @@ class ProducerSession:
         stream: key of the producer's stream.
         launch: that it belongs to; 0: to none.
         is_channel: whether consumers may post, too. Then there is one at a time.
+        is_taken: whether a trainer that shares the producer's memory is that one; asked when another one greets.
     """
 
-    def __init__(self, stream: int, launch: int = 0, *, is_channel: bool = False) -> None:
+    def __init__(
+        self, stream: int, launch: int = 0, *, is_channel: bool = False, is_taken: Callable[[], bool] = lambda: False
+    ) -> None:
         self._stream = stream
         self._launch = launch
         self._is_channel = is_channel
+        self._is_taken = is_taken
         self._peers: dict[bytes, Peer] = {}  # by route; who waits longest for a message is first
         self._probe_until = self._probed_at = 0.0
 
@@ -351,7 +355,7 @@ class ProducerSession:
             return self._refuse(route, why)
         actions: list[Action] = []
         if peer is None and self._is_channel:
-            if any(other.lost_at is None for other in self._peers.values()):
+            if self._is_taken() or any(other.lost_at is None for other in self._peers.values()):
                 return self._refuse(route, f"{ANOTHER_TRAINER}. This one may connect when that one closes")
             actions += self._dismiss_lost(float("inf"))
         if peer is None and len(self._peers) >= MAX_CONSUMERS:
