@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ from blendtorch_shm.launch.address import Address
 from torch_side import BlenderLauncher
 from torch_side.env import BlenderEnv, BlenderVectorEnv
 
-PIXELS = Path(__file__).parent / "scripts" / "pixels.py"
-KILLED, STUCK, FAILS, SHAPE, DTYPE, NOTHING = range(1000, 1006)
-"""Actions that are faults."""
+from .pixels import check, elsewhere, launch, mark, who
+
 PICTURES = 3
 """Instances whose observation is a picture; their rows are no multiple of a page."""
 KINDS: list[list[str]] = [
@@ -54,52 +52,15 @@ def running() -> Iterator[BlenderLauncher]:
         yield launcher
 
 
-def launch(instance_args: Sequence[Sequence[str]], **options: Any) -> BlenderLauncher:
-    return BlenderLauncher(
-        scene="",
-        script=PIXELS,
-        num_instances=len(instance_args),
-        named_sockets=["GYM"],
-        instance_args=list(map(list, instance_args)),
-        blender="python",
-        progress=False,
-        **options,
-    )
-
-
 def addresses(launcher: BlenderLauncher, group: str = "picture") -> list[Address]:
     found: list[Address] = launcher.launch_info.addresses["GYM"][GROUPS[group]]
     return found
-
-
-def elsewhere(which: Sequence[Address]) -> list[Address]:
-    return [address.elsewhere() for address in which]
 
 
 @contextlib.contextmanager
 def vector(which: Sequence[str], **options: Any) -> Iterator[BlenderVectorEnv]:
     with contextlib.closing(BlenderVectorEnv(addresses=which, **options)) as envs:
         yield envs
-
-
-def mark(*numbers: int) -> int:
-    """What pixels.py makes of (instance, episode, step, action)."""
-    return sum(number * factor for number, factor in zip(numbers, (1, 7, 31, 101), strict=True)) % 251
-
-
-def check(picture: Any, btid: int, episode: int, step: int, action: int) -> None:
-    """All of it is of this moment."""
-    flat = np.asarray(picture).reshape(-1)
-    numbers = (btid, episode, step, action)
-    assert flat[:4].tolist() == [number % 256 for number in numbers]
-    assert (flat[4:] == mark(*numbers)).all()
-
-
-def who(picture: Any) -> list[int]:
-    """Instance, episode, step and action of a picture."""
-    numbers: list[int] = np.asarray(picture).reshape(-1)[:4].tolist()
-    check(picture, *numbers)
-    return numbers
 
 
 def same(ours: Any, theirs: Any) -> None:

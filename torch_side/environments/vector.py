@@ -456,12 +456,12 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _ask(self, env: int, asked: _Asked, cmd: str, **content: Any) -> None:
         batch = asked.rows.batch
+        self._asked[env] = asked  # first: what comes to nothing here, is given up later
         if batch is not None and self._is_here[env]:
             assert self._batches is not None
             content["rows"] = [self._batches.name, self._batches.inode, batch.at(env), self._said_leaves]
             batch.writers.add(env)
         self._pace.asked(env)
-        self._asked[env] = asked
         self._requests.ask(env, cmd, **content)
 
     def _require_idle(self) -> None:
@@ -548,9 +548,10 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         try:
             answer = self._requests.next(patience_s)
         except Refused as error:
-            asked, self._asked[error.env] = self._asked[error.env], None
+            asked = self._asked[error.env]
             if asked is not None:
                 asked.rows.written(error.env)
+            self._asked[error.env] = None
             raise
         if answer is not None:
             self._take(answer)

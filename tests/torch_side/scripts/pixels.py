@@ -28,7 +28,7 @@ parser.add_argument("--keeps", action="store_true", help="what it rendered, and 
 parser.add_argument("--plain", action="store_true", help="renders into arrays of its own")
 parser.add_argument("--draws", action="store_true", help="an rgb_array")
 parser.add_argument("--undeclared", action="store_true")
-parser.add_argument("--fails", default="", help="at once, with this message, or after a second life began")
+parser.add_argument("--fails", default="", help="at once, with this message")
 args = parser.parse_args(remainder)
 if args.fails:
     raise LookupError(args.fails)
@@ -123,6 +123,9 @@ while True:
             rng, episode = np.random.default_rng(restart.seed), -1
         options = restart.options or {}
         episode, step, restart, env.state = episode + 1, 0, None, State.INIT
+        if (once := options.get("dies_once")) and not os.path.exists(once):
+            open(once, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
         length = options.get("length") or int(rng.integers(1, args.length + 1))
         ctx = {}  # nobody else has what was observed before
         ctx = {
