@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from blendtorch_shm.launch.address import Address
+from blendtorch_shm.launch.notes import instance_reports
 from torch_side import BlenderLauncher
 
 PIXELS = Path(__file__).parent / "scripts" / "pixels.py"
@@ -53,3 +54,9 @@ def who(picture: Any) -> list[int]:
     numbers: list[int] = np.asarray(picture).reshape(-1)[:4].tolist()
     check(picture, *numbers)
     return numbers
+
+
+def pid(launcher: BlenderLauncher, btid: int) -> int:
+    """The process of an instance."""
+    directory = launcher.launch_info.addresses["GYM"][0].twin.directory
+    return next(report.pid for report in instance_reports(directory) if report.btid == btid)

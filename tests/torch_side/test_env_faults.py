@@ -23,7 +23,7 @@ from torch_side.environments import vector as vector_module
 
 from ..interruption import everywhere
 from .conftest import eventually
-from .pixels import DTYPE, FAILS, KILLED, NOTHING, PIXELS, SHAPE, STUCK, check, elsewhere, launch, who
+from .pixels import DTYPE, FAILS, KILLED, NOTHING, PIXELS, SHAPE, STUCK, check, elsewhere, launch, pid, who
 
 LONG = {"length": 10**6}
 
@@ -55,10 +55,6 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlenderLauncher]:
 def addresses(launcher: BlenderLauncher) -> list[Any]:
     found: list[Any] = launcher.launch_info.addresses["GYM"]
     return found
-
-
-def pid(launcher: BlenderLauncher, btid: int) -> int:
-    return (launcher.launch_info.processes or [])[btid].pid
 
 
 @contextlib.contextmanager
@@ -146,7 +142,7 @@ def test_one_environment_goes_on_in_another_instance(restarted: BlenderLauncher)
         old.reset()
         with pytest.raises(InstanceDied, match=r"started again in the middle of a step.*call reset"):
             old.step(KILLED)
-        assert old.reset()[1]["episode"] == 0
+        assert old.reset()[1]["number"] == 0
 
 
 # -- for good ----------------------------------------------------------------------------------------------------------

@@ -7,20 +7,32 @@ environments of the same instances says what is to come.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import faulthandler
+import gc
+import mmap
+import os
+import re
+import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.errors import ConfigurationError, StreamTimeout
 from blendtorch_shm.launch.address import Address
+from blendtorch_shm.memory.own_pages import address_of
 from torch_side import BlenderLauncher
 from torch_side.env import BlenderEnv, BlenderVectorEnv
 
-from .pixels import check, elsewhere, launch, mark, who
+from .pixels import PIXELS, check, elsewhere, launch, mark, pid, who
 
 PICTURES = 3
 """Instances whose observation is a picture; their rows are no multiple of a page."""
@@ -210,7 +222,7 @@ def test_who_is_not_reset_has_the_last_observation_as_it_came(running: BlenderLa
                 mask = np.array([False, True, False])
                 observations, infos = envs.reset(options={"reset_mask": mask, "length": 1000})
                 assert [who(observations[0]), who(observations[2])] == [[0, 0, 3, 3], [2, 0, 3, 3]]
-                assert infos["_episode"].tolist() == [False, True, False]
+                assert infos["_number"].tolist() == [False, True, False]
                 observations[:] = 0
             observations, *_ = envs.step([4, 4, 4])
             assert [who(each)[1:] for each in observations] == [[0, 4, 4], [2, 1, 4], [0, 4, 4]]
@@ -222,3 +234,258 @@ def test_who_is_not_reset_has_the_last_observation_as_it_came(running: BlenderLa
             pytest.raises(ConfigurationError, match="leaves environment 0 out, which was never reset"),
         ):
             envs.reset(options={"reset_mask": np.array([False, True, True])})
+
+
+# -- each at its own pace ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_nothing_is_lost_or_doubled_when_each_goes_at_its_own_pace(running: BlenderLauncher, is_here: bool) -> None:
+    """Each environment's steps come in their order, with their actions, and what is kept stays as it is."""
+    dice = np.random.default_rng(5)
+    which = addresses(running) if is_here else elsewhere(addresses(running))
+    with vector(which, num_batches=3, autoreset_mode="SAME_STEP") as envs:
+        envs.async_reset(seed=0, options={"length": 10**6})
+        at = [-1, -1, -1]
+        sent = [0, 0, 0]
+        under_way = {0, 1, 2}
+        kept: list[tuple[Any, list[tuple[int, ...]]]] = []
+        for _ in range(150):
+            least = int(dice.integers(1, 4))
+            most = int(dice.integers(least, 4))
+            observations, rewards, terminated, truncated, infos = envs.recv(least, most)
+            came = infos["env_id"].tolist()
+            assert min(least, len(under_way)) <= len(came) <= most
+            assert came == sorted(set(came))
+            assert under_way >= set(came)
+            assert len(observations) == len(rewards) == len(terminated) == len(truncated) == len(came)
+            assert not terminated.any()
+            under_way -= set(came)
+            moments = []
+            for observation, env in zip(observations, came, strict=True):
+                at[env] += 1
+                moments.append((env, 0, at[env], sent[env]))
+                check(observation, *moments[-1])
+            if dice.random() < 0.5:
+                kept.append((observations[:, 3:], moments))
+            elif dice.random() < 0.5:
+                observations[:] = 0  # which nobody else sees
+            again = [env for env in range(3) if env not in under_way and (dice.random() < 0.7 or not under_way)]
+            dice.shuffle(again)
+            if again:
+                for env in again:
+                    sent[env] = int(dice.integers(200))
+                envs.send([sent[env] for env in again], again)
+                under_way |= set(again)
+            del observations
+            if dice.random() < 0.1:
+                del kept[int(dice.integers(len(kept) + 1)) :]
+        for pictures, moments in kept:
+            for picture, moment in zip(pictures, moments, strict=True):
+                assert (picture == mark(*moment)).all()
+        stats = envs.stats()
+        assert stats.batches == 150
+        assert 0 < stats.partial_batch_fraction <= 1
+        assert stats.avg_batch_size == pytest.approx(3 * stats.batch_fill_ratio)
+        assert 1 <= stats.avg_batch_size <= 3
+        assert 0 < stats.consumer_busy_fraction < 1
+        assert stats.avg_batch_to_action_ms > 0
+        assert stats.avg_observation_to_batch_ms >= 0
+
+
+def test_whole_batches_are_not_copied_in_either_way(running: BlenderLauncher) -> None:
+    with vector(addresses(running), num_batches=2) as envs:
+        envs.reset(seed=0, options={"length": 10**6})
+        observations, *_ = envs.step([1, 1, 1])
+        for _ in range(20):
+            envs.send([1, 1, 1])
+            observations, *_ = envs.recv(min_get=3)
+            assert len(observations) == 3
+        assert envs.stats().copied_batches == 0
+
+
+def test_slow_environments_do_not_keep_fast_ones_waiting(running: BlenderLauncher) -> None:
+    slow = pid(running, 1)
+    with vector(addresses(running)) as envs:
+        envs.async_reset(seed=0, options={"length": 10**6})
+        envs.recv(min_get=3)
+        os.kill(slow, signal.SIGSTOP)
+        try:
+            envs.send([1, 1, 1])
+            for step in range(1, 6):
+                observations, *_, infos = envs.recv(min_get=2)
+                assert infos["env_id"].tolist() == [0, 2]
+                assert [who(each)[2] for each in observations] == [step, step]
+                envs.send([1, 1], [0, 2])
+            with pytest.raises(StreamTimeout, match=r"of 3 answered within 0 s \(min_get=3\)"):
+                envs.recv(min_get=3, timeout=0)
+        finally:
+            os.kill(slow, signal.SIGCONT)
+        observations, *_ = envs.recv(min_get=3)  # what came is not lost
+        assert [who(each)[2] for each in observations] == [6, 1, 6]
+
+
+def test_misuse_is_told_and_does_no_harm(running: BlenderLauncher) -> None:
+    with vector(addresses(running)) as envs:
+        for misuse in (lambda: envs.step([1, 1, 1]), lambda: envs.send([1, 1, 1]), envs.recv):
+            with pytest.raises(ConfigurationError, match=r"No episode has begun: call reset\(\) first"):
+                misuse()
+        envs.reset(seed=0)
+        with pytest.raises(ConfigurationError, match="nothing is under way"):
+            envs.recv()
+        with pytest.raises(ConfigurationError, match="There are 2 actions for 3 environments"):
+            envs.step(np.array([1, 1]))
+        for ids in ([0, 0], [3], [-1]):
+            with pytest.raises(ConfigurationError, match="expected numbers from 0 to 2, each once"):
+                envs.send([1] * len(ids), ids)
+        envs.send([7, 8], [2, 0])
+        for misuse in (lambda: envs.send([1], [2]), lambda: envs.step([1, 1, 1]), lambda: envs.send([1, 1, 1])):
+            with pytest.raises(ConfigurationError, match=r"Environments \[.*\] have not been received yet: recv\(\)"):
+                misuse()
+        with pytest.raises(ConfigurationError, match="max_get=1 is not between 2"):
+            envs.recv(2, 1)
+        observations, *_ = envs.recv(min_get=2)
+        assert [who(each)[3] for each in observations] == [8, 7]
+        envs.send([1, 1, 1])
+        observations, _ = envs.reset(seed=0)
+        assert [who(each)[1:3] for each in observations] == [[0, 0]] * 3
+    for misuse in (envs.reset, envs.async_reset, lambda: envs.step([1, 1, 1]), lambda: envs.send([1] * 3), envs.recv):
+        with pytest.raises(ConfigurationError, match="closed"):
+            misuse()
+
+
+# -- what it is made with ----------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_cannot_work_are_told(running: BlenderLauncher, capsys: pytest.CaptureFixture[str]) -> None:
+    which = addresses(running)
+    for arguments, said in [
+        ({}, "Say scene=, script= and num_envs=; or addresses="),
+        ({"scene": "", "script": PIXELS}, "num_envs="),
+        ({"addresses": which, "script": PIXELS}, "addresses= are of instances that run"),
+        ({"addresses": which, "num_envs": 2}, "num_envs=2, and there are 3 addresses"),
+        ({"addresses": which, "output": "jax"}, "output='jax'"),
+        ({"addresses": which, "render_mode": "human"}, "render_mode='human'"),
+        ({"addresses": which, "autoreset_mode": "SOMETIMES"}, "use one of NEXT_STEP, SAME_STEP, DISABLED"),
+        ({"addresses": which, "max_episode_steps": 0}, "max_episode_steps=0"),
+        ({"addresses": ["here"]}, "here"),
+        (
+            {"addresses": [which[0], addresses(running, "vector")[0]]},
+            "Environment 1 has other spaces than environment 0",
+        ),
+        ({"scene": "", "script": PIXELS, "num_envs": 1, "launch_args": {"scene": "a"}}, "launch_args has 'scene'"),
+        (
+            {"scene": "", "script": PIXELS, "num_envs": 2, "launch_args": {"instance_args": [[]]}},
+            "instance_args for 1 instances; there are 2",
+        ),
+    ]:
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            BlenderVectorEnv(**arguments)
+    gc.collect()
+    assert capsys.readouterr().err == ""
+
+
+def test_observations_may_be_tensors(running: BlenderLauncher) -> None:
+    with vector(addresses(running, "dict"), output="torch", autoreset_mode="SAME_STEP") as envs:
+        observations, _ = envs.reset(seed=0, options={"length": 2})
+        assert observations["left"].dtype == torch.uint8
+        for _ in range(2):
+            observations, rewards, terminated, truncated, _ = envs.step(torch.tensor([1, 2]))
+        assert observations["pose"]["xyz"].shape == (2, 4)
+        assert (rewards.dtype, terminated.dtype, truncated.dtype) == (torch.float64, torch.bool, torch.bool)
+        assert envs.stats().copied_batches == 0
+
+
+def test_pictures_for_people_are_the_last_ones_that_were_drawn(running: BlenderLauncher) -> None:
+    with vector(addresses(running, "plain"), render_mode="rgb_array") as envs:
+        with pytest.raises(ConfigurationError, match="drawn no picture yet"):
+            envs.render()
+        envs.reset(seed=0, options={"length": 9})
+        envs.step([1, 1])
+        envs.step([1, 1])
+        assert [picture.tolist() for picture in envs.render() or ()] == [np.full((4, 6, 3), 2).tolist()] * 2
+    with vector(addresses(running, "plain")) as envs:
+        assert envs.render() is None
+
+
+def test_gymnasium_makes_it_and_its_wrappers_take_it() -> None:
+    options = {"least": 5, "launch_args": {"blender": "python", "progress": False}}
+    gymnasium.register(
+        "blendtorch/Pixels-v0",
+        entry_point="torch_side.env:BlenderEnv",
+        vector_entry_point="torch_side.env:BlenderVectorEnv",
+        max_episode_steps=4,
+        kwargs={"scene": "", "script": str(PIXELS), **options},
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made = gymnasium.make_vec("blendtorch/Pixels-v0", num_envs=2, autoreset_mode="SAME_STEP")
+        with contextlib.closing(RecordEpisodeStatistics(made)) as envs:
+            envs.reset(seed=0, options={"length": 100})
+            for _ in range(4):
+                *_, truncated, infos = envs.step(envs.action_space.sample())
+            assert truncated.all()
+            assert infos["episode"]["l"].tolist() == [4, 4]
+            assert made.unwrapped.spec is not None
+        with contextlib.closing(gymnasium.make("blendtorch/Pixels-v0")) as env:
+            check_env(env.unwrapped, skip_render_check=True)
+            env.reset(seed=0, options={"length": 100})
+            assert [env.step(1)[3] for _ in range(4)] == [False, False, False, True]
+    finally:
+        del gymnasium.registry["blendtorch/Pixels-v0"]
+
+
+def test_spaces_may_be_the_trainers() -> None:
+    space = gymnasium.spaces.Box(0, 255, (20, 30, 3), np.uint8)
+    with launch([["--undeclared"]] * 2) as launcher:
+        which = launcher.launch_info.addresses["GYM"]
+        with pytest.raises(ConfigurationError, match="declares no observation_space"):
+            BlenderVectorEnv(addresses=which)
+        actions = gymnasium.spaces.Discrete(200)
+        for each in (which, elsewhere(which)):
+            with vector(each, observation_space=space, action_space=actions) as envs:
+                envs.reset(seed=0, options={"length": 9})
+                observations, *_ = envs.step(np.array([4, 5]))
+                assert [who(picture) for picture in observations] == [[0, 0, 1, 4], [1, 0, 1, 5]]
+
+
+# -- nobody copies -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kept", [0, 4])
+def test_the_trainer_does_not_touch_what_is_rendered(running: BlenderLauncher, kept: int) -> None:
+    """Measured: in a process that may not access the batches' memory while it steps. Where copies are due, that ends it."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            faulthandler.disable()
+            envs = BlenderVectorEnv(addresses=addresses(running), num_batches=4)
+            held = [envs.reset(seed=0, options={"length": 10**6})[0] for _ in range(kept)]
+            envs.reset(seed=0, options={"length": 10**6})
+            protect(envs, 0)
+            for _ in range(20):
+                observations, *_ = envs.step([1, 1, 1])
+            protect(envs, mmap.PROT_READ | mmap.PROT_WRITE)
+            check(observations[2], 2, 0, 20, 1)
+            assert len(held) == kept
+            status = 0
+        finally:
+            os._exit(status)
+    ended = os.waitpid(child, 0)[1]
+    with vector(addresses(running)) as envs:  # which removes what it left
+        envs.reset()
+    assert ended == (signal.SIGSEGV if kept else 0)
+
+
+def protect(envs: BlenderVectorEnv, protection: int) -> None:
+    """Say what may be done with the memory of all batches, in this process."""
+    assert envs._batches is not None
+    segment = envs._batches._segment
+    assert segment.own is not None
+    libc = ctypes.CDLL(None)
+    for memory in (segment.view, segment.own.view):
+        address = ctypes.c_void_p(address_of(memory))
+        assert libc.mprotect(address, ctypes.c_size_t(len(memory)), protection) == 0

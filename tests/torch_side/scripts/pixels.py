@@ -23,6 +23,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--kind", default="picture")
 parser.add_argument("--shape", type=int, nargs="+", default=[20, 30, 3])
 parser.add_argument("--length", type=int, default=8, help="of the longest episodes")
+parser.add_argument("--least", type=int, default=1, help="of the shortest")
 parser.add_argument("--ms", type=float, default=0.0, help="that a step takes")
 parser.add_argument("--keeps", action="store_true", help="what it rendered, and writes to it later")
 parser.add_argument("--plain", action="store_true", help="renders into arrays of its own")
@@ -81,7 +82,7 @@ class Env:
     frame_interval_s = 1 / 24
 
     def describe(self) -> dict[str, Any]:
-        spaces = {"observation": space, "action": Box(-2000, 2000, (), np.int64)}
+        spaces = {"observation": space, "action": Box(0, 255, (), np.int64)}
         if args.undeclared:
             spaces = dict.fromkeys(spaces)
         return {"spaces": spaces, "fps": 24.0, "has_renderer": args.draws}
@@ -126,12 +127,12 @@ while True:
         if (once := options.get("dies_once")) and not os.path.exists(once):
             open(once, "x").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        length = options.get("length") or int(rng.integers(1, args.length + 1))
+        length = options.get("length") or int(rng.integers(args.least, args.length + 1))
         ctx = {}  # nobody else has what was observed before
         ctx = {
             "obs": observation(btargs.btid, episode, 0, 0),
             "reward": 0.0,
-            "episode": episode,
+            "number": episode,
             "options": str(options),
         }
         ctx |= {"done": False, "terminated": False, "truncated": False}
