@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .final import FinalRenderer
     from .ground_truth import GroundTruth
     from .offscreen import OffScreenRenderer
+    from .parameters import Parameters
     from .paths import add_scene_dir_to_path
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "FinalRenderer",
     "GroundTruth",
     "OffScreenRenderer",
+    "Parameters",
     "Signal",
     "__version__",
     "add_scene_dir_to_path",
@@ -53,6 +55,7 @@ _HOMES = {
     "FinalRenderer": "final",
     "GroundTruth": "ground_truth",
     "OffScreenRenderer": "offscreen",
+    "Parameters": "parameters",
     "add_scene_dir_to_path": "paths",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from blendtorch_shm.stream.producer import Sink
 from blendtorch_shm.transport import open_sink
 
 from . import bootstrap, endings
+
+if TYPE_CHECKING:
+    from .parameters import Parameters
 
 
 class Lender(Protocol):
@@ -49,6 +52,8 @@ class DataPublisher:
             clips `send_hwm` + 4.
         frames_per_clip: gather so many frames, and send them as one message: a clip. What one :meth:`publish` gives is a frame
             then; `docs/clips.md` says what becomes of its fields. None: each is a message of its own.
+        parameters: what the trainer says; each message, or each frame of a clip, then has a field ``parameters_version``: that of
+            those that :meth:`Parameters.update <.parameters.Parameters.update>` gave last.
         allow_unauthenticated: beyond loopback, let everybody who can reach `bind_address` read, if the launcher made no
             keys for it. On loopback without a launcher, every user of this host can read in any case.
 
@@ -71,9 +76,11 @@ class DataPublisher:
         *,
         num_slots: int | None = None,
         frames_per_clip: int | None = None,
+        parameters: Parameters | None = None,
         allow_unauthenticated: bool = False,
     ) -> None:
         self.btid = btid
+        self._parameters = parameters
         self._socket = str(bind_address)
         address = resolve(bind_address)
         if allow_unauthenticated:
@@ -104,6 +111,8 @@ class DataPublisher:
                 clip is one message), and is started afresh. Nothing was sent.
         """
         bootstrap.recycle_if_due(self._socket)
+        if self._parameters is not None:
+            kwargs = {"parameters_version": self._parameters.version, **kwargs}
         if self._sink.publish({"btid": self.btid, **kwargs}):
             bootstrap.count_published(self._socket)
         note_lender(self, kwargs.values())

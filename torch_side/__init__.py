@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .duplex import DuplexChannel
     from .env import BlenderEnv, BlenderVectorEnv, OpenAIRemoteEnv, RemoteEnv, launch_env
     from .frame_loader import FrameLoader
+    from .parameters import Parameters
     from .recordings.reader import FileReader
     from .recordings.recorder import FileRecorder
     from .recordings.verification import verify_recording
@@ -36,6 +37,7 @@ __all__ = [
     "FrameLoader",
     "LaunchInfo",
     "OpenAIRemoteEnv",
+    "Parameters",
     "RemoteEnv",
     "RemoteIterableDataset",
     "SingleFileDataset",
@@ -59,6 +61,7 @@ _HOMES = {
     "FileRecorder": "recordings.recorder",
     "FrameLoader": "frame_loader",
     "OpenAIRemoteEnv": "env",
+    "Parameters": "parameters",
     "RemoteEnv": "env",
     "RemoteIterableDataset": "dataset",
     "SingleFileDataset": "dataset",

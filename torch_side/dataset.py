@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils import data
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import BlendtorchError, ConfigurationError, RecordingNotFound, UnreadableMessage
-from blendtorch_shm.launch.address import Address, check_endpoint, find
+from blendtorch_shm.launch.address import checked
 from blendtorch_shm.message.wire import Message
 from blendtorch_shm.stream.merge import Source
 from blendtorch_shm.stream.newest import Newest
@@ -81,7 +81,12 @@ class RemoteIterableDataset(data.IterableDataset[Any]):
         latest: bool = False,
     ) -> None:
         _check_output(output)
-        self.addresses = _checked(addresses)
+        if isinstance(addresses, data.Dataset):
+            raise ConfigurationError(
+                f"addresses={addresses!r} is a dataset; expected addresses of instances, such as "
+                f"launch_info.addresses['DATA']. What a dataset is told, such as latest=True, is its own."
+            )
+        self.addresses = checked(addresses)
         self.latest = latest
         self.queue_size = integer("queue_size", queue_size)
         self.timeoutms = integer("timeoutms", timeoutms)
@@ -381,29 +386,6 @@ class FileDataset(data.ConcatDataset[Any]):
     def _item(self, item: dict[str, Any]) -> Any:
         """As :meth:`RemoteIterableDataset._item`: override it, or pass `item_transform`."""
         return self.item_transform(item)
-
-
-def _checked(addresses: Any) -> list[Address]:
-    """The addresses of instances, each with all that is known about it.
-
-    Raises:
-        ConfigurationError: there are none, or a reader could not connect to one of them.
-    """
-    found = [addresses] if isinstance(addresses, str) else []
-    if isinstance(addresses, data.Dataset):
-        raise ConfigurationError(
-            f"addresses={addresses!r} is a dataset; expected addresses of instances, such as launch_info.addresses['DATA']. "
-            f"What a dataset is told, such as latest=True, is its own."
-        )
-    if isinstance(addresses, Iterable) and not isinstance(addresses, (str, Mapping)):
-        found = list(addresses)
-    if not found or not all(isinstance(address, str) for address in found):
-        raise ConfigurationError(
-            f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
-        )
-    for address in found:
-        check_endpoint(address)
-    return [find(address) for address in found]
 
 
 def _check_output(output: str) -> None:

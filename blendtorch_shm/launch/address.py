@@ -19,7 +19,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote
@@ -397,3 +397,21 @@ def find(endpoint: str) -> Address:
                 if numeric in known:
                     return known[numeric].address(endpoint)
     return Address(endpoint)
+
+
+def checked(addresses: Any) -> list[Address]:
+    """The addresses of instances, each with all that is known about it.
+
+    Raises:
+        ConfigurationError: there are none, or a reader could not connect to one of them.
+    """
+    found = [addresses] if isinstance(addresses, str) else []
+    if isinstance(addresses, Iterable) and not isinstance(addresses, (str, Mapping)):
+        found = list(addresses)
+    if not found or not all(isinstance(address, str) for address in found):
+        raise ConfigurationError(
+            f"addresses={addresses!r} names no instances; expected strings, such as launch_info.addresses['DATA']."
+        )
+    for address in found:
+        check_endpoint(address)
+    return [find(address) for address in found]

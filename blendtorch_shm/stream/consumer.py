@@ -161,7 +161,7 @@ class Consumer(Closable):
         if found is None:
             return None
         if newest:
-            self._skip(found[0].sequence[found[1]] - 1, local=local)
+            self.skip(found[0].sequence[found[1]] - 1, local=local)
         self._wake_producer_if_few(found[0])
         header, payload, sequence, lease, generation = self._open_raw(*found, always_lease=True)
         if lease is None:
@@ -207,7 +207,11 @@ class Consumer(Closable):
                         in_vain = tells = True
         return None
 
-    def _skip(self, up_to: int, *, local: bool = True) -> None:
+    def skip_all_but_the_last(self) -> None:
+        """Release all READY messages unread, but for the one that was published last."""
+        self.skip(self._control.published - 2)
+
+    def skip(self, up_to: int, *, local: bool = True) -> None:
         """Release the READY messages up to that sequence number unread, but for those that others are just claiming.
 
         Args:

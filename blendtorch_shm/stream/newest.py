@@ -45,11 +45,11 @@ class NewestConsumer(Consumer):
         sequence, floor = ring.sequence[slot], self._newest.get(self.key, -1)
         if sequence <= floor:
             self._drop(ring, slot)
-            self._skip(floor)
+            self.skip(floor)
             return None
         self._before = floor
         self._newest[self.key] = sequence  # before an interrupt can come that puts the message back: then it is undone
-        self._skip(sequence)
+        self.skip(sequence)
         self._wake_producer_if_few(ring)
         message = self._open(ring, slot)
         if message is not None:

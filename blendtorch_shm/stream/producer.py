@@ -399,6 +399,12 @@ class Producer(Closable):
             self._wait_for_slot(max(0.0, until - time.monotonic()), meanwhile)
             return not self._rings or self._rings[-1].has_free()
 
+    def has_room(self) -> bool:
+        """Whether :meth:`publish` need not wait."""
+        with self._lock:
+            is_ready = self._loan is not None or not self._rings or self._rings[-1].has_free()
+            return self._has_room() and is_ready
+
     def note_waited(self, seconds: float) -> None:
         """Time that was spent waiting for the other end to say what to do: it counts as that spent waiting for room, and shows
         those who watch that we live.

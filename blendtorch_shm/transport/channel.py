@@ -30,6 +30,7 @@ from ..memory.ring import Bytes
 from ..message.dtypes import Array
 from ..message.wire import Encoder, Message
 from ..process import descriptors, forks, leaving
+from ..stream.consumer import Consumer
 from ..stream.lease import Calls
 from ..stream.merge import Source
 from ..stream.place import PrivatePlace, SharedPlace
@@ -58,6 +59,9 @@ class _Out(Protocol):
 
     def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
         """Send a message, or raise StreamTimeout, or whatever `meanwhile` raises, which is called while there is no room."""
+
+    def supersede(self, fields: Mapping[str, Any]) -> bool:
+        """See :meth:`Channel.supersede`."""
 
     def lend(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
         """See :class:`~..stream.producer.Sink`."""
@@ -115,6 +119,21 @@ class Channel(Closable):
             number, self._next = self._next, (self._next + 1) % 2**32
         self._outs[to].send({"btid": self.btid, "btmid": number, **fields}, self._timeout_s, meanwhile)
         return number
+
+    def supersede(self, fields: Mapping[str, Any], *, to: int = 0) -> bool:
+        """Send a message in place of those that were sent before and not taken. Does not wait for the other end.
+
+        Args:
+            fields: as for :meth:`send`; ``btmid`` is not added.
+            to: to which of the other ends.
+
+        Returns:
+            whether it was sent. False: try again later. A message is on its way to an instance elsewhere, or no slot is free.
+
+        Raises:
+            PublishError, StreamClosed: as for :meth:`send`.
+        """
+        return self._outs[to].supersede({"btid": self.btid, **fields})
 
     def receive(self, timeout_s: float, meanwhile: Callable[[], object] | None = None) -> dict[str, Any] | None:
         """The next message, or None after `timeout_s` without one.
@@ -342,9 +361,11 @@ class _ToRing:
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
+        self._skipper: Consumer | None = None
+        """Takes back what :meth:`supersede` sends another message in place of."""
+        self._is_superseding = False  # also left behind by a call that was cut short
         self.lend = producer.lend
         self.note_waited = producer.note_waited
-        self.close = producer.close
 
     def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
         if not self._producer.gets_room(timeout_s, meanwhile):
@@ -353,6 +374,27 @@ class _ToRing:
                 f"{self._producer.explain()}."
             )
         self._producer.publish(fields)
+
+    def supersede(self, fields: Mapping[str, Any]) -> bool:
+        if self._skipper is None:
+            self._skipper = Consumer(self._producer.place)
+        if self._is_superseding:
+            self._skipper.reconcile()
+        self._is_superseding = True
+        self._skipper.look_after()  # slots of an other end that was killed
+        has_room = self._producer.has_room()
+        if has_room:
+            self._producer.publish(fields)
+            self._skipper.skip_all_but_the_last()
+        self._is_superseding = False
+        return has_room
+
+    def close(self, *, patient: bool = True) -> None:
+        try:
+            if self._skipper is not None:
+                self._skipper.close()
+        finally:
+            self._producer.close(patient=patient)
 
 
 class _ToLane:
@@ -374,9 +416,7 @@ class _ToLane:
     def send(self, fields: Mapping[str, Any], timeout_s: float, meanwhile: Callable[[], object] | None) -> None:
         looked = time.monotonic()
         until = looked + timeout_s
-        parts = self._encoder.take_apart(fields)
-        post, payload = new_post(parts.header(), parts.nbytes)
-        parts.copy_into(payload)
+        post = self._new_post(fields)
         while not self._turns.take(functools.partial(self._post, post)):
             now = time.monotonic()
             if now >= until:
@@ -388,6 +428,20 @@ class _ToLane:
                 looked = now
                 meanwhile()
             time.sleep(_SERVE_EVERY_S / 10)
+        self._have_posts_served()
+
+    def supersede(self, fields: Mapping[str, Any]) -> bool:
+        was_sent = self._turns.take(functools.partial(self._replace_posts, self._new_post(fields)))
+        self._have_posts_served()
+        return was_sent
+
+    def _new_post(self, fields: Mapping[str, Any]) -> Bytes:
+        parts = self._encoder.take_apart(fields)
+        post, payload = new_post(parts.header(), parts.nbytes)
+        parts.copy_into(payload)
+        return post
+
+    def _have_posts_served(self) -> None:
         if self._lane.has_posts():
             self._wanted.set()
             if self._thread is None or not self._thread.is_alive():
@@ -395,9 +449,16 @@ class _ToLane:
                 self._thread.start()
 
     def _post(self, post: Bytes) -> bool:
+        self._check_open()
+        return self._lane.post(post)
+
+    def _replace_posts(self, post: Bytes) -> bool:
+        self._check_open()
+        return self._lane.replace_posts(post)
+
+    def _check_open(self) -> None:
         if self._is_over():
             raise StreamClosed(AFTER_FORK if self._is_copy else "send() after close().")
-        return self._lane.post(post)
 
     def _serve(self) -> None:
         while not self._is_over():

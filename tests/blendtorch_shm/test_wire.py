@@ -232,7 +232,7 @@ def test_a_header_is_byte_for_byte_as_documented() -> None:
     parts = Encoder(trusted=False).take_apart(fields)
     parts.place({}, 100)
     assert parts.header() == (
-        b"\x05\0\0\0" + b"\x1b\0\0\0"
+        b"\x06\0\0\0" + b"\x1b\0\0\0"
         b"\x92" + b"\x94\xa5image\xa3<f4\x92\x32\x3c\xc3" + b"\x94\xa2xy\xa3<i2\x91\x02\xc2"
         b"\x80\0\0\0\0\0\0\0"
         b"\x83" + b"\xa5image\xc0" + b"\xa2xy\xc4\x04\1\0\2\0" + b"\xa5frame\x03"

@@ -188,6 +188,14 @@ class TcpLane(Closable):
         self._is_inside = False
         return True
 
+    def replace_posts(self, post: Bytes) -> bool:
+        """As :meth:`post`, in place of all that were not received. False: one of these is on its way."""
+        self.serve()
+        if self.has_posts() and self._session.state is ConsumerState.CONNECTED:
+            return False
+        self._session.posts.forget()
+        return self.post(post)
+
     def has_posts(self) -> bool:
         """Whether something was posted that the other end has not received."""
         return len(self._session.posts) > 0

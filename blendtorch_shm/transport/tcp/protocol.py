@@ -519,6 +519,10 @@ class Posts:
         """It was; or it makes no sense, and does no harm."""
         self._waiting.pop(sequence, None)
 
+    def forget(self) -> None:
+        """Post none of them again."""
+        self._waiting.clear()
+
     def waiting(self) -> list[Bytes]:
         """All of them, the oldest first."""
         return list(self._waiting.values())
