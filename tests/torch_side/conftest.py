@@ -17,6 +17,7 @@ from blendtorch_shm.launch.address import Address
 from blendtorch_shm.launch.directory import LaunchDirectory
 from blendtorch_shm.stream.place import SharedPlace
 from blendtorch_shm.stream.producer import Producer
+from blendtorch_shm.stream.stats import StreamStats, stats
 from blendtorch_shm.transport import open_sink
 from torch_side import BlenderLauncher, RemoteIterableDataset
 
@@ -47,6 +48,18 @@ def eventually(holds: Callable[[], Any], what: str = "it") -> Any:
         assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE_S:.0f} s"
         time.sleep(0.01)
     return result
+
+
+def when_it_waits(address: Any, ready: int = 10) -> StreamStats:
+    """The counters of an instance that has published all that there is room for, with the next message in hand."""
+
+    def full() -> StreamStats | None:
+        first, second = (stats(address)[0] for _ in range(2))  # no look is of one moment
+        is_full = all(seen.ready == ready and seen.waits for seen in (first, second))
+        return second if is_full and first.published == second.published else None
+
+    found: StreamStats = eventually(full, "that an instance waits for room")
+    return found
 
 
 def keys(batches: Any) -> list[tuple[int, int]]:

@@ -10,28 +10,16 @@ from torch.utils import data
 
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import Address
-from blendtorch_shm.stream.stats import StreamStats, stats
+from blendtorch_shm.stream.stats import stats
 from torch_side import FileDataset, FrameLoader, RemoteIterableDataset
 
-from .conftest import eventually, launch
+from .conftest import eventually, launch, when_it_waits
 
 ELSEWHERE = pytest.mark.parametrize("is_elsewhere", [False, True], ids=["shared memory", "tcp"])
 
 
 def seen_from(addresses: list[Address], is_elsewhere: bool) -> list[Address]:
     return [address.elsewhere() for address in addresses] if is_elsewhere else addresses
-
-
-def when_it_waits(address: Address) -> StreamStats:
-    """The counters of an instance that has published all that there is room for."""
-
-    def full() -> StreamStats | None:
-        (seen,) = stats(address)
-        return seen if seen.ready == 10 and seen.waits else None
-
-    found = eventually(full, "that an instance waits for room")
-    assert isinstance(found, StreamStats)
-    return found
 
 
 @ELSEWHERE

@@ -16,7 +16,7 @@ import pytest
 from blendtorch_shm.errors import ConfigurationError, PublishError, StreamClosed
 from torch_side import BlenderLauncher, LaunchInfo, Parameters, RemoteIterableDataset
 
-from .conftest import eventually
+from .conftest import eventually, when_it_waits
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "parameters.py"
 FAR = pytest.mark.parametrize("is_far", [False, True], ids=["shared memory", "tcp"])
@@ -84,7 +84,8 @@ def test_who_sets_a_thousand_times_does_not_wait_and_the_instance_gets_the_last_
         parameters.set(value=0, table=0)
         items = items_of(launcher)
         until_version(items, 1)
-        for value in range(1, 1001):  # meanwhile, the instance waits for room
+        when_it_waits(launcher.launch_info.addresses["DATA"][0], ready=1)
+        for value in range(1, 1001):
             last = parameters.set(value=value, table=np.full((100, 100), value))
         seen = [item["parameters_version"] for item in until_version(items, last)]
         assert seen == sorted(seen)
