@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -493,6 +493,26 @@ def numbers_of(sender: Channel, receiver: Channel, count: int) -> list[int]:
         if message is not None:
             found.append(message["i"])
     return found
+
+
+def test_a_trainer_may_wait_for_several_instances_at_once(way: Way) -> None:
+    of_instance, of_trainer = (
+        Address(f"tcp://127.0.0.1:{port}", a.twin and replace(a.twin, btid=1), a.keys)
+        for port in [free_port()]
+        for a in (way.of_instance, way.of_trainer)
+    )
+    instances = [way.bind(), way._remember(bind_channel(of_instance, btid=4, timeout_s=PATIENCE_S))]
+    trainer = way._remember(connect_channels([way.of_trainer, of_trainer], timeout_s=PATIENCE_S))
+    for i in range(20):
+        for to, instance in enumerate(instances):
+            trainer.send({"i": i, "image": picture(i)}, to=to)
+            assert numbers(instance, 1) == [i]
+            send(instance, i)
+        both = [trainer.receive(PATIENCE_S) for _ in instances]
+        assert {(message["btid"], message["i"]) for message in both if message is not None} == {(3, i), (4, i)}
+    instances[0].close()
+    trainer.send({"i": 9, "image": picture(9)}, to=1)
+    assert numbers(instances[1], 1) == [9]
 
 
 # -- the end ----------------------------------------------------------------------------------------------------
