@@ -11,6 +11,7 @@ successor, and an instance that starts later finds what waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import secrets
@@ -190,8 +191,9 @@ class Channel(Closable):
             patient: wait for an other end elsewhere that takes its last messages only now.
         """
         try:
-            for out in self._outs:
-                out.close(patient=patient)
+            with contextlib.ExitStack() as all_of_them:  # whatever one of them raises
+                for out in self._outs:
+                    all_of_them.callback(out.close, patient=patient)
         finally:
             if self._turns is None or self._turns.is_inside():
                 self.source.close()
