@@ -95,19 +95,20 @@ class Row:
 
         self._time(receive_next, size, nbytes, 0.6, copying_s)
 
-    def time_steps(self, step: Callable[[], Any], envs: int) -> None:
-        """Step for several rounds; each observation is another one than the one before.
+    def time_steps(self, step: Callable[[], Any], shape: tuple[int, ...]) -> None:
+        """Step for several rounds; each observation is another one than the one before, and whole.
 
         Args:
             step: returns the observations.
-            envs: how many environments that steps.
+            shape: of these.
         """
         last = None
         for _ in range(20):  # starting up
             observations = step()
-            if last is not None and observations.flat[0] == last:
-                raise AssertionError("An observation is the one before.")
-            last = observations.flat[0]
+            ends = set(observations.flat[:: observations.size - 1].tolist())
+            if observations.shape != shape or len(ends) != 1 or ends == last:
+                raise AssertionError(f"Observations {observations.shape} of {shape}: {ends} after {last}.")
+            last = ends
             del observations
         per_round = 0
         start = time.perf_counter()

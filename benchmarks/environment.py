@@ -7,6 +7,7 @@ Arguments: --shape H,W,C or none, --render-ms, --req-rep ENDPOINT.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Any
 
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--shape")
     parser.add_argument("--render-ms", type=float, default=0)
     parser.add_argument("--req-rep")
-    options, _ = parser.parse_known_args()
+    options, _ = parser.parse_known_args([argument for argument in sys.argv[1:] if argument != "--"])
     shape = None if options.shape is None else tuple(map(int, options.shape.split(",")))
     world = World(shape, options.render_ms)
     if options.req_rep:

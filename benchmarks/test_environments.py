@@ -19,15 +19,11 @@ from gymnasium.vector import AsyncVectorEnv
 from torch_side import BlenderEnv, BlenderVectorEnv
 
 from .conftest import Row
-from .environment import Shape, World
+from .environment import STATE, Shape, World
 
 SCRIPT = Path(__file__).with_name("environment.py")
-SIZES: dict[str, Shape] = {
-    "no pictures": None,
-    "84x84x3": (84, 84, 3),
-    "480x640x3": (480, 640, 3),
-    "1080x1920x4": (1080, 1920, 4),
-}
+PICTURES = {"84x84x3": (84, 84, 3), "480x640x3": (480, 640, 3), "1080x1920x4": (1080, 1920, 4)}
+SIZES: dict[str, Shape] = {"no pictures": None, **PICTURES}
 LAUNCH = {"blender": "python", "progress": False}
 Stepping = Callable[[], Any]
 
@@ -68,7 +64,7 @@ def blender_env(shape: Shape) -> Iterator[Stepping]:
 def test_lockstep(row: Row, size: str, way: Callable[[Shape], contextlib.AbstractContextManager[Stepping]]) -> None:
     row.named("lockstep", size, way.__name__)
     with way(SIZES[size]) as step:
-        row.time_steps(step, 1)
+        row.time_steps(step, SIZES[size] or (STATE,))
 
 
 class OfGymnasium(gymnasium.Env[Any, Any]):
@@ -109,12 +105,12 @@ def blender_vector_env(shape: Shape, render_ms: float) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "render_ms", [pytest.param(0, marks=pytest.mark.long), 5, pytest.param(30, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("size", list(SIZES)[1:])
+@pytest.mark.parametrize("size", PICTURES)
 def test_vector(
     row: Row, size: str, render_ms: float, way: Callable[..., contextlib.AbstractContextManager[Any]]
 ) -> None:
     row.named("four environments", f"{size}, {render_ms} ms", way.__name__)
-    with way(SIZES[size], render_ms) as envs:
+    with way(PICTURES[size], render_ms) as envs:
         envs.reset()
         actions = np.ones(NUM_ENVS, np.int64)
-        row.time_steps(lambda: envs.step(actions)[0], NUM_ENVS)
+        row.time_steps(lambda: envs.step(actions)[0], (NUM_ENVS, *PICTURES[size]))
