@@ -60,8 +60,7 @@ class Description:
         Raises:
             ConfigurationError: it is another one than the space says.
         """
-        found = [leaf.of(ctx.get("obs")) for leaf in self.leaves]
-        return assemble(self.observations, [array if array.shape else array[()] for array in found])
+        return self.batch([leaf.of(ctx.get("obs")) for leaf in self.leaves])
 
     def batch(self, arrays: list[Any]) -> Any:
         """A batch of observations of their leaves."""

@@ -90,4 +90,6 @@ def assemble(plain: Mapping[str, Any], leaves: list[Any]) -> Any:
             return {key: assemble(space, leaves) for key, space in plain["spaces"].items()}
         case "Tuple":
             return tuple(assemble(space, leaves) for space in plain["spaces"])
+        case "Discrete":
+            return leaves.pop(0)[()]  # of one observation: a number, no array
     return leaves.pop(0)

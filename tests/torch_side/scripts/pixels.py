@@ -136,6 +136,8 @@ while True:
             "options": str(options),
         }
         ctx |= {"done": False, "terminated": False, "truncated": False}
+        if args.draws:
+            ctx["rgb_array"] = np.full((4, 6, 3), step, np.uint8)
     command, action = agent(env, **ctx)
     if command is Command.RESTART:
         restart = action
