@@ -373,3 +373,30 @@ def test_who_has_not_the_keys_gets_nothing_and_disturbs_nobody(rendering: Host, 
     assert in_order(received)
     assert stolen.pop("TCP") <= 4 * 64  # what ZeroMQ says to everyone, before it asks who is there
     assert set(stolen.values()) == {0}, stolen
+
+
+# ---------------------------------------------------------------------------------------------------------- environments
+
+
+def test_environments_on_two_hosts_are_stepped_by_the_same_program(rendering: Host, training: Host) -> None:
+    arguments = {"script": str(HERE.parent / "torch_side" / "scripts" / "pixels.py"), "named_sockets": ["GYM"]}
+    steps = 30
+    launcher = launch(rendering, **arguments)
+    info = hand_over(rendering, training, "/tmp/remote.json")
+    there = training.python(SCRIPTS / "act.py", steps, info)
+    assert there.line() == [False, False]
+    assert there.finish() == [*acted(steps, 2), 2]
+    here = rendering.python(SCRIPTS / "act.py", steps, INFO)
+    assert here.line() == [True, True]
+    assert here.finish() == [*acted(steps, 2), 2]
+    beside = launch(training, **arguments)
+    both = training.python(SCRIPTS / "act.py", steps, INFO, info)
+    assert both.line() == [True, True, False, False]
+    assert both.finish() == [*acted(steps, 4), 4]
+    beside.finish()
+    launcher.finish()
+
+
+def acted(steps: int, num_envs: int) -> list[list[list[int]]]:
+    """Instance, episode, step and action of each picture; launches have two instances."""
+    return [[[env % 2, 0, step, step and env + step] for env in range(num_envs)] for step in range(steps + 1)]
