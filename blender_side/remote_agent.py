@@ -35,6 +35,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from blendtorch_shm.errors import ConfigurationError, SegmentMissing, StreamTimeout
 from blendtorch_shm.memory.rows import RowWriter
 from blendtorch_shm.message.leaves import Leaf, heard
@@ -269,7 +271,7 @@ class RemoteControlledAgent:
         """The answer's observation is rendered into the row that the request names, if it names one."""
         if request.get("rows") is None:
             return
-        name, inode, offsets, leaves = request["rows"]
+        name, inode, offsets, leaves = msgspec.msgpack.decode(request["rows"])
         if leaves != self._said:
             self._leaves, self._said = heard(leaves), leaves
         kinds = [(leaf.shape, leaf.dtype) for leaf in self._leaves]
