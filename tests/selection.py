@@ -30,6 +30,11 @@ def part_of(everything: Sequence[_T], parts: int) -> list[_T]:
     return list(everything if ALL else everything[TURN % parts :: parts])
 
 
+def is_due(number: int) -> bool:
+    """Whether a test that takes long is in this run: one that has this number is at one turn in :data:`STRIDE`."""
+    return ALL or TURN % STRIDE == number
+
+
 def stride_and_offset() -> tuple[int, int]:
     """Which places a sweep tries: those whose number is ``offset + n * stride``."""
     return (1, 0) if ALL else (STRIDE, TURN % STRIDE)

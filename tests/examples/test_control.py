@@ -18,6 +18,8 @@ from PIL import Image
 
 from torch_side import BlenderLauncher
 
+from ..selection import is_due
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CONTROL = ROOT / "examples" / "control"
@@ -113,6 +115,8 @@ def test_gymnasium_finds_nothing_wrong(a_blender: Any, cartpole_env: Any) -> Non
     assert not [str(warning.message) for warning in said if "infinity" not in str(warning.message)]
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not is_due(1), reason="it is due at another turn")
 @pytest.mark.timeout(300)
 def test_two_instances_play_the_same_episode_and_pictures_show_where_it_begins(
     a_blender: Any, cartpole_env: Any
@@ -143,6 +147,8 @@ def test_two_instances_play_the_same_episode_and_pictures_show_where_it_begins(
     assert (abs(first.astype(int) - last) > 50).any(axis=-1).sum() > 30, "the pole has moved"
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not is_due(0), reason="it is due at another turn")
 @pytest.mark.timeout(300)
 def test_the_controller_is_shown(a_blender: Any, tmp_path: Path) -> None:
     said = run("cartpole.py", "--episodes", 2, "--steps", 25, "--blender", a_blender.argument, "--out", tmp_path)

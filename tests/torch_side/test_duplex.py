@@ -19,6 +19,7 @@ from blendtorch_shm.launch.notes import instance_reports
 from torch_side import BlenderLauncher, DuplexChannel, LaunchInfo, RemoteIterableDataset, stats
 
 from ..conftest import Blender
+from ..selection import is_due
 from .conftest import eventually
 from .test_restart import PATIENCE_S, lose_patience, process, quick  # noqa: F401  # fixtures
 
@@ -302,6 +303,8 @@ channel.send(msg="end")
 
 
 @pytest.mark.blender
+@pytest.mark.long
+@pytest.mark.skipif(not is_due(2), reason="it is due at another turn")
 def test_blender_echoes_and_what_it_sent_arrives_after_its_end(script: Callable[[str], Path], blender: Blender) -> None:
     with contextlib.ExitStack() as opened:
         launcher = opened.enter_context(launched(script(LINGERS), blender=blender.argument, background=True))

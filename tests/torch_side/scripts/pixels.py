@@ -4,6 +4,7 @@ An episode ends by the episode's own dice. An action from 1 000 on is a fault: s
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import time
@@ -124,9 +125,10 @@ while True:
             rng, episode = np.random.default_rng(restart.seed), -1
         options = restart.options or {}
         episode, step, restart, env.state = episode + 1, 0, None, State.INIT
-        if (once := options.get("dies_once")) and not os.path.exists(once):
-            open(once, "x").close()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if once := options.get("dies_once"):
+            with contextlib.suppress(FileExistsError):  # another one has died
+                open(once, "x").close()
+                os.kill(os.getpid(), signal.SIGKILL)
         length = options.get("length") or int(rng.integers(args.least, args.length + 1))
         ctx = {}  # nobody else has what was observed before
         ctx = {
