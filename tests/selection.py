@@ -32,7 +32,7 @@ def part_of(everything: Sequence[_T], parts: int) -> list[_T]:
 
 def is_due(number: int) -> bool:
     """Whether a test that takes long is in this run: one that has this number is at one turn in :data:`STRIDE`."""
-    return ALL or TURN % STRIDE == number
+    return ALL or number == TURN % STRIDE
 
 
 def stride_and_offset() -> tuple[int, int]:
