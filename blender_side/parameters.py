@@ -117,9 +117,9 @@ class Parameters(Mapping[str, Any], Closable):
         return f"<Parameters, version {self.version}: {', '.join(self)}>"
 
     def _ask(self) -> None:
-        """Say what this instance has: a predecessor may have taken the newest with it."""
+        """Ask for the newest, once: a predecessor may have taken them with it."""
         if not self._has_asked:
-            self._has_asked = self._channel.supersede(has_version=self.version)
+            self._has_asked = self._channel.supersede(asks=True)
 
     def _take(self, message: dict[str, Any]) -> None:
         try:

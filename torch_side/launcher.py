@@ -106,8 +106,9 @@ class BlenderLauncher:
             most 30 s. An instance that ran for a minute, or ended with 0 after it published something, begins anew.
         recycle_after: for a Blender that grows: when an instance has published so many messages on one socket, it is ended
             between two of them and started again, whatever `restart` says. Its script sees SystemExit.
-        stall_timeout: kill an instance, as one that failed, that for so many seconds has neither published a message nor waited
-            for room to do so: a render that hangs, a stopped process. More than its start and its first frame take.
+        stall_timeout: kill an instance, as one that failed, that for so many seconds has neither published a message, nor waited
+            for room, or for a message of its trainer: a render that hangs, a stopped process. More than its start and its first
+            frame take.
         allow_unauthenticated: let everybody who can reach the instances read from them, without keys: on loopback, all users of
             this host.
         log_dir: write what the instances print to a folder of this launch's own in this one, and leave it there. None: logs go

@@ -12,7 +12,7 @@ import numpy as np
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.closing import Closable
-from blendtorch_shm.errors import StreamClosed, UnreadableMessage
+from blendtorch_shm.errors import OutOfSharedMemory, StreamClosed, UnreadableMessage
 from blendtorch_shm.launch.address import Address, checked
 from blendtorch_shm.launch.keys import ClientKeys
 from blendtorch_shm.message.wire import Decoder, Encoder
@@ -116,8 +116,9 @@ class _Sender:
     def __init__(self, addresses: list[Address], version: int) -> None:
         twins = [address.twin for address in addresses]
         self._near = [i for i, twin in enumerate(twins) if twin is not None]
-        self._of_btid = {twin.btid: i for i, twin in enumerate(twins) if twin is not None}
         self._all = range(len(twins))
+        self._addresses = addresses
+        self._without_room: set[int] = set()
         self._trainer = secrets.randbits(62) | 1
         self._lock = threading.RLock()
         self.newest = _Newest(version, None)
@@ -150,8 +151,13 @@ class _Sender:
             return
         message = {"trainer": self._trainer, "version": version, "parameters": values}
         for i in to:
-            if i in self._unsent and self._channel.supersede(message, to=i):
-                self._unsent.discard(i)
+            try:
+                if i in self._unsent and self._channel.supersede(message, to=i):
+                    self._unsent.discard(i)
+            except OutOfSharedMemory as error:  # others get theirs
+                if i not in self._without_room:
+                    self._without_room.add(i)
+                    log.error("Parameters could not be sent to %s: %s It is tried again.", self._addresses[i], error)
 
     def _run(self) -> None:
         while not self._closed:
@@ -159,7 +165,7 @@ class _Sender:
                 message = self._channel.receive(self._patience_s)
                 with self._lock:
                     if message is not None:
-                        self._unsent.update(self._asking(message))
+                        self._unsent.update(self._all)  # an instance asks; who has the newest drops it
                     if not self._closed:
                         self._send(self._all)
             except StreamClosed:
@@ -169,11 +175,6 @@ class _Sender:
             except Exception:
                 log.exception("Instances that start from now on do not get the parameters that were set last.")
                 return
-
-    def _asking(self, message: dict[str, Any]) -> Iterable[int]:
-        """Who says that it has other parameters than the newest; all, where that is not known."""
-        number = self._of_btid.get(message.get("btid"))  # type: ignore[arg-type]
-        return self._all if number is None else [number]
 
     def close(self, *, patient: bool = True) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OutOfSharedMemory, SegmentMissing
+from ..errors import OutOfSharedMemory, SegmentError, SegmentMissing
 from . import segment
 from .layout import PAGE, align
 from .own_pages import Window, address_of
@@ -111,6 +111,7 @@ class Batches:
                 segment.create(self.name, num * self._batch_nbytes)
                 return segment.attach(self.name, own=True)
             except OutOfSharedMemory:
+                segment.unlink(self.name)  # there may have been room for it, but not to map it
                 if num <= 2:
                     raise
                 num = max(2, num // 2)
@@ -210,11 +211,11 @@ class RowWriter:
             self._attached = attached = segment.attach(name)
             if attached.inode != inode:  # a later trainer's
                 raise SegmentMissing(f"The shared-memory segment {name} is another one by now.")
-        self._segment = attached
-        self._row = list(zip(offsets, kinds, strict=True))
+        row = list(zip(offsets, kinds, strict=True))
         nbytes = attached.nbytes
-        if any(not 0 <= offset <= nbytes - _nbytes(kind) for offset, kind in self._row):
-            raise OutOfSharedMemory(f"A row at {list(offsets)} does not lie within the {nbytes} bytes of {name}.")
+        if any(not 0 <= offset <= nbytes - _nbytes(kind) for offset, kind in row):
+            raise SegmentError(f"A row at {list(offsets)} does not lie within the {nbytes} bytes of {name}.")
+        self._segment, self._row = attached, row
         for offset, _ in self._row:  # what a script kept of an earlier answer stays as it was
             earlier = self._lent.pop(offset, None)
             if earlier is not None and earlier.is_alive():

@@ -56,14 +56,15 @@ class Leaf(NamedTuple):
                 f"{_name(self.path)} of an observation has the shape {array.shape}, its space has {self.shape}."
             )
         if array.dtype != self.dtype:
-            is_exact = np.can_cast(array.dtype, self.dtype, "same_kind") or (
+            fits = array.dtype.kind == self.dtype.kind == "f" or (
                 array.dtype.kind in "iub"
                 and self.dtype.kind in "iuf"
                 and np.array_equal(array.astype(self.dtype), array)
             )
-            if not is_exact:
+            if not fits:
                 raise ConfigurationError(
-                    f"{_name(self.path)} of an observation has the dtype {array.dtype}, its space has {self.dtype}."
+                    f"{_name(self.path)} of an observation has the dtype {array.dtype}, its space has {self.dtype}, and does not "
+                    f"hold these values."
                 )
             array = array.astype(self.dtype)
         return array

@@ -158,9 +158,9 @@ class Channel(Closable):
             if message is not None:
                 return message.fields
             before, now = now, time.monotonic()
+            self._outs[0].note_waited(now - before)
             if now >= until:
                 return None
-            self._outs[0].note_waited(now - before)
             if meanwhile is not None:
                 meanwhile()
 

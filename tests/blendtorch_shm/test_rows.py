@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blendtorch_shm.errors import OutOfSharedMemory, SegmentMissing
+from blendtorch_shm.errors import OutOfSharedMemory, SegmentError, SegmentMissing
 from blendtorch_shm.memory import rows, segment
 from blendtorch_shm.memory.rows import Batch, Batches, Kind, RowWriter
 
@@ -202,7 +202,7 @@ def test_a_writer_follows_to_another_trainers_memory_and_never_writes_to_the_wro
 def test_a_place_that_is_not_within_the_memory_is_an_error(name: str) -> None:
     batches = Batches(name, 1, [PICTURE], 2)
     for offset in (-1, 10**9):
-        with pytest.raises(OutOfSharedMemory, match="does not lie within"):
+        with pytest.raises(SegmentError, match="does not lie within"):
             RowWriter().begin(name, batches.inode, [offset], [PICTURE])
 
 

@@ -239,7 +239,8 @@ def test_an_instance_that_waits_for_a_message_is_not_stuck(
     lose_patience: Callable[..., None],  # noqa: F811
 ) -> None:
     """One that hangs is killed beside it meanwhile, so the patience was exceeded."""
-    path = script(ECHO + "echo()\nif args.btid:\n    import time; time.sleep(600)\nwhile True: echo()")
+    polling = "message = channel.recv(timeoutms=100)\n    if message: channel.send(x=message['x'])"
+    path = script(ECHO + f"echo()\nif args.btid:\n    import time; time.sleep(600)\nwhile True:\n    {polling}")
     with contextlib.ExitStack() as opened:
         opened.enter_context(contextlib.suppress(InstanceDied))
         launcher = opened.enter_context(launched(path, 2, stall_timeout=PATIENCE_S))

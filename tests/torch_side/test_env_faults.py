@@ -218,6 +218,12 @@ def test_an_observation_that_is_none_of_the_space_is_an_error_of_the_trainer(
                 each.reset(seed=0, options=LONG)
                 with pytest.raises(ConfigurationError, match=said):
                     each.step(actions)
+        envs.reset(seed=0, options=LONG)
+        envs.send([SHAPE], [1])
+        with pytest.raises(ConfigurationError, match="shape"):
+            envs.recv()
+        with pytest.raises(ConfigurationError, match="nothing is under way"):
+            envs.recv()
         observations, _ = envs.reset(seed=0, options=LONG)
         check(observations[1], 2, 0, 0, 0)
         assert envs.stats().restarts == 0

@@ -2,6 +2,7 @@
 
 =============  =====================================================================================
 spaces.py      gymnasium's spaces of what a script declares, and back
+description.py what environments say of themselves, and the spaces that follow
 requests.py    what is asked of the environments of some instances, and what they answer
 launch.py      instances for environments; arguments of their scripts
 old.py         blendtorch's interface: ``RemoteEnv``, ``launch_env``, ``OpenAIRemoteEnv``

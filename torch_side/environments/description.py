@@ -75,9 +75,16 @@ def _undeclared(name: str, kind: str) -> str:
 
 
 def reward_of(ctx: Mapping[str, Any]) -> float:
-    """The reward of an answer; 0 where the script says none."""
+    """The reward of an answer; 0 where the script says none.
+
+    Raises:
+        ConfigurationError: it is no number.
+    """
     reward = ctx.get("reward")
-    return 0.0 if reward is None else float(reward)
+    try:
+        return 0.0 if reward is None else float(reward)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"A reward is a number; the script says {reward!r:.200}.") from error
 
 
 def is_over(ctx: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from blendtorch_shm.errors import ConfigurationError
-from blendtorch_shm.launch.address import Address, check_endpoint, find
+from blendtorch_shm.launch.address import Address
 
 from ..launcher import BlenderLauncher
 
@@ -73,15 +73,3 @@ def launched(
         **others,
     ) as launcher:
         yield launcher.launch_info.addresses[SOCKET]
-
-
-def known(addresses: str | Sequence[str]) -> list[Address]:
-    """Addresses of environments that run already, with all that is known about each.
-
-    Raises:
-        ConfigurationError: one is no address.
-    """
-    each = [addresses] if isinstance(addresses, str) else list(addresses)
-    for address in each:
-        check_endpoint(address)
-    return [find(address) for address in each]

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, InstanceDied
+from blendtorch_shm.launch.address import checked
 
 from ..constants import DEFAULT_TIMEOUTMS
-from .launch import known, launched
+from .launch import launched
 from .pictures import Screen
 from .requests import Requests
 
@@ -48,7 +49,7 @@ class RemoteEnv:
     """
 
     def __init__(self, address: str, timeoutms: int = DEFAULT_TIMEOUTMS) -> None:
-        self._requests = Requests(known(address), integer("timeoutms", timeoutms))
+        self._requests = Requests(checked(address), integer("timeoutms", timeoutms))
         self.env_time: int | None = None
         self.rgb_array: npt.NDArray[Any] | None = None
         self._screens: dict[tuple[str | None, float], Screen] = {}

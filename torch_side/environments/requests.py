@@ -158,8 +158,8 @@ class Requests(Closable):
         self._ready = deque(answer for answer in self._ready if answer.env != env)
 
     def close(self) -> None:
-        """Ask nothing any more."""
-        self._channel.close()
+        """Ask nothing any more. What was asked and has not arrived elsewhere, nobody needs."""
+        self._channel.close(patient=False)
 
     # -- what comes ---------------------------------------------------------------------------------------------
 

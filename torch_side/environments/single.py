@@ -12,10 +12,11 @@ from gymnasium import spaces
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError
+from blendtorch_shm.launch.address import checked
 
 from ..constants import DEFAULT_TIMEOUTMS
 from .description import Description, info_of, is_over, plain_action, reward_of
-from .launch import known, launched
+from .launch import launched
 from .pictures import Screen, no_picture
 from .requests import Requests
 
@@ -82,7 +83,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
                     raise ConfigurationError(
                         "address= is of an instance that runs; scene, script and others launch one."
                     )
-                addresses = known(address)
+                addresses = checked(address)
             else:
                 if scene is None or script is None:
                     raise ConfigurationError("Say scene= and script=, or address=.")

@@ -40,11 +40,14 @@ def to_gymnasium(plain: Mapping[str, Any]) -> spaces.Space[Any]:
 def _bound(value: Any, shape: Any, dtype: np.dtype[Any]) -> Any:
     if dtype.kind == "f":
         return np.broadcast_to(np.asarray(value, dtype), tuple(shape))
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    exact = np.asarray(value)
-    if limits is not None:
-        exact = np.clip(exact, limits.min, limits.max)
-    return np.broadcast_to(exact.astype(dtype), tuple(shape))
+    exact = np.broadcast_to(np.asarray(value), tuple(shape))
+    if dtype.kind not in "iu":
+        return exact.astype(dtype)
+    limits = np.iinfo(dtype)
+    bounds = [
+        min(max(each, limits.min), limits.max) for each in exact.ravel().tolist()
+    ]  # exact, also if one is infinite
+    return np.array(bounds, dtype).reshape(exact.shape)
 
 
 def to_plain(space: spaces.Space[Any]) -> dict[str, Any]:

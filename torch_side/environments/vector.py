@@ -20,13 +20,14 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.errors import ConfigurationError, StreamTimeout
+from blendtorch_shm.launch.address import checked
 from blendtorch_shm.memory.rows import Batch, Batches
 from blendtorch_shm.message.leaves import said as said_leaves
 from blendtorch_shm.wording import counted
 
 from ..constants import DEFAULT_TIMEOUTMS
 from .description import Description, info_of, is_over, plain_action, reward_of
-from .launch import known, launched
+from .launch import launched
 from .pace import EnvStats, Pace
 from .pictures import no_picture
 from .requests import Answer, Refused, Requests
@@ -180,7 +181,7 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
                     raise ConfigurationError(
                         "addresses= are of instances that run; scene, script and others launch some."
                     )
-                there = known(addresses)
+                there = checked(addresses)
                 if num_envs not in (None, len(there)):
                     raise ConfigurationError(f"num_envs={num_envs}, and there are {len(there)} addresses.")
             else:
@@ -320,6 +321,8 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         """Ask each environment to begin an episode. :meth:`recv` returns their first observations."""
         super().reset(seed=seed if isinstance(seed, int) else None)
+        if options is not None and "reset_mask" in options:
+            raise ConfigurationError("async_reset() resets all environments; reset() takes a reset_mask.")
         seeds = self._seeds(seed)
         self._give_up()
         rows = self._room(range(self.num_envs))
@@ -458,11 +461,12 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
     def _ask(self, env: int, asked: _Asked, cmd: str, **content: Any) -> None:
         batch = asked.rows.batch
         self._asked[env] = asked  # first: what comes to nothing here, is given up later
+        if batch is not None:
+            batch.writers.add(env)  # we are one, for an environment elsewhere
         if batch is not None and self._is_here[env]:
             assert self._batches is not None
             where = [self._batches.name, self._batches.inode, batch.at(env), self._said_leaves]
             content["rows"] = msgspec.msgpack.encode(where)  # one field, which travels as it is
-            batch.writers.add(env)
         self._pace.asked(env)
         self._requests.ask(env, cmd, **content)
 
@@ -550,14 +554,22 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         try:
             answer = self._requests.next(patience_s)
         except Refused as error:
-            asked = self._asked[error.env]
-            if asked is not None:
-                asked.rows.written(error.env)
-            self._asked[error.env] = None
+            self._drop(error.env)
             raise
-        if answer is not None:
+        if answer is None:
+            return False
+        try:
             self._take(answer)
-        return answer is not None
+        except ConfigurationError:  # what the script says makes no sense
+            self._drop(answer.env)
+            raise
+        return True
+
+    def _drop(self, env: int) -> None:
+        """Nothing comes any more of what was asked of an environment: it has answered."""
+        asked, self._asked[env], self._final[env] = self._asked[env], None, None
+        if asked is not None:
+            asked.rows.written(env)
 
     def _take(self, answer: Answer) -> None:
         env = answer.env
@@ -622,8 +634,9 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         assert last is not None
         values = [array.copy() for array in last.values]
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            ended = self._final[env] or {"obs": self._description.batch(values), "truncated": True}
-            self._final[env] = {**ended, "restarted": True}
+            ended = self._final[env] or {"obs": self._description.batch(values)}
+            terminated, truncated = is_over(ended)
+            self._final[env] = {**ended, "truncated": truncated or not terminated, "restarted": True}
             self._ask_reset(env, asked.rows, None, None)
             return
         self._note_last(env, asked.rows, values)

@@ -374,7 +374,7 @@ class TcpForwarder(Closable):
                     self._perform(self._session.say_received(action.session, action.sequence))
             else:
                 self._complain(
-                    f"A program at {self._address} is not a consumer of this version of blendtorch-shm: {action.why!r}."
+                    f"A program at {self._address} was refused, or made no sense: {action.why!r}."
                 )
         self._consumer.count_remote(len(self._session.peers))
 
