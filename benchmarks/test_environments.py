@@ -6,7 +6,7 @@ import contextlib
 import functools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ from .environment import STATE, Shape, World
 SCRIPT = Path(__file__).with_name("environment.py")
 PICTURES = {"84x84x3": (84, 84, 3), "480x640x3": (480, 640, 3), "1080x1920x4": (1080, 1920, 4)}
 SIZES: dict[str, Shape] = {"no pictures": None, **PICTURES}
+
+
+def few(sizes: Iterable[str]) -> list[Any]:
+    """Some are long."""
+    return [
+        pytest.param(each, marks=[pytest.mark.long] if each in ("84x84x3", "1080x1920x4") else []) for each in sizes
+    ]
+
+
 LAUNCH = {"blender": "python", "progress": False}
 Stepping = Callable[[], Any]
 
@@ -60,7 +69,7 @@ def blender_env(shape: Shape) -> Iterator[Stepping]:
 
 
 @pytest.mark.parametrize("way", [req_rep_pickle, blender_env])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", few(SIZES))
 def test_lockstep(row: Row, size: str, way: Callable[[Shape], contextlib.AbstractContextManager[Stepping]]) -> None:
     row.named("lockstep", size, way.__name__)
     with way(SIZES[size]) as step:
@@ -105,7 +114,7 @@ def blender_vector_env(shape: Shape, render_ms: float) -> Iterator[Any]:
 @pytest.mark.parametrize(
     "render_ms", [pytest.param(0, marks=pytest.mark.long), 5, pytest.param(30, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("size", PICTURES)
+@pytest.mark.parametrize("size", few(PICTURES))
 def test_vector(
     row: Row, size: str, render_ms: float, way: Callable[..., contextlib.AbstractContextManager[Any]]
 ) -> None:

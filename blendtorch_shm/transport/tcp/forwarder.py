@@ -373,9 +373,7 @@ class TcpForwarder(Closable):
                 if self.inlet is not None and not self.inlet.put(action):
                     self._perform(self._session.say_received(action.session, action.sequence))
             else:
-                self._complain(
-                    f"A program at {self._address} was refused, or made no sense: {action.why!r}."
-                )
+                self._complain(f"A program at {self._address} was refused, or made no sense: {action.why!r}.")
         self._consumer.count_remote(len(self._session.peers))
 
     def _try_send(self, route: bytes, *frames: Any) -> None:
