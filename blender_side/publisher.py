@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blendtorch_shm.launch.address import Address, resolve
+from blendtorch_shm.memory.rows import Kind
 from blendtorch_shm.stream import clip
 from blendtorch_shm.stream.clip import ClipSink
 from blendtorch_shm.stream.producer import Sink
@@ -29,8 +30,6 @@ class Lender(Protocol):
         """An array there that is not initialised, or None: there is no room now."""
 
 
-Kind = tuple[tuple[int, ...], np.dtype[Any]]
-"""Shape and dtype of an array."""
 _lenders: dict[Kind, weakref.ref[Lender]] = {}
 """By shape and dtype, who last sent such an array: a renderer's next one will go there."""
 

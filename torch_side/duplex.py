@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from blendtorch_shm.arguments import integer
 from blendtorch_shm.closing import Closable
-from blendtorch_shm.launch.address import Address, check_endpoint, find
+from blendtorch_shm.launch.address import check_endpoint, find
 from blendtorch_shm.transport.channel import connect_channels
 from blendtorch_shm.wording import counted
 
 from .constants import DEFAULT_TIMEOUTMS
-from .waiting import LOOK_EVERY_S, Watch
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """What a :class:`~.waiting.Watch` has to know of a channel. Its own patience is what ``recv`` is told each time."""
-
-    addresses: tuple[Address]
-    timeoutms: float = math.inf
-    max_items: int = 0
-
-    def heard_at(self) -> int:
-        return 0
+from .waiting import LOOK_EVERY_S, ChannelReader, Watch
 
 
 class DuplexChannel(Closable):
@@ -63,7 +50,7 @@ class DuplexChannel(Closable):
             timeout_s=integer("timeoutms", timeoutms, 0) / 1000,
             lingerms=integer("lingerms", lingerms, 0),
         )
-        reader = _Reader((self.address,))
+        reader = ChannelReader((self.address,))
         self._for_messages = Watch(reader, self._channel.source)
         self._for_room = Watch(reader, self._channel.source)  # by another thread, perhaps
         self._received = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from blendtorch_shm.errors import InstanceDied, SegmentError, StreamTimeout
@@ -52,6 +54,18 @@ class Reader(Protocol):
 
     def heard_at(self) -> int:
         """When it last received a message over TCP, in this or in another process."""
+
+
+@dataclass(frozen=True)
+class ChannelReader:
+    """The :class:`Reader` at one end of a channel. Without `timeoutms`, its patience is what each call is told."""
+
+    addresses: tuple[Address, ...]
+    timeoutms: float = math.inf
+    max_items: int = 0
+
+    def heard_at(self) -> int:
+        return 0
 
 
 class Watch:

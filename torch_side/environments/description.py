@@ -12,6 +12,7 @@ from gymnasium import spaces
 from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.message.leaves import Leaf, leaves_of
 
+from .launch import name_of
 from .spaces import assemble, to_gymnasium, to_plain
 
 
@@ -41,7 +42,7 @@ class Description:
         action_space: spaces.Space[Any] | None,
     ) -> None:
         declared = said["spaces"]
-        name = "The script" if script is None else os.path.basename(script)
+        name = name_of(script)
         if observation_space is None and declared["observation"] is None:
             raise ConfigurationError(_undeclared(name, "observation"))
         if action_space is None and declared["action"] is None:

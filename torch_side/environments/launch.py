@@ -17,6 +17,11 @@ SOCKET = "GYM"
 _OURS = ("scene", "script", "num_instances", "named_sockets", "background")
 
 
+def name_of(script: str | os.PathLike[str] | None) -> str:
+    """A script, for messages; None: of an instance that was not launched here."""
+    return "The script" if script is None else os.path.basename(script)
+
+
 def flags(arguments: Mapping[str, Any]) -> list[str]:
     """Arguments of a script.
 

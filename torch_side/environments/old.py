@@ -115,9 +115,8 @@ class RemoteEnv:
     def _ask(self, cmd: str, **content: Any) -> dict[str, Any]:
         requests = self._requests
         requests.forget(0)  # an exception may have come in between
-        requests.ask(0, cmd, time=self.env_time, **content)
-        while (answer := requests.next(1.0)) is None:
-            pass
+        requests.ask(0, cmd, **content)
+        answer = requests.wait()
         if answer.ctx is None:
             if cmd == "reset":
                 return self._ask(cmd, **content)

@@ -19,7 +19,7 @@ from blendtorch_shm.errors import ConfigurationError
 from blendtorch_shm.launch.address import Address
 from blendtorch_shm.transport.channel import Channel, connect_channels
 
-from ..waiting import LOOK_EVERY_S, Watch
+from ..waiting import LOOK_EVERY_S, ChannelReader, Watch
 
 _ASK_AGAIN_S = 0.5
 _LOOK_AT_LEAST_EVERY_S = 1.0
@@ -46,9 +46,7 @@ class Refused(ConfigurationError):
 
 @dataclass
 class _Environment:
-    addresses: tuple[Address, ...]
-    timeoutms: float
-    max_items: int = 0
+    watch: Watch
     nonce: int = 0
     """Of the instance; 0: not known yet."""
     request: int = 0
@@ -59,11 +57,6 @@ class _Environment:
     """Whether the instance was started again since something was asked of it."""
     asked_at: float = 0.0
     description: dict[str, Any] = field(default_factory=dict)
-    watch: Watch | None = None
-
-    def heard_at(self) -> int:
-        """For the watch."""
-        return 0
 
 
 class Requests(Closable):
@@ -80,9 +73,8 @@ class Requests(Closable):
     def __init__(self, addresses: Sequence[Address], timeoutms: int) -> None:
         self._timeout_s = timeoutms / 1000
         self._channel: Channel = connect_channels(addresses, timeout_s=self._timeout_s)
-        self._environments = [_Environment((address,), timeoutms) for address in addresses]
-        for environment in self._environments:
-            environment.watch = Watch(environment, self._channel.source)
+        readers = [ChannelReader((address,), timeoutms) for address in addresses]
+        self._environments = [_Environment(Watch(reader, self._channel.source)) for reader in readers]
         self._next = secrets.randbits(48) + 1
         self._by_request: dict[int, int] = {}  # those of `hello` as well
         self._strangers: set[int] = set()  # nonces of instances that said hello; which ones these are is not known yet
@@ -149,6 +141,12 @@ class Requests(Closable):
             answer = self._hear(max(0.0, remaining_s), None)
             if answer is not None or remaining_s <= 0:
                 return answer
+
+    def wait(self) -> Answer:
+        """The next answer of any environment, however long it takes within the patience; raises as :meth:`next`."""
+        while (answer := self.next(1.0)) is None:
+            pass
+        return answer
 
     def forget(self, env: int) -> None:
         """What was asked of an environment is of no interest any more. Its answer is dropped when it comes."""
@@ -240,7 +238,6 @@ class Requests(Closable):
         for env, environment in enumerate(self._environments):
             if not environment.request and env != described:
                 continue
-            assert environment.watch is not None
             waited_s = now - environment.asked_at
             progress = f"environment {env} has not answered; everything asked before"
             environment.watch.look_for_the_end(progress)

@@ -16,7 +16,7 @@ from blendtorch_shm.launch.address import checked
 
 from ..constants import DEFAULT_TIMEOUTMS
 from .description import Description, info_of, is_over, plain_action, reward_of
-from .launch import launched
+from .launch import launched, name_of
 from .pictures import Screen, no_picture
 from .requests import Requests
 
@@ -153,7 +153,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
             gymnasium.logger.warn("render() needs a render_mode: BlenderEnv(..., render_mode='rgb_array').")
             return None
         if self._picture is None:
-            raise no_picture("The script" if self._script is None else os.path.basename(self._script))
+            raise no_picture(name_of(self._script))
         if self.render_mode == "human":
             self._screen.show(self._picture)
             return None
@@ -171,8 +171,7 @@ class BlenderEnv(gymnasium.Env[Any, Any]):
         requests = self._requests
         requests.forget(0)  # an exception may have come in between
         requests.ask(0, cmd, **content)
-        while (answer := requests.next(1.0)) is None:
-            pass
+        answer = requests.wait()
         if answer.ctx is not None and answer.ctx.get("rgb_array") is not None:
             self._picture = answer.ctx["rgb_array"]
             if self.render_mode == "human":

@@ -27,7 +27,7 @@ from blendtorch_shm.wording import counted
 
 from ..constants import DEFAULT_TIMEOUTMS
 from .description import Description, info_of, is_over, plain_action, reward_of
-from .launch import launched
+from .launch import launched, name_of
 from .pace import EnvStats, Pace
 from .pictures import no_picture
 from .requests import Answer, Refused, Requests
@@ -414,7 +414,7 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         if self.render_mode is None:
             return None
         if any(picture is None for picture in self._pictures):
-            raise no_picture("The script" if self._script is None else os.path.basename(self._script))
+            raise no_picture(name_of(self._script))
         return tuple(self._pictures)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -427,8 +427,7 @@ class BlenderVectorEnv(VectorEnv[Any, Any, Any]):
         """Rows for the observations of these: of a batch that was begun, if it has them left."""
         rows = self._begun
         if rows is None or not rows.used.isdisjoint(envs):
-            is_of_use = self._batches is not None and any(self._is_here)
-            batch = self._batches.take() if self._batches is not None and is_of_use else None
+            batch = None if self._batches is None else self._batches.take()
             if batch is not None:
                 rows = _Rows(batch.arrays, batch)
             else:
